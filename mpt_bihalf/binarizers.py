@@ -1,0 +1,34 @@
+"""Which sign a weight gets. A binarizer maps (latent, mask) to bool in the shape of W: True = +1, False = -1.
+
+It answers for pruned weights too: their would-be sign, which the gradient of their score needs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeAlias
+
+from torch import Tensor
+
+from .latent import Latent
+from .transport import transported
+
+Binarizer: TypeAlias = Callable[[Latent, Tensor | None], Tensor]
+
+
+def sign(latent: Latent, mask: Tensor | None) -> Tensor:
+    """sign(W), each weight by itself; sign(0) = +1 (Rastegari et al. 2016)."""
+    return latent.weight >= 0
+
+
+def fixed(latent: Latent, mask: Tensor | None) -> Tensor:
+    """Transport over the whole filter, whatever the mask (Eq. 4): with frozen W the signs never change."""
+    return latent.top_of_all
+
+
+def extremes(latent: Latent, mask: Tensor | None) -> Tensor:
+    """+1 for the round_half_up(p_pos * kept) highest W of a filter: the signs that the mask rule `extremes` leaves."""
+    return latent.top_of_kept
+
+
+BINARIZERS: dict[str, Binarizer] = {"sign": sign, "transport": transported, "fixed": fixed, "extremes": extremes}

@@ -1,0 +1,24 @@
+"""Where images come from: data sets by name, held in memory as bytes, and the batches drawn from them.
+
+>>> dataset = load_dataset("digits")
+>>> dataset.num_classes, dataset.in_channels, dataset.image_size, len(dataset.train), len(dataset.test)
+(10, 1, 8, 1437, 360)
+>>> images, labels = next(training_batches(dataset, batch_size=128, seed=0, epoch=0))
+>>> tuple(images.shape), images.dtype
+((128, 1, 8, 8), torch.float32)
+"""
+
+from mpt_bihalf.data.batches import evaluation_batches, training_batches
+from mpt_bihalf.data.dataset import DataError, Dataset, ImageSet
+from mpt_bihalf.data.registry import DATASETS, check_name, load_dataset
+
+__all__ = [
+    "DATASETS",
+    "DataError",
+    "Dataset",
+    "ImageSet",
+    "check_name",
+    "evaluation_batches",
+    "load_dataset",
+    "training_batches",
+]

@@ -1,0 +1,110 @@
+"""Batches of standardised images, augmented whole batches at a time on the device where the images lie.
+
+Images stay bytes until the last step: a batch is picked, padded, cropped and mirrored as uint8, and becomes float32
+only when it is standardised.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mpt_bihalf.data.dataset import DataError, Dataset, ImageSet
+
+Batches = Iterator[tuple[Tensor, Tensor]]
+
+
+def training_batches(dataset: Dataset, batch_size: int, seed: int, epoch: int, augment: bool = True) -> Batches:
+    """One epoch of the training set, shuffled, the last incomplete batch dropped.
+
+    Yields (x, y): x float32 [batch_size, C, H, W], standardised, channels_last; y int64 [batch_size]; both on the
+    device of the images. With `augment`, each image is padded by `dataset.crop_padding` pixels of black (black as in
+    the image, before standardising), cropped back at a random place, and, if `dataset.flip`, mirrored half the time.
+
+    All chance is drawn on the host from (seed, epoch) alone and moved to the device once, so every device sees the
+    same epoch, and a resumed run needs no stored random state.
+
+    Raises DataError, at the call, for a batch size below 1 or above the number of training images.
+    """
+    _check_batch_size(batch_size)
+    if batch_size > len(dataset.train):
+        raise DataError(
+            f"batch size {batch_size} exceeds the {len(dataset.train)} training images of {dataset.name}; "
+            f"use {len(dataset.train)} or less"
+        )
+    return _training_batches(dataset, batch_size, seed, epoch, augment)
+
+
+def evaluation_batches(images: ImageSet, dataset: Dataset, batch_size: int) -> Batches:
+    """Every image once, in order, standardised as `dataset`'s are and not augmented; the last batch may be smaller.
+
+    Yields (x, y) as `training_batches` does. Raises DataError, at the call, for a batch size below 1.
+    """
+    _check_batch_size(batch_size)
+    return _evaluation_batches(images, dataset, batch_size)
+
+
+def _training_batches(dataset: Dataset, batch_size: int, seed: int, epoch: int, augment: bool) -> Batches:
+    pixels, labels = dataset.train.images.permute(0, 2, 3, 1), dataset.train.labels
+    standardise = _standardiser(dataset, pixels.device)
+    draws = _draws(len(dataset.train), 2 * dataset.crop_padding + 1, seed, epoch).to(pixels.device)
+    for start in range(0, len(dataset.train) - batch_size + 1, batch_size):
+        index, top, left, mirrored = draws[:, start : start + batch_size].unbind()
+        batch = pixels[index]
+        if augment and dataset.crop_padding:
+            batch = _crop(batch, dataset.crop_padding, top, left)
+        if augment and dataset.flip:
+            batch = torch.where(mirrored.bool()[:, None, None, None], batch.flip(2), batch)
+        yield standardise(batch), labels[index]
+
+
+def _evaluation_batches(images: ImageSet, dataset: Dataset, batch_size: int) -> Batches:
+    pixels = images.images.permute(0, 2, 3, 1)
+    standardise = _standardiser(dataset, pixels.device)
+    for start in range(0, len(images), batch_size):
+        part = slice(start, start + batch_size)
+        yield standardise(pixels[part]), images.labels[part]
+
+
+def _check_batch_size(batch_size: int) -> None:
+    if batch_size < 1:
+        raise DataError(f"batch size {batch_size} must be 1 or more")
+
+
+def _draws(count: int, offsets: int, seed: int, epoch: int) -> Tensor:
+    """One epoch's chance, int64 [4, count]: image, crop's top and left in [0, offsets), mirrored or not in {0, 1}."""
+    # Hashed, so that seed 1 of epoch 2 and seed 2 of epoch 1 have nothing in common.
+    digest = hashlib.sha256(f"{seed} {epoch}".encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little"))
+    order = torch.randperm(count, generator=generator)
+    corners = torch.randint(offsets, (2, count), generator=generator)
+    mirrored = torch.randint(2, (count,), generator=generator)
+    return torch.cat([order[None], corners, mirrored[None]])
+
+
+def _crop(batch: Tensor, padding: int, top: Tensor, left: Tensor) -> Tensor:
+    """Pad uint8 [B, H, W, C] with black and cut [H, W] out again at (top, left), int64 [B], of each image."""
+    height, width = batch.shape[1:3]
+    padded = F.pad(batch, (0, 0, padding, padding, padding, padding))
+    # All the crops an image has, as a view: only the one chosen is ever copied.
+    crops = padded.unfold(1, height, 1).unfold(2, width, 1)
+    each = torch.arange(len(batch), device=batch.device)
+    return crops[each, top, left].permute(0, 2, 3, 1)
+
+
+def _standardiser(dataset: Dataset, device: torch.device) -> Callable[[Tensor], Tensor]:
+    """The function from uint8 [B, H, W, C] to float32 [B, C, H, W], channels_last: (pixel / 255 - mean) / std."""
+    # One value a column and channel: a pass along whole rows is far faster than one along three channels.
+    shift = 255 * torch.tensor(dataset.mean, dtype=torch.float64).repeat(dataset.image_size)
+    scale = 1 / (255 * torch.tensor(dataset.std, dtype=torch.float64)).repeat(dataset.image_size)
+    shift, scale = shift.float().to(device), scale.float().to(device)
+
+    def standardise(batch: Tensor) -> Tensor:
+        rows = batch.flatten(2)
+        return (rows - shift).mul_(scale).view(batch.shape).permute(0, 3, 1, 2)
+
+    return standardise

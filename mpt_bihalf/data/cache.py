@@ -1,0 +1,55 @@
+"""Tensors kept in a file between runs: written whole or not at all, and believed only when proven whole."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import tempfile
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+
+def read(file: Path, fingerprint: str) -> dict[str, Tensor] | None:
+    """The tensors that `write` put into `file` under the same fingerprint; None where that is not what it holds."""
+    try:
+        stored = torch.load(file, map_location="cpu", weights_only=True)
+        tensors = stored["tensors"]
+        whole = stored["fingerprint"] == fingerprint and stored["digest"] == _digest(tensors)
+    except Exception:  # a truncated, damaged or foreign file may fail in any way, and each of them means the same
+        return None
+    return tensors if whole else None
+
+
+def write(file: Path, fingerprint: str, tensors: dict[str, Tensor]) -> None:
+    """Replace `file` by the tensors; where the folder cannot be written to, leave things as they are, silently.
+
+    Two processes may do so at once: whichever is later wins, and a reader sees one or the other, never a mixture.
+    """
+    temporary: str | None = None
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(prefix=file.name, suffix=".part", dir=file.parent)
+        with os.fdopen(handle, "wb") as stream:
+            torch.save({"fingerprint": fingerprint, "digest": _digest(tensors), "tensors": tensors}, stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, file)
+        temporary = None
+    except (OSError, RuntimeError):  # torch turns a full disk into a RuntimeError
+        pass
+    finally:
+        if temporary is not None:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+
+
+def _digest(tensors: dict[str, Tensor]) -> str:
+    # torch.load does not notice changed bytes inside a tensor.
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        digest.update(tensor.contiguous().numpy().data)
+    return digest.hexdigest()

@@ -1,0 +1,168 @@
+"""Labelled images in memory, as bytes, and the training and test set made of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# Images resized at once: bounds the float copies to some tens of megabytes at the usual sizes.
+RESIZE_CHUNK = 256
+
+
+class DataError(ValueError):
+    """A fault in what the user asked for or supplied: one line that names the value and the remedy."""
+
+    def __init__(self, message: str) -> None:
+        # Reasons quoted from other libraries may span several lines; on the command line this is one.
+        super().__init__(" ".join(filter(None, (line.strip() for line in message.splitlines()))))
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Images and the class of each.
+
+    images: uint8 [N, C, H, W], kept in `torch.channels_last` memory format.
+    labels: int64 [N], from 0 to the number of classes - 1.
+
+    Raises DataError where dtypes or lengths do not fit.
+    """
+
+    images: Tensor
+    labels: Tensor
+
+    def __post_init__(self) -> None:
+        if self.images.dtype != torch.uint8 or self.images.dim() != 4:
+            raise DataError(f"images must be uint8 [N, C, H, W], not {self.images.dtype} {list(self.images.shape)}")
+        if self.labels.dtype != torch.int64 or self.labels.shape != self.images.shape[:1]:
+            raise DataError(
+                f"labels must be int64 [{len(self.images)}], one an image, not {self.labels.dtype} "
+                f"{list(self.labels.shape)}"
+            )
+        # Batches are channels_last; with the store laid out alike, none of them has to be transposed.
+        object.__setattr__(self, "images", self.images.contiguous(memory_format=torch.channels_last))
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def to(self, device: torch.device | str) -> ImageSet:
+        """The same images on `device`; this very set's tensors where they already lie there."""
+        return ImageSet(self.images.to(device), self.labels.to(device))
+
+    def resized(self, image_size: int | None) -> ImageSet:
+        """The images at [image_size, image_size] (see `resize`); this very set for None."""
+        return self if image_size is None else ImageSet(resize(self.images, image_size), self.labels)
+
+    def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Mean and (population) standard deviation of each channel, of pixels scaled to [0, 1].
+
+        Exact: computed from the counts of the 256 values. A constant channel is given the deviation 1, so that
+        standardising it yields 0 and not 0/0.
+        """
+        values = torch.arange(256, dtype=torch.float64) / 255
+        means, stds = [], []
+        for channel in self.images.unbind(1):
+            share = torch.bincount(channel.flatten(), minlength=256).cpu().double() / channel.numel()
+            mean = (share * values).sum()
+            means.append(mean.item())
+            stds.append((share * (values - mean).square()).sum().sqrt().item() or 1.0)
+        return tuple(means), tuple(stds)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A training and a test set, and how batches are made of them.
+
+    mean, std: per channel, for pixels scaled to [0, 1].
+    crop_padding: pixels of black on each side before the random crop back to the image's size; 0 for no crop.
+    flip: whether half of the training images are mirrored left to right.
+
+    Raises DataError where the images are not square, or those of training and test differ in shape.
+    """
+
+    name: str
+    train: ImageSet
+    test: ImageSet
+    classes: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    crop_padding: int
+    flip: bool
+
+    def __post_init__(self) -> None:
+        shape, test_shape = list(self.train.images.shape[1:]), list(self.test.images.shape[1:])
+        if shape != test_shape:
+            raise DataError(f"{self.name}: training images are {shape} and test images {test_shape}; set image_size")
+        if shape[1] != shape[2]:
+            raise DataError(f"{self.name}: images of {shape[1]}x{shape[2]} are not square; set image_size")
+        if not shape[0] == len(self.mean) == len(self.std):
+            raise DataError(f"{self.name}: {shape[0]} channels, but {len(self.mean)} means and {len(self.std)} stds")
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.classes)
+
+    @property
+    def in_channels(self) -> int:
+        return self.train.images.shape[1]
+
+    @property
+    def image_size(self) -> int:
+        """Height and width in pixels."""
+        return self.train.images.shape[2]
+
+    def to(self, device: torch.device | str) -> Dataset:
+        return replace(self, train=self.train.to(device), test=self.test.to(device))
+
+    def hold_out(self, share: float) -> tuple[Dataset, ImageSet]:
+        """Take round(share * N) of the N training images away for validation: (what is left, the images taken).
+
+        Every class gives its share, to within one image; the same images are taken each time. The mean and std stay
+        those of the whole training set. Raises DataError unless 0 < share < 1 and neither part is empty.
+        """
+        if not 0 < share < 1:
+            raise DataError(f"cannot hold out a share of {share}: it must lie between 0 and 1, both excluded")
+        count = round(share * len(self.train))
+        if count in (0, len(self.train)):
+            raise DataError(f"holding out {share} of {len(self.train)} training images leaves one part empty")
+        left, taken = stratified_split(self.train, count)
+        return replace(self, train=left), taken
+
+
+def stratified_split(images: ImageSet, count: int) -> tuple[ImageSet, ImageSet]:
+    """Split into (the rest, `count` images), each in its old order and each class shared out to within one image.
+
+    Drawn without chance, and so the same under every version of every library: with the images sorted by class, the
+    ones taken are evenly spaced.
+    """
+    by_class = torch.argsort(images.labels.cpu(), stable=True)
+    # Rank i is taken where the running quota i * count / N passes an integer, so `count` times in all.
+    quota = torch.arange(len(images) + 1) * count // len(images)
+    taken = quota.diff() > 0
+
+    def part(ranks: Tensor) -> ImageSet:
+        index = by_class[ranks].sort().values.to(images.images.device)
+        return ImageSet(images.images[index], images.labels[index])
+
+    return part(~taken), part(taken)
+
+
+def resize(images: Tensor, image_size: int) -> Tensor:
+    """Scale images to squares, bilinearly and antialiased, rounded to the nearest byte.
+
+    images: uint8 [N, C, H, W] -> uint8 [N, C, image_size, image_size]. The shorter side is scaled to image_size and
+    the longer one cropped about its centre, so nothing is distorted. Images that fit are returned as they are.
+    """
+    height, width = images.shape[2:]
+    if height == width == image_size:
+        return images
+    scale = image_size / min(height, width)
+    scaled = (max(round(height * scale), image_size), max(round(width * scale), image_size))
+    top, left = (scaled[0] - image_size) // 2, (scaled[1] - image_size) // 2
+    resized = images.new_empty((*images.shape[:2], image_size, image_size))
+    for chunk, out in zip(images.split(RESIZE_CHUNK), resized.split(RESIZE_CHUNK), strict=True):
+        large = F.interpolate(chunk.float(), size=scaled, mode="bilinear", antialias=True)
+        out.copy_(large[:, :, top : top + image_size, left : left + image_size].round_().clamp_(0, 255))
+    return resized

@@ -1,0 +1,39 @@
+"""The one place that knows the kinds of devices by name."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def pick_device(name: str) -> torch.device:
+    """The device called `name`; `auto` is the accelerator if there is one, else the CPU.
+
+    Raises ValueError, with the names that would do, if there is no such device here.
+    """
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    if name == "auto":
+        return accelerator or torch.device("cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError):
+        here = "auto, cpu" + (f", {accelerator.type}" if accelerator else "")
+        raise ValueError(f"device {name!r} is not available here; use one of: {here}") from None
+    return device
+
+
+def host_reads_free(tensor: Tensor) -> bool:
+    """Whether the host may look at the values without waiting for a device."""
+    return tensor.device.type == "cpu"
+
+
+def fused_optimizers(device: torch.device) -> bool:
+    """Whether torch has its fused optimizers on this device."""
+    return device.type in ("cpu", "cuda", "xpu")
+
+
+def reproducible_kernels() -> None:
+    """Choose the same convolution algorithms in every run, so that a resumed run repeats an uninterrupted one."""
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.deterministic = True

@@ -1,0 +1,60 @@
+"""One layer as the rules of a method see it: latent weights, scores, and what is asked for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from .counts import Number, kept_count, round_half_up
+from .selection import largest
+
+if TYPE_CHECKING:
+    from .masks import GlobalRanking
+
+
+def filters(weight: Tensor) -> Tensor:
+    """The weight as a matrix [F, D]: a row for each filter, D connections in it."""
+    return weight.reshape(weight.shape[0], -1) if weight.numel() else weight.new_empty(weight.shape[0], 0)
+
+
+@dataclass(eq=False)
+class Latent:
+    """What mask rules, binarizers and gradients may look at in one layer.
+
+    weight: latent weights W, any float dtype, leading dimension = filter.
+    scores: S, of the same shape, or None where a method has none.
+    prune_rate: fraction pruned, in [0, 1). p_pos: prior of +1, in [0, 1].
+    scope: what scores are ranked within: `layer`, `filter` or `global`; for the last, `ranking` ranks all layers and
+    `index` is the place of this one among them.
+
+    The properties follow from W alone. Where W is frozen, one Latent serves all steps, so each is worked out once.
+    """
+
+    weight: Tensor
+    scores: Tensor | None = None
+    prune_rate: Number = 0.0
+    p_pos: Number = 0.5
+    scope: str = "layer"
+    ranking: GlobalRanking | None = None
+    index: int = 0
+
+    @cached_property
+    def order(self) -> Tensor:
+        """Per filter the flat indices of W from the lowest weight to the highest: int64 [F, D], ties by index."""
+        return filters(self.weight).argsort(dim=1, stable=True)
+
+    @cached_property
+    def top_of_all(self) -> Tensor:
+        """Where transport over the whole filter, nothing pruned, puts +1: bool, shape of W (Eq. 4)."""
+        rows = filters(self.weight)
+        return largest(rows, round_half_up(self.p_pos, rows.shape[1])).view(self.weight.shape)
+
+    @cached_property
+    def top_of_kept(self) -> Tensor:
+        """The round_half_up(p_pos * kept) highest W of each filter, `kept` counted per filter: bool, shape of W."""
+        rows = filters(self.weight)
+        kept = kept_count(rows.shape[1], self.prune_rate)
+        return largest(rows, round_half_up(self.p_pos, kept)).view(self.weight.shape)

@@ -1,0 +1,166 @@
+"""Which weights are kept. A mask rule maps a Latent to bool in the shape of W: True = kept.
+
+`prune_rate` is the fraction *pruned*. (The reference MPT code uses a flag of that name for the fraction kept.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TypeAlias, cast
+
+import torch
+from torch import Tensor
+
+from .counts import Number, fraction_within, kept_count, round_half_up
+from .latent import Latent, filters
+from .selection import largest
+from .transport import check_rankable
+
+MaskRule: TypeAlias = Callable[[Latent], Tensor]
+
+SCOPES = ("layer", "filter", "global")
+
+
+def score_mask(scores: Tensor, prune_rate: Number, scope: str = "layer") -> Tensor:
+    """Edge-popup's mask (Ramanujan et al. 2020): the weights of largest score magnitude stay, exactly as many as asked.
+
+    Of the N scores in the scope, N - round_half_up(prune_rate * N) are kept; of equal magnitudes the higher flat index.
+
+    scores: [F, ...], any float dtype, any device. prune_rate: fraction pruned, in [0, 1), read as written.
+    scope: `layer` ranks all scores together, `filter` each filter (leading index) by itself. For all layers of a
+    network together see `global_score_masks`.
+
+    Returns 1 (kept) and 0 (pruned) in the shape and dtype of `scores`.
+    Raises ValueError for a NaN, a rate outside [0, 1), or another scope.
+
+    >>> score_mask(torch.tensor([[0.1, -0.4], [0.3, 0.2]]), prune_rate=0.5)
+    tensor([[0., 1.],
+            [1., 0.]])
+    """
+    fraction_within(prune_rate, "prune_rate", below_one=True)
+    check_rankable(scores, "scores")
+    if scope not in ("layer", "filter"):
+        raise ValueError(f"scope of a single layer is 'layer' or 'filter', not {scope!r}")
+    with torch.no_grad():
+        return _ranked(scores.abs(), prune_rate, scope).to(scores.dtype)
+
+
+def global_score_masks(scores: Sequence[Tensor], prune_rate: Number) -> list[Tensor]:
+    """Masks of several layers ranked together, in the layers' order; no layer loses its last weight.
+
+    Of all N scores, N - round_half_up(prune_rate * N) are kept, those of largest magnitude; of equal ones that of the
+    later layer or the higher index. A layer that would lose all keeps its best-scored, at the cost of the lowest-scored
+    kept weight of another layer, so the count holds (Diffenderfer & Kailkhura's later code, and ours, of one count).
+
+    scores: float tensors on one device. Returns {0, 1} masks of their shapes and dtypes.
+    Raises ValueError for a NaN, a rate outside [0, 1), or one that leaves fewer places than layers.
+    """
+    fraction_within(prune_rate, "prune_rate", below_one=True)
+    for i, layer in enumerate(scores):
+        check_rankable(layer, f"scores of layer {i}")
+    check_places([layer.numel() for layer in scores], prune_rate)
+    with torch.no_grad():
+        return [mask.to(s.dtype) for mask, s in zip(_ranked_together(scores, prune_rate), scores, strict=True)]
+
+
+def check_places(sizes: Sequence[int], prune_rate: Number) -> None:
+    """Raise ValueError where a global mask at `prune_rate` has fewer places than there are layers of these sizes."""
+    kept = kept_count(sum(sizes), prune_rate)
+    if kept < len(sizes):
+        raise ValueError(
+            f"prune_rate {prune_rate} keeps {kept} of {sum(sizes)} weights, fewer than the {len(sizes)} masked layers; "
+            "each layer needs one: take a lower rate"
+        )
+
+
+def edge_popup(latent: Latent) -> Tensor:
+    """The weights of largest abs(S), within the layer, the filter, or all layers (Ramanujan et al. 2020)."""
+    scores = _scores_of(latent)
+    if latent.scope == "global":
+        assert latent.ranking is not None, "scope 'global' needs the ranking that all layers share"
+        return latent.ranking.mask_of(latent.index)
+    return _ranked(scores.abs(), latent.prune_rate, latent.scope)
+
+
+def magnitude(latent: Latent) -> Tensor:
+    """The weights of largest abs(W) of the layer."""
+    return _ranked(latent.weight.abs(), latent.prune_rate, "layer")
+
+
+def extremes(latent: Latent) -> Tensor:
+    """Per filter the highest and the lowest W, the middle ranks pruned (the pruned mode of the bi-half authors' code).
+
+    Of `kept` the round_half_up(p_pos * kept) highest stay, and the rest from the lowest.
+    """
+    rows = filters(latent.weight)
+    kept = kept_count(rows.shape[1], latent.prune_rate)
+    negative = kept - round_half_up(latent.p_pos, kept)
+    lowest = ~largest(rows, rows.shape[1] - negative)
+    return latent.top_of_kept | lowest.view(latent.weight.shape)
+
+
+def balanced(latent: Latent) -> Tensor:
+    """Per filter the best-scored of its +1s and of its -1s, so that what is kept has the asked bit ratio exactly.
+
+    The signs are those of transport over the whole filter; of `kept`, round_half_up(p_pos * kept) come from the +1s
+    and the rest from the -1s. As the signs have the same prior there are always enough of each.
+    """
+    scores = filters(_scores_of(latent).abs())
+    positive = filters(latent.top_of_all)
+    kept = kept_count(scores.shape[1], latent.prune_rate)
+    quota = round_half_up(latent.p_pos, kept)
+    best_positive = largest(torch.where(positive, scores, -1), quota)
+    best_negative = largest(torch.where(positive, -1, scores), kept - quota)
+    return (best_positive | best_negative).view(latent.weight.shape)
+
+
+class GlobalRanking:
+    """All masked layers of a network, ranked together once for each pass through them."""
+
+    def __init__(self, prune_rate: Number) -> None:
+        self.prune_rate = prune_rate
+        self.layers: list[torch.nn.Module] = []  # each with `scores`, in the model's order
+        self._masks: dict[int, Tensor] = {}  # of the layers that have not asked yet in this pass
+        self._versions: tuple[tuple[int, int], ...] = ()
+
+    def mask_of(self, index: int) -> Tensor:
+        """The mask of the layer at this place: bool, shape of its scores."""
+        scores = [cast(Tensor, layer.scores) for layer in self.layers]
+        versions = tuple((id(s), s._version) for s in scores)
+        # A layer that asks again starts a new pass, and a backward pass ends one: scores are then ranked anew even where
+        # their versions tell no change, as torch's fused optimizers and writes through `.data` leave them.
+        if versions != self._versions or index not in self._masks:
+            self._masks = dict(enumerate(_ranked_together(scores, self.prune_rate)))
+            self._versions = versions
+        return self._masks.pop(index)
+
+    def forget(self) -> None:
+        """Rank anew when next asked."""
+        self._masks = {}
+
+
+def _scores_of(latent: Latent) -> Tensor:
+    assert latent.scores is not None, "this mask rule needs scores"
+    return latent.scores
+
+
+def _ranked(magnitudes: Tensor, prune_rate: Number, scope: str) -> Tensor:
+    rows = filters(magnitudes) if scope == "filter" else magnitudes.reshape(1, -1)
+    return largest(rows, kept_count(rows.shape[1], prune_rate)).view(magnitudes.shape)
+
+
+def _ranked_together(scores: Sequence[Tensor], prune_rate: Number) -> list[Tensor]:
+    sizes = [s.numel() for s in scores]
+    magnitudes = [s.reshape(1, -1).abs() for s in scores]
+    spared = torch.cat([largest(m, 1) for m in magnitudes], dim=1)
+    others = torch.cat(magnitudes, dim=1).masked_fill(spared, -1)  # below every magnitude
+    kept = spared | largest(others, kept_count(sum(sizes), prune_rate) - len(sizes))
+    return [part.view(s.shape) for part, s in zip(kept.split(sizes, dim=1), scores, strict=True)]
+
+
+MASKS: dict[str, MaskRule] = {
+    "edge-popup": edge_popup,
+    "magnitude": magnitude,
+    "extremes": extremes,
+    "balanced": balanced,
+}

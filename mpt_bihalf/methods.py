@@ -1,0 +1,75 @@
+"""Methods: what is trained, which mask, which binarizer, which scale, which gradient. A method is their composition."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from . import binarizers, masks
+from .binarizers import Binarizer
+from .gradients import LATENT_GRADIENTS, SCORE_GRADIENTS, Gradient
+from .masks import MaskRule
+from .scales import SCALES, Scale
+from .transport import transported
+
+
+@dataclass(frozen=True)
+class Method:
+    """How a layer's weight comes to be. Compose your own from the parts, or `dataclasses.replace` one of `METHODS`.
+
+    trains: `weights` (W) or `scores` (S, over frozen W).
+    binarizer: (latent, mask) -> bool, True = +1; None leaves W as it is (dense).
+    mask: latent -> bool, True = kept; None keeps all. With `trains="scores"` a mask that looks at the scores.
+    scale: (weight, mask) -> positive alpha that broadcasts over W.
+    latent_gradient, score_gradient: (g, latent, positive, alpha) -> gradient of W, or of S.
+    scoped: whether `scope` says what the mask ranks within.
+    balanced: whether `p_pos` sets the bit ratio.
+    """
+
+    name: str
+    trains: Literal["weights", "scores"]
+    binarizer: Binarizer | None
+    mask: MaskRule | None = None
+    scale: Scale = SCALES["kaiming"]
+    latent_gradient: Gradient = LATENT_GRADIENTS["scaled"]
+    score_gradient: Gradient = SCORE_GRADIENTS["latent"]
+    scoped: bool = False
+    balanced: bool = False
+
+    def __post_init__(self) -> None:
+        if self.trains not in ("weights", "scores"):
+            raise ValueError(f"a method trains 'weights' or 'scores', not {self.trains!r}")
+        if self.trains == "scores" and (self.mask is None or self.binarizer is None):
+            raise ValueError(f"method {self.name!r} trains scores: it needs a mask rule and a binarizer")
+        if self.binarizer is None and self.mask is not None:
+            raise ValueError(f"method {self.name!r} has a mask but no binarizer")
+
+    @property
+    def gradient(self) -> Gradient:
+        """The rule for what this method trains."""
+        return self.score_gradient if self.trains == "scores" else self.latent_gradient
+
+
+METHODS: dict[str, Method] = {
+    method.name: method
+    for method in (
+        Method("dense", "weights", binarizer=None),
+        Method("sign", "weights", binarizers.sign),
+        Method("bihalf", "weights", transported, balanced=True),
+        Method("mpt-sign", "scores", binarizers.sign, masks.edge_popup, SCALES["l1"], scoped=True),
+        Method("mpt-bihalf", "scores", transported, masks.edge_popup, scoped=True, balanced=True),
+        Method("mpt-balanced", "scores", binarizers.fixed, masks.balanced, balanced=True),
+        Method("magnitude-sign", "weights", binarizers.sign, masks.magnitude),
+        Method("magnitude-bihalf", "weights", binarizers.extremes, masks.extremes, balanced=True),
+    )
+}
+
+
+def find_method(method: str | Method) -> Method:
+    """The method of this name, or the given one itself; ValueError with the known names otherwise."""
+    if isinstance(method, Method):
+        return method
+    try:
+        return METHODS[method]
+    except (KeyError, TypeError):
+        raise ValueError(f"unknown method {method!r}; known: {', '.join(METHODS)}") from None

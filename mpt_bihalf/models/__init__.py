@@ -1,0 +1,40 @@
+"""Networks by name. A new one is one file here and one line in `MODELS`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from .conv import conv_network
+
+MODELS: dict[str, Callable[[int, int, tuple[int, int]], nn.Module]] = {
+    f"conv{depth}": conv_network(depth) for depth in (2, 4, 6, 8)
+}
+
+
+def create_model(
+    name: str,
+    num_classes: int = 10,
+    in_channels: int = 3,
+    image_size: int | tuple[int, int] = 32,
+    seed: int | None = None,
+) -> nn.Module:
+    """A network by its name, as a plain module with Kaiming normal weights; it maps [N, C, H, W] to logits [N, classes].
+
+    name: one of `MODELS`. image_size: pixels, of square images or as (height, width).
+    seed: of the weights; None draws from torch's global generator, any other leaves that untouched.
+
+    Raises ValueError for an unknown name or a size that does not suit the network.
+    """
+    if name not in MODELS:
+        raise ValueError(f"unknown model {name!r}; known: {', '.join(MODELS)}")
+    for what, value in (("num_classes", num_classes), ("in_channels", in_channels)):
+        if value < 1:
+            raise ValueError(f"{what} must be at least 1, not {value}")
+    size = (image_size, image_size) if isinstance(image_size, int) else image_size
+    with torch.random.fork_rng(devices=[], enabled=seed is not None):
+        if seed is not None:
+            torch.default_generator.manual_seed(seed)
+        return MODELS[name](num_classes, in_channels, size)

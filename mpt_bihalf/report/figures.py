@@ -1,0 +1,69 @@
+"""Figures of a sweep."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from ..files import write_whole
+from ..methods import METHODS
+from .tables import split_settings, summarise_trials
+
+# Okabe and Ito's palette: told apart by readers with any colour vision.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
+MARKERS = "osD^vP*X"
+ORDER = ("mpt-sign", "mpt-bihalf", "mpt-balanced", "magnitude-sign", "magnitude-bihalf", "sign", "bihalf", "dense")
+
+
+def draw_sweep(records: list[dict[str, Any]]) -> Figure:
+    """Test top-1 against the percentage of pruned weights, a panel for each network and setting (Fig. 8).
+
+    Error bars are standard deviations over the trials; methods without a mask are horizontal lines in a shaded band.
+    """
+    parts = split_settings(summarise_trials(records))
+    columns = min(len(parts), 3)
+    rows = -(-len(parts) // columns)
+    figure = Figure(figsize=(4.8 * columns + 0.4, 3.6 * rows + 0.2), layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False).flatten()
+    for panel, (title, part) in zip(panels, parts, strict=False):
+        for method, curve in part.groupby("method", sort=False):
+            place = ORDER.index(method) if method in ORDER else len(ORDER) - 1
+            colour = COLOURS[place]
+            if METHODS[method].mask is None:
+                setting = curve.iloc[0]
+                panel.axhline(setting["mean"], color=colour, linestyle="--", label=f"{method} (unpruned)")
+                if setting["finished"] > 1:
+                    low, high = setting["mean"] - setting["std"], setting["mean"] + setting["std"]
+                    panel.axhspan(low, high, color=colour, alpha=0.15, linewidth=0)
+            else:
+                curve = curve.sort_values("prune_rate")
+                panel.errorbar(
+                    100 * curve["prune_rate"],
+                    curve["mean"],
+                    curve["std"].fillna(0),
+                    color=colour,
+                    marker=MARKERS[place],
+                    markersize=5,
+                    capsize=3,
+                    label=method,
+                )
+        panel.set(title=title, xlabel="weights pruned (%)", ylabel="test top-1 accuracy (%)")
+        panel.grid(alpha=0.3)
+        panel.legend(fontsize="small")
+    for panel in panels[len(parts) :]:
+        panel.remove()
+    trials = int(max(part["trials"].max() for _, part in parts))
+    figure.supxlabel(f"mean and standard deviation of {trials} trial{'s' * (trials > 1)}", fontsize="small", color="0.4")
+    return figure
+
+
+def save_figure(figure: Figure, path: Path) -> list[Path]:
+    """Write the figure as PNG and PDF at `path` with these endings; returns both paths."""
+    written = []
+    for ending, options in ((".png", {"dpi": 150}), (".pdf", {"metadata": {"CreationDate": None}})):
+        target = path.with_suffix(ending)
+        write_whole(target, lambda file, ending=ending, options=options: figure.savefig(file, format=ending[1:], **options))
+        written.append(target)
+    return written

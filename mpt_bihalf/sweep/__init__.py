@@ -1,0 +1,7 @@
+"""A grid of runs, an engine that does them, the records they leave."""
+
+from .engine import run_all
+from .prune import PruneSweep, parse_rates
+from .records import read_records, write_results
+
+__all__ = ["PruneSweep", "parse_rates", "read_records", "run_all", "write_results"]

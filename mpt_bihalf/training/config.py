@@ -1,0 +1,177 @@
+"""The configuration of one run: a typed dataclass that becomes the command line and names the run's folder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from ..counts import fraction_within
+from ..data import check_name
+from ..devices import pick_device
+from ..gradients import LATENT_GRADIENTS, SCORE_GRADIENTS
+from ..masks import SCOPES
+from ..methods import METHODS, find_method
+from ..models import MODELS
+from ..scales import SCALES
+from ..weights import INITS
+
+# What a run's result does not depend on, so that it is left out of the hash.
+WHERE = ("data_root",)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One training run. Options that a method does not look at are set to their defaults, so that equal runs are equal.
+
+    Raises ValueError, in one line, for a value that is unknown or out of range.
+    """
+
+    method: str = "mpt-bihalf"
+    """dense, sign, bihalf, mpt-sign, mpt-bihalf, mpt-balanced, magnitude-sign or magnitude-bihalf"""
+    model: str = "conv2"
+    """the network: conv2, conv4, conv6 or conv8"""
+    data: str = "digits"
+    """digits, fashion-mnist, cifar10, cifar100, or folder:PATH with train/ and test/ in it, a folder a class"""
+    data_root: str = ""
+    """where data sets lie or are downloaded to; empty: the user's cache folder"""
+    image_size: int = 0
+    """resize images to this many pixels a side on load; 0 keeps their size"""
+    prune_rate: float = 0.5
+    """fraction of the weights pruned, in [0, 1) (the reference MPT code's flag of this name is the fraction kept)"""
+    p_pos: float = 0.5
+    """prior of +1 in [0, 1] where the method sets the bit ratio; 0.5 is bi-half"""
+    scope: str = "layer"
+    """what edge-popup ranks scores within: layer, filter or global"""
+    skip: tuple[str, ...] = ()
+    """layers left real-valued: names, or the rules first, last, downsample; none skips none"""
+    init: str = "kaiming_normal"
+    """how latent weights begin: kaiming_normal or signed_constant"""
+    scale: str = ""
+    """size of a binary weight: kaiming or l1; empty: the method's own"""
+    latent_gradient: str = "scaled"
+    """gradient of trained latent weights: scaled (alpha g) or unscaled (g)"""
+    score_gradient: str = "latent"
+    """gradient of trained scores: latent (MPT's) or binary (exact straight-through)"""
+    train_affine: bool = False
+    """under frozen weights, train biases and norm affines too (+BN)"""
+    epochs: int = 10
+    """passes over the training set"""
+    batch_size: int = 128
+    """images a step; the last incomplete batch of an epoch is dropped"""
+    optimizer: Literal["sgd", "adam"] = "sgd"
+    """sgd (with momentum) or adam"""
+    lr: float = 0.1
+    """initial learning rate"""
+    momentum: float = 0.9
+    """of sgd"""
+    weight_decay: float = 1e-4
+    """on every trained tensor"""
+    schedule: Literal["cosine", "step", "constant"] = "cosine"
+    """learning rate: cosine to 0 per step, times 0.1 at the milestones, or constant"""
+    milestones: tuple[int, ...] = ()
+    """epochs at which the step schedule multiplies the learning rate by 0.1"""
+    holdout: float = 0.0
+    """share of the training images held out, in [0, 1); if any, they alone select the best epoch"""
+    seed: int = 0
+    """of the weights, the scores, the order of the images and their augmentation"""
+    device: str = "auto"
+    """auto (an accelerator if there is one), cpu, or any torch device"""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """bf16 computes layers in mixed precision; masks and signs are decided in fp32 either way"""
+    threads: int = 0
+    """CPU threads; 0: one a core"""
+
+    def __post_init__(self) -> None:
+        for field, known in (
+            ("model", MODELS),
+            ("method", METHODS),
+            ("scope", SCOPES),
+            ("init", [init for init in INITS if init != "keep"]),
+            ("scale", ["", *SCALES]),
+            ("latent_gradient", LATENT_GRADIENTS),
+            ("score_gradient", SCORE_GRADIENTS),
+            ("optimizer", ["sgd", "adam"]),
+            ("schedule", ["cosine", "step", "constant"]),
+            ("precision", ["fp32", "bf16"]),
+        ):
+            if getattr(self, field) not in known:
+                options = ", ".join(name for name in known if name)
+                raise ValueError(f"unknown {field} {getattr(self, field)!r}; known: {options}")
+        check_name(self.data)
+        fraction_within(self.prune_rate, "prune_rate", below_one=True)
+        fraction_within(self.p_pos, "p_pos")
+        fraction_within(self.holdout, "holdout", below_one=True)
+        for field, lowest in (("epochs", 1), ("batch_size", 1), ("image_size", 0), ("seed", 0), ("threads", 0)):
+            if getattr(self, field) < lowest:
+                raise ValueError(f"{field} must be at least {lowest}, not {getattr(self, field)}")
+        if self.seed >= 2**63:
+            raise ValueError(f"seed must be below 2**63, not {self.seed}")
+        for field in ("lr", "weight_decay"):
+            if not 0 <= getattr(self, field) < float("inf"):
+                raise ValueError(f"{field} must be a finite number of at least 0, not {getattr(self, field)}")
+        if not 0 <= self.momentum < 1:
+            raise ValueError(f"momentum must lie in [0, 1), not {self.momentum}")
+        if self.schedule == "step" and not self.milestones:
+            raise ValueError("the step schedule needs --milestones")
+        self._canonise()
+
+    def _canonise(self) -> None:
+        method = find_method(self.method)
+        names = {scale: name for name, scale in SCALES.items()}
+        canonical: dict[str, Any] = {
+            "scale": self.scale or names[method.scale],
+            "skip": tuple(dict.fromkeys(name for name in self.skip if name != "none")),
+            "milestones": tuple(self.milestones) if self.schedule == "step" else (),
+        }
+        if self.data.startswith("folder:"):
+            canonical["data"] = "folder:" + str(Path(self.data.removeprefix("folder:")).expanduser().absolute())
+        if method.mask is None:
+            canonical["prune_rate"] = 0.0
+        if not method.scoped:
+            canonical["scope"] = "layer"
+        if not method.balanced:
+            canonical["p_pos"] = 0.5
+        if method.trains == "weights":
+            canonical |= {"score_gradient": "latent", "train_affine": False}
+        else:
+            canonical["latent_gradient"] = "scaled"
+        if method.binarizer is None:
+            canonical |= {"scale": names[method.scale], "skip": (), "latent_gradient": "scaled"}
+        if self.optimizer != "sgd":
+            canonical["momentum"] = 0.0
+        for field, value in canonical.items():
+            object.__setattr__(self, field, value)
+
+    def resolved(self) -> Run:
+        """The run with this machine's device and thread count in the place of `auto` and 0, as its hash needs them."""
+        return replace(self, device=str(pick_device(self.device)), threads=self.threads or usable_cores())
+
+    @property
+    def hash(self) -> str:
+        """Ten hexadecimal digits of all that determines the result."""
+        facts = {name: value for name, value in asdict(self).items() if name not in WHERE}
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:10]
+
+    @property
+    def name(self) -> str:
+        """The run's folder: readable parts, then the hash."""
+        rate = f"-pruned{self.prune_rate:g}" if METHODS[self.method].mask is not None else ""
+        data = Path(self.data).name.replace(":", "-")
+        return f"{self.model}-{data}-{self.method}{rate}-seed{self.seed}-{self.hash}"
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Run:
+        """The run of a `config.json`; ValueError for a field that is missing or unknown."""
+        names = {field.name for field in fields(cls)}
+        if set(values) != names:
+            raise ValueError(f"not a run's configuration: fields {sorted(names ^ set(values))} are missing or unknown")
+        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+
+
+def usable_cores() -> int:
+    """The CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

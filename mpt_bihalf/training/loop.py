@@ -1,0 +1,241 @@
+"""The training loop, read from top to bottom."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Iterable
+from dataclasses import asdict
+from math import cos, isfinite, pi
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils import parametrize
+from torch.optim import SGD, Adam, Optimizer
+from tqdm import tqdm
+
+from ..data import Dataset, evaluation_batches, load_dataset, training_batches
+from ..devices import fused_optimizers, reproducible_kernels
+from ..files import write_csv, write_json
+from ..models import create_model
+from ..weights import binarize_weights, find_nan
+from .checkpoint import CHECKPOINT, History, load_checkpoint, save_checkpoint
+from .config import Run
+from .log import Curves, LayerLog
+
+EVALUATION_BATCH = 500
+RESULT = "result.json"
+
+
+class Diverged(ArithmeticError):
+    """A loss, a weight or a score became NaN or infinite; the message names the epoch and the layer."""
+
+
+def train(run: Run, folder: Path, dataset: Dataset | None = None, progress: bool = True) -> dict[str, Any]:
+    """Train one run in its folder, from its last checkpoint if there is one, and return its result.
+
+    run: resolved (`Run.resolved`). dataset: the run's data if loaded already. The folder gets `config.json`,
+    `environment.json`, `metrics.csv` (a row an epoch), `layers.csv` (a row a layer and epoch), `checkpoint.pt`,
+    TensorBoard events, `times.json`, and `result.json` when the run is finished, or has diverged: then its `status`
+    says so and why, and there are no figures.
+
+    Raises ValueError for data and models that do not fit the run.
+    """
+    torch.set_num_threads(run.threads)
+    reproducible_kernels()
+    device = torch.device(run.device)
+    dataset = (dataset or load_run_data(run)).to(device)
+    check_fits(run, dataset)
+    dataset, validation = dataset.hold_out(run.holdout) if run.holdout else (dataset, None)
+    model = build_model(run, dataset).to(device, memory_format=torch.channels_last)
+    optimizer = build_optimizer(run, model)
+
+    folder.mkdir(parents=True, exist_ok=True)
+    history = resume(folder, run, model, optimizer)
+    write_json(folder / "config.json", asdict(run))
+    write_json(folder / "environment.json", environment())
+    steps = len(dataset.train) // run.batch_size
+    first = len(history["epochs"])
+    log = LayerLog(model)
+    curves = Curves(folder, first + 1)
+    bar = tqdm(
+        desc=run.name,
+        total=run.epochs * steps,
+        initial=first * steps,
+        unit="step",
+        leave=False,
+        disable=None if progress else True,
+    )
+    started = time.perf_counter()
+    try:
+        for epoch in range(first, run.epochs):
+            totals = torch.zeros(3, device=device)
+            model.train()
+            for step, (x, y) in enumerate(training_batches(dataset, run.batch_size, run.seed, epoch)):
+                set_learning_rate(optimizer, run, epoch, epoch * steps + step, run.epochs * steps)
+                totals += train_step(model, optimizer, x, y, run.precision)
+                bar.update()
+            figures = {"epoch": epoch + 1, **_means(totals, steps * run.batch_size, "train")}
+            if validation is not None:
+                figures |= evaluate(model, evaluation_batches(validation, dataset, EVALUATION_BATCH), "validation", run)
+            figures |= evaluate(model, evaluation_batches(dataset.test, dataset, EVALUATION_BATCH), "test", run)
+            check_finite(model, figures)
+            layers = log.measure(model, epoch + 1)
+            history["epochs"].append(figures)
+            history["layers"].extend(layers)
+            curves.add(figures, layers, optimizer.param_groups[0]["lr"])
+            bar.set_postfix({"test top-1": f"{figures['test_top1']:.2f}%", "loss": f"{figures['train_loss']:.3f}"})
+            save_checkpoint(folder, run, model, optimizer if epoch + 1 < run.epochs else None, history)
+        result = {"status": "finished", **summarise(history["epochs"])}
+    except Diverged as fault:
+        result = {"status": f"diverged: {fault}"}
+    finally:
+        bar.close()
+        curves.close()
+    write_csv(folder / "metrics.csv", history["epochs"])
+    write_csv(folder / "layers.csv", history["layers"])
+    write_json(folder / "times.json", {"seconds": round(time.perf_counter() - started, 3), "from_epoch": first})
+    write_json(folder / RESULT, result)
+    return result
+
+
+def load_run_data(run: Run) -> Dataset:
+    """The run's data set, with nothing held out yet."""
+    return load_dataset(run.data, run.data_root or None, run.image_size or None)
+
+
+def check_fits(run: Run, dataset: Dataset) -> None:
+    """Raise ValueError where network, method or batch do not fit the data; costs no memory for weights."""
+    images = len(dataset.train) - int(run.holdout * len(dataset.train))
+    if run.batch_size > images:
+        raise ValueError(f"batch_size {run.batch_size} is more than the {images} training images of {run.data}")
+    with torch.device("meta"):
+        build_model(run, dataset)
+
+
+def resume(folder: Path, run: Run, model: nn.Module, optimizer: Optimizer) -> History:
+    """Put the last checkpoint into model and optimizer; its history, or an empty one where there is none to go on from.
+
+    A checkpoint that cannot be read is put aside, and the run starts over.
+    """
+    try:
+        history = load_checkpoint(folder, run, model, optimizer)
+    except ValueError as fault:
+        aside = folder / f"{CHECKPOINT}.unreadable"
+        tqdm.write(f"{fault}; it is kept as {aside.name}, and the run starts over")
+        (folder / CHECKPOINT).replace(aside)
+        history = None
+    return history or {"epochs": [], "layers": []}
+
+
+def build_model(run: Run, dataset: Dataset) -> nn.Module:
+    """The run's network for this data, with its method on."""
+    model = create_model(run.model, dataset.num_classes, dataset.in_channels, dataset.image_size, seed=run.seed)
+    return binarize_weights(
+        model,
+        run.method,
+        run.prune_rate,
+        run.p_pos,
+        run.scope,
+        run.skip,
+        run.init,
+        run.seed,
+        scale=run.scale,
+        latent_gradient=run.latent_gradient,
+        score_gradient=run.score_gradient,
+        train_affine=run.train_affine,
+    )
+
+
+def build_optimizer(run: Run, model: nn.Module) -> Optimizer:
+    """The run's optimizer over what its method trains, fused where torch has that."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    fused = fused_optimizers(trained[0].device)
+    if run.optimizer == "adam":
+        return Adam(trained, run.lr, weight_decay=run.weight_decay, fused=fused)
+    return SGD(trained, run.lr, momentum=run.momentum, weight_decay=run.weight_decay, fused=fused)
+
+
+def set_learning_rate(optimizer: Optimizer, run: Run, epoch: int, step: int, steps: int) -> None:
+    """The learning rate of this step of `steps` (both counted over the whole run)."""
+    factor = 1.0
+    if run.schedule == "cosine":
+        factor = (1 + cos(pi * step / steps)) / 2
+    elif run.schedule == "step":
+        factor = 0.1 ** sum(epoch >= milestone for milestone in run.milestones)
+    for group in optimizer.param_groups:
+        group["lr"] = run.lr * factor
+
+
+def train_step(model: nn.Module, optimizer: Optimizer, x: Tensor, y: Tensor, precision: str = "fp32") -> Tensor:
+    """One step on a batch x [B, C, H, W], y [B]; returns [loss sum, top-1 hits, top-5 hits], without waiting."""
+    optimizer.zero_grad(set_to_none=True)
+    logits = _logits(model, x, precision)
+    loss = F.cross_entropy(logits, y)
+    loss.backward()
+    optimizer.step()
+    return _totals(logits.detach(), y, loss.detach() * len(y))
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], split: str, run: Run) -> dict[str, float]:
+    """Loss, top-1 and top-5 in percent over all images; each binary weight is worked out once."""
+    model.eval()
+    totals, images = None, 0
+    with parametrize.cached():
+        for x, y in batches:
+            logits = _logits(model, x, run.precision)
+            batch = _totals(logits, y, F.cross_entropy(logits, y, reduction="sum"))
+            totals, images = batch if totals is None else totals + batch, images + len(y)
+    assert totals is not None, "no images"
+    return _means(totals, images, split)
+
+
+def summarise(epochs: list[dict[str, Any]]) -> dict[str, Any]:
+    """A run's result: the figures of the last epoch, and beside them the best epoch's.
+
+    The best epoch is that of the best validation accuracy where images were held out, else of the best test accuracy.
+    """
+    select = "validation_top1" if "validation_top1" in epochs[-1] else "test_top1"
+    best = max(epochs, key=lambda figures: figures[select])
+    last = {name: value for name, value in epochs[-1].items() if name != "epoch"}
+    return {"epochs": len(epochs), **last, "best_epoch": best["epoch"], "best_epoch_test_top1": best["test_top1"]}
+
+
+def environment() -> dict[str, str]:
+    """Versions that may matter to whoever repeats the run."""
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "platform": platform.platform(),
+        "processor": torch.backends.cpu.get_cpu_capability(),
+    }
+
+
+def _logits(model: nn.Module, x: Tensor, precision: str) -> Tensor:
+    with torch.autocast(x.device.type, torch.bfloat16, enabled=precision == "bf16"):
+        return model(x).float()
+
+
+def _totals(logits: Tensor, y: Tensor, loss: Tensor) -> Tensor:
+    hits = logits.topk(min(5, logits.shape[1]), dim=1).indices == y.unsqueeze(1)
+    return torch.stack([loss, hits[:, 0].sum(), hits.sum()])
+
+
+def _means(totals: Tensor, images: int, split: str) -> dict[str, float]:
+    loss, top1, top5 = totals.tolist()
+    return {f"{split}_loss": loss / images, f"{split}_top1": 100 * top1 / images, f"{split}_top5": 100 * top5 / images}
+
+
+def check_finite(model: nn.Module, figures: dict[str, Any]) -> None:
+    """Raise Diverged, naming the layer where it is one, for a NaN in what was trained or a loss that is not finite."""
+    layer = find_nan(model)
+    if layer is not None:
+        raise Diverged(f"NaN in layer {layer!r} in epoch {figures['epoch']}")
+    if not isfinite(figures["train_loss"]):
+        raise Diverged(f"the training loss is {figures['train_loss']} in epoch {figures['epoch']}")

@@ -1,0 +1,340 @@
+"""Put a method on the weights of any `nn.Module`, read the binary weights back, bake them in.
+
+A method is a parametrization (`torch.nn.utils.parametrize`): no layer class is rewritten, and `state_dict`, `deepcopy`
+and `to` go on working. The latent weight W stays where torch keeps it, `layer.parametrizations.weight.original`; scores,
+where there are any, are `layer.parametrizations.weight[0].scores`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from copy import deepcopy
+from dataclasses import replace
+from math import sqrt
+from typing import Any, TypeVar, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from .counts import Number, fraction_within
+from .gradients import LATENT_GRADIENTS, SCORE_GRADIENTS, Gradient
+from .latent import Latent
+from .masks import SCOPES, GlobalRanking, check_places
+from .methods import Method, find_method
+from .scales import SCALES, Scale
+from .transport import check_rankable
+
+BINARIZABLE = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+INITS = ("kaiming_normal", "signed_constant", "keep")
+SKIP_RULES = ("first", "last", "downsample")
+
+Model = TypeVar("Model", bound=nn.Module)
+Part = TypeVar("Part")
+
+
+class BinaryWeight(nn.Module):
+    """The parametrization: latent weight in, alpha * B out (`binary` gives B itself).
+
+    scores: trained float tensor in the shape of the weight under the frozen-weight methods, else None.
+    """
+
+    scores: nn.Parameter | None
+
+    def __init__(self, method: Method, weight: Tensor, prune_rate: Number, p_pos: Number, scope: str) -> None:
+        super().__init__()
+        self.method = method
+        self.prune_rate, self.p_pos, self.scope = prune_rate, p_pos, scope
+        self.ranking: GlobalRanking | None = None
+        self.index = 0
+        self.register_parameter("scores", nn.Parameter(torch.zeros_like(weight)) if self._frozen else None)
+        self._kept_latent: tuple[tuple[Any, ...], Latent] | None = None
+
+    @property
+    def _frozen(self) -> bool:
+        return self.method.trains == "scores"
+
+    def forward(self, weight: Tensor) -> Tensor:
+        latent, mask, positive = self._decide(weight)
+        with torch.no_grad():
+            alpha = self.method.scale(weight, mask)
+        return cast(Tensor, _StraightThrough.apply(weight, self.scores, positive, mask, alpha, latent, self.method))
+
+    def right_inverse(self, weight: Tensor) -> Tensor:
+        """Assigning to `layer.weight` sets the latent weight."""
+        return weight
+
+    @torch.no_grad()
+    def binary(self, weight: Tensor) -> Tensor:
+        """B of the latent `weight`: -1, 0 (pruned), +1 in its shape and dtype."""
+        _, mask, positive = self._decide(weight)
+        return _signs(positive, mask, weight.new_ones(()))
+
+    @torch.no_grad()
+    def _decide(self, weight: Tensor) -> tuple[Latent, Tensor | None, Tensor]:
+        assert self.method.binarizer is not None
+        latent = self._look_at(weight)
+        mask = None if self.method.mask is None else self.method.mask(latent)
+        return latent, mask, self.method.binarizer(latent, mask)
+
+    def _look_at(self, weight: Tensor) -> Latent:
+        """A Latent of this weight: a new one each time W trains, the same one as long as a frozen W does not change."""
+        now = (id(weight), weight._version, weight.data_ptr() if not weight.is_meta else 0, id(self.scores))
+        if self._frozen and self._kept_latent is not None and self._kept_latent[0] == now:
+            return self._kept_latent[1]
+        latent = Latent(
+            weight.detach(), self.scores, self.prune_rate, self.p_pos, self.scope, self.ranking, self.index
+        )
+        self._kept_latent = (now, latent) if self._frozen else None
+        return latent
+
+    def extra_repr(self) -> str:
+        return f"{self.method.name}, prune_rate={self.prune_rate}, p_pos={self.p_pos}, scope={self.scope}"
+
+
+class _StraightThrough(torch.autograd.Function):
+    """Forward alpha * B; backward the method's rule for what it trains."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        weight: Tensor,
+        scores: Tensor | None,
+        positive: Tensor,
+        mask: Tensor | None,
+        alpha: Tensor,
+        latent: Latent,
+        method: Method,
+    ) -> Tensor:
+        ctx.save_for_backward(weight, scores, positive, alpha)  # lets autograd notice a change before the backward pass
+        ctx.latent, ctx.method = latent, method
+        return _signs(positive, mask, alpha).contiguous(memory_format=_layout(weight))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        _, _, positive, alpha = ctx.saved_tensors
+        if ctx.latent.ranking is not None:
+            ctx.latent.ranking.forget()
+        gradient = ctx.method.gradient(grads[0], ctx.latent, positive, alpha)
+        of_weight, of_scores = (None, gradient) if ctx.method.trains == "scores" else (gradient, None)
+        return of_weight, of_scores, None, None, None, None, None
+
+
+def _signs(positive: Tensor, mask: Tensor | None, alpha: Tensor) -> Tensor:
+    signed = torch.where(positive, alpha, -alpha)
+    return signed if mask is None else torch.where(mask, signed, 0)
+
+
+def _layout(weight: Tensor) -> torch.memory_format:
+    channels_last = weight.dim() == 4 and weight.is_contiguous(memory_format=torch.channels_last)
+    return torch.channels_last if channels_last and not weight.is_contiguous() else torch.contiguous_format
+
+
+def binarize_weights(
+    model: Model,
+    method: str | Method = "mpt-bihalf",
+    prune_rate: Number = 0.5,
+    p_pos: Number = 0.5,
+    scope: str = "layer",
+    skip: Sequence[str] | str = (),
+    init: str = "kaiming_normal",
+    seed: int | None = None,
+    *,
+    scale: str | Scale | None = None,
+    latent_gradient: str | Gradient | None = None,
+    score_gradient: str | Gradient | None = None,
+    train_affine: bool = False,
+) -> Model:
+    """Put a method on every convolution and linear weight of `model`, in place, and return the model.
+
+    method: a name in `METHODS` or a `Method` of your own.
+    prune_rate: fraction *pruned*, in [0, 1), for methods with a mask. (The reference MPT code uses a flag of that name
+        for the fraction kept.)
+    p_pos: prior of +1, in [0, 1], for methods that set the bit ratio; 1/2 is bi-half.
+    scope: `layer`, `filter` or `global`: what the scores are ranked within, for the methods where that is open.
+    skip: layers to leave as they are, by name (as in `model.named_modules()`) or by rule: `first` and `last` of the
+        convolution and linear layers, `downsample` (a residual network's shortcut convolutions).
+    init: how latent weights begin: `kaiming_normal` (fan-in, gain sqrt(2), the fan being the connections kept),
+        `signed_constant` (that standard deviation times the sign of a draw), or `keep` those there. Scores always begin
+        Kaiming uniform with a = sqrt(5).
+    seed: of the draws; None draws from torch's global generator. A seed gives the same values on every device.
+    scale, latent_gradient, score_gradient: other parts than the method's own, by name or as a function.
+    train_affine: under the frozen-weight methods, train biases and the affine parameters of norms too ('+BN').
+        By default those are frozen; the layers in `skip` stay as they are, trainable.
+
+    Raises ValueError for anything unknown or out of range, and then leaves the model as it was.
+
+    >>> model = binarize_weights(torchvision.models.resnet18(num_classes=10), "mpt-bihalf", prune_rate=0.5,
+    ...                          skip=("first", "last", "downsample"))
+    """
+    method = _with_parts(find_method(method), scale, latent_gradient, score_gradient)
+    fraction_within(prune_rate, "prune_rate", below_one=True)
+    fraction_within(p_pos, "p_pos")
+    if scope not in SCOPES:
+        raise ValueError(f"unknown scope {scope!r}; known: {', '.join(SCOPES)}")
+    if init not in INITS:
+        raise ValueError(f"unknown init {init!r}; known: {', '.join(INITS)}")
+    layers = _layers_to_binarize(model, skip)
+    if init == "keep":
+        for layer in layers:
+            check_rankable(layer.weight, f"the weight of {layer}")
+    together = method.scoped and scope == "global"
+    if together:
+        check_places([layer.weight.numel() for layer in layers], prune_rate)
+
+    generator = torch.default_generator if seed is None else torch.Generator().manual_seed(seed)
+    if init != "keep":
+        kept = 1.0 if method.mask is None else 1 - float(prune_rate)
+        for layer in layers:
+            _draw_latent(layer.weight, kept, init, generator)
+    if method.binarizer is None:
+        return model
+    ranking = GlobalRanking(prune_rate) if together else None
+    for index, layer in enumerate(layers):
+        binary = BinaryWeight(method, layer.weight, prune_rate, p_pos, scope)
+        if ranking is not None:
+            binary.ranking, binary.index = ranking, index
+            ranking.layers.append(binary)
+        if binary.scores is not None:
+            _draw_scores(binary.scores, generator)
+            layer.weight.requires_grad_(False)
+        # unsafe: shape and dtype are right by construction, and a global ranking can answer only once all are there.
+        parametrize.register_parametrization(layer, "weight", binary, unsafe=True)
+    if method.trains == "scores" and not train_affine:
+        _freeze_affine(model, layers)
+    return model
+
+
+def binary_layers(model: nn.Module) -> Iterator[tuple[str, BinaryWeight, Tensor]]:
+    """The name, the parametrization and the latent weight of each binarized layer, in the model's order."""
+    for name, module in model.named_modules():
+        for part in _parametrizations(module):
+            if isinstance(part, BinaryWeight):
+                yield name, part, cast(Tensor, cast(Any, module).parametrizations.weight.original)
+
+
+def binary_weights(model: nn.Module) -> dict[str, Tensor]:
+    """B of each binarized layer by name: -1, 0 (pruned), +1 in the shape and dtype of its weight."""
+    return {name: part.binary(weight) for name, part, weight in binary_layers(model)}
+
+
+def find_nan(model: nn.Module) -> str | None:
+    """The name of the first binarized layer with a NaN in its latent weights or scores; None if there is none.
+
+    A NaN never leaves a trained tensor, so it is enough to look now and then. Waits for the device, once.
+    """
+    names, flags = [], []
+    for name, part, weight in binary_layers(model):
+        for tensor in (weight, part.scores):
+            if tensor is not None and not tensor.is_meta:
+                names.append(name)
+                flags.append(tensor.detach().isnan().any())
+    found = torch.stack(flags).tolist() if flags else []
+    return names[found.index(True)] if any(found) else None
+
+
+def bake_weights(model: Model) -> Model:
+    """A plain copy of a binarized model: its weights are alpha * B, and it gives the same outputs to the last bit.
+
+    Nothing of this package is left in the copy; it can be pickled and exported. `model` stays as it is. Raises
+    ValueError, naming the layer, for a NaN in latent weights or scores.
+    """
+    layer = find_nan(model)
+    if layer is not None:
+        raise ValueError(f"layer {layer!r} has NaN in its latent weights or scores")
+    baked = deepcopy(model)
+    with torch.no_grad():
+        used = {id(module): module.weight.clone() for module in baked.modules() if _is_binarized(module)}
+    for module in baked.modules():
+        if id(module) in used:
+            # deepcopy shares the class that torch made for the parametrized layer, and removal edits the class.
+            parametrized = type(module)
+            module.__class__ = type(parametrized.__name__, parametrized.__bases__, dict(vars(parametrized)))
+            parametrize.remove_parametrizations(module, "weight", leave_parametrized=False)
+            module.weight = nn.Parameter(used[id(module)])
+    return baked
+
+
+def _parametrizations(module: nn.Module) -> Sequence[nn.Module]:
+    return module.parametrizations.weight if parametrize.is_parametrized(module, "weight") else ()  # type: ignore
+
+
+def _is_binarized(module: nn.Module) -> bool:
+    return any(isinstance(part, BinaryWeight) for part in _parametrizations(module))
+
+
+def _with_parts(
+    method: Method,
+    scale: str | Scale | None,
+    latent_gradient: str | Gradient | None,
+    score_gradient: str | Gradient | None,
+) -> Method:
+    return replace(
+        method,
+        scale=_part(scale, SCALES, "scale") or method.scale,
+        latent_gradient=_part(latent_gradient, LATENT_GRADIENTS, "latent_gradient") or method.latent_gradient,
+        score_gradient=_part(score_gradient, SCORE_GRADIENTS, "score_gradient") or method.score_gradient,
+    )
+
+
+def _part(choice: str | Part | None, known: dict[str, Part], kind: str) -> Part | None:
+    if isinstance(choice, str):
+        if choice not in known:
+            raise ValueError(f"unknown {kind} {choice!r}; known: {', '.join(known)}")
+        return known[choice]
+    return choice
+
+
+def _layers_to_binarize(model: nn.Module, skip: Sequence[str] | str) -> list[Any]:
+    found = {name: module for name, module in model.named_modules() if isinstance(module, BINARIZABLE)}
+    names = list(found)
+    skipped = set()
+    for entry in (skip,) if isinstance(skip, str) else skip:
+        if entry in found:
+            skipped.add(entry)
+        elif entry == "first":
+            skipped.update(names[:1])
+        elif entry == "last":
+            skipped.update(names[-1:])
+        elif entry == "downsample":
+            skipped.update(name for name in names if {"downsample", "shortcut"} & set(name.split(".")))
+        else:
+            raise ValueError(
+                f"skip: no convolution or linear layer is called {entry!r}; rules: {', '.join(SKIP_RULES)}; "
+                f"layers: {', '.join(names)}"
+            )
+    layers = {name: module for name, module in found.items() if name not in skipped}
+    if not layers:
+        raise ValueError("no convolution or linear layer is left to binarize")
+    for name, layer in layers.items():
+        if _is_binarized(layer):
+            raise ValueError(f"layer {name!r} is binarized already; bake_weights(model) gives a plain copy")
+        if nn.parameter.is_lazy(layer.weight):
+            raise ValueError(f"layer {name!r} has no weight yet: run the model once on an input before binarizing it")
+    return list(layers.values())
+
+
+def _draw_latent(weight: Tensor, kept: float, init: str, generator: torch.Generator) -> None:
+    """Kaiming normal over the `kept` share of the fan-in, drawn where the generator lives: the same on every device."""
+    std = sqrt(2 / (kept * weight[0].numel()))
+    draw = torch.randn(weight.shape, generator=generator, device=generator.device)
+    with torch.no_grad():
+        weight.copy_(draw.mul_(std) if init == "kaiming_normal" else torch.where(draw >= 0, std, -std))
+
+
+def _draw_scores(scores: Tensor, generator: torch.Generator) -> None:
+    """Kaiming uniform with a = sqrt(5): uniform within 1 / sqrt(fan-in)."""
+    bound = 1 / sqrt(scores[0].numel())
+    draw = torch.rand(scores.shape, generator=generator, device=generator.device)
+    with torch.no_grad():
+        scores.copy_(draw.mul_(2 * bound).sub_(bound))
+
+
+def _freeze_affine(model: nn.Module, binarized: Sequence[nn.Module]) -> None:
+    norms = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)
+    for module in model.modules():
+        if isinstance(module, norms):
+            module.requires_grad_(False)
+    for layer in binarized:
+        if isinstance(layer.bias, Tensor):
+            layer.bias.requires_grad_(False)
