@@ -1,8 +1,8 @@
 """Binary lottery tickets: edge-popup masks with optimal-transport binarization, in PyTorch."""
 
 from . import measures
-from .gradients import LATENT_GRADIENTS, SCORE_GRADIENTS
 from .binarizers import BINARIZERS
+from .gradients import LATENT_GRADIENTS, SCORE_GRADIENTS
 from .masks import MASKS, global_score_masks, score_mask
 from .methods import METHODS, Method
 from .models import MODELS, create_model

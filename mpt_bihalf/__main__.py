@@ -21,7 +21,11 @@ class Where:
 def main() -> None:
     parser = Parser(prog="python -m mpt_bihalf", description="Binary lottery tickets.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
-    training = commands.add_parser("train", help="one training run; an interrupted one goes on", description="Train.")
+    training = commands.add_parser(
+        "train",
+        help="one training run; an interrupted one goes on",
+        description="Train one network; the same command goes on with an interrupted run.",
+    )
     training.add_arguments(Run, dest="run")
     training.add_arguments(Where, dest="where")
     options = parser.parse_args()

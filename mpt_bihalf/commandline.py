@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Callable
-from typing import NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import simple_parsing
 
-Options = TypeVar("Options")
+Options = TypeVar("Options", bound=Any)
 
 
 class Parser(simple_parsing.ArgumentParser):
-    """Options with dashes, flat names, no abbreviations; errors as one line."""
+    """Options with dashes and flat names, never abbreviated; errors as one line."""
 
-    def __init__(self, *args: object, **kwargs: object) -> None:
+    def __init__(self, **settings: Any) -> None:
         super().__init__(
-            *args,
-            **kwargs,
+            formatter_class=_Help,
             allow_abbrev=False,
             add_option_string_dash_variants=simple_parsing.DashVariant.DASH,
             argument_generation_mode=simple_parsing.ArgumentGenerationMode.FLAT,
+            **settings,
         )
 
-    def _preprocessing(self, *args: object, **kwargs: object) -> None:
+    def _preprocessing(self, *args: Any, **kwargs: Any) -> None:
         super()._preprocessing(*args, **kwargs)
         for action in self._actions:
             if action.nargs == "?" and action.const is None:  # `int | None` means it may be left out, not left empty
@@ -31,6 +32,27 @@ class Parser(simple_parsing.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         fail(f"{message} (see {self.prog} --help)")
+
+
+class _Help(argparse.HelpFormatter):
+    """Each option's default after its help, where there is one to tell; a plain word for its value."""
+
+    def start_section(self, heading: str | None) -> None:
+        super().start_section(heading.split(" [")[0] if heading else heading)
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        text = (action.help or "").rstrip()
+        untold: tuple[Any, ...] = (None, argparse.SUPPRESS, "", [], ())
+        return text if action.default in untold else f"{text} (default: %(default)s)"
+
+    def _get_default_metavar_for_optional(self, action: argparse.Action) -> str:
+        return action.dest.rsplit(".", 1)[-1].upper()
+
+    def _format_args(self, action: argparse.Action, default_metavar: str) -> str:
+        if action.nargs == "*" or isinstance(action.metavar, tuple):
+            return f"{default_metavar} ..."
+        action.metavar = None
+        return super()._format_args(action, default_metavar)
 
 
 def fail(message: str) -> NoReturn:

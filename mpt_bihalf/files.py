@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 
 
 def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Let `write` fill a new file, then put it in the place of `path` at once; on any failure `path` stays as it was."""
+    """Let `write` fill a new file, then put it at once in the place of `path`; on failure `path` stays as it was."""
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:

@@ -127,8 +127,8 @@ class GlobalRanking:
         """The mask of the layer at this place: bool, shape of its scores."""
         scores = [cast(Tensor, layer.scores) for layer in self.layers]
         versions = tuple((id(s), s._version) for s in scores)
-        # A layer that asks again starts a new pass, and a backward pass ends one: scores are then ranked anew even where
-        # their versions tell no change, as torch's fused optimizers and writes through `.data` leave them.
+        # A layer that asks again starts a new pass, and a backward pass ends one. Scores are then ranked anew even if
+        # their versions tell no change: torch's fused optimizers and writes through `.data` leave them as they were.
         if versions != self._versions or index not in self._masks:
             self._masks = dict(enumerate(_ranked_together(scores, self.prune_rate)))
             self._versions = versions

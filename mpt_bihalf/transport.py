@@ -1,4 +1,4 @@
-"""Binarization by optimal transport (Li et al., AAAI 2022, Eq. 2 to 5), over all weights of a filter or the kept ones."""
+"""Binarization by optimal transport (Li et al., AAAI 2022, Eq. 2 to 5), over a whole filter or its kept weights."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Put a method on the weights of any `nn.Module`, read the binary weights back, bake them in.
 
 A method is a parametrization (`torch.nn.utils.parametrize`): no layer class is rewritten, and `state_dict`, `deepcopy`
-and `to` go on working. The latent weight W stays where torch keeps it, `layer.parametrizations.weight.original`; scores,
-where there are any, are `layer.parametrizations.weight[0].scores`.
+and `to` go on working. The latent weight W stays where torch keeps it, `layer.parametrizations.weight.original`; the
+scores, if any, are `layer.parametrizations.weight[0].scores`.
 """
 
 from __future__ import annotations
@@ -82,9 +82,7 @@ class BinaryWeight(nn.Module):
         now = (id(weight), weight._version, weight.data_ptr() if not weight.is_meta else 0, id(self.scores))
         if self._frozen and self._kept_latent is not None and self._kept_latent[0] == now:
             return self._kept_latent[1]
-        latent = Latent(
-            weight.detach(), self.scores, self.prune_rate, self.p_pos, self.scope, self.ranking, self.index
-        )
+        latent = Latent(weight.detach(), self.scores, self.prune_rate, self.p_pos, self.scope, self.ranking, self.index)
         self._kept_latent = (now, latent) if self._frozen else None
         return latent
 
@@ -244,7 +242,7 @@ def bake_weights(model: Model) -> Model:
         raise ValueError(f"layer {layer!r} has NaN in its latent weights or scores")
     baked = deepcopy(model)
     with torch.no_grad():
-        used = {id(module): module.weight.clone() for module in baked.modules() if _is_binarized(module)}
+        used = {id(module): cast(Tensor, module.weight).clone() for module in baked.modules() if _is_binarized(module)}
     for module in baked.modules():
         if id(module) in used:
             # deepcopy shares the class that torch made for the parametrized layer, and removal edits the class.

@@ -21,7 +21,7 @@ def create_model(
     image_size: int | tuple[int, int] = 32,
     seed: int | None = None,
 ) -> nn.Module:
-    """A network by its name, as a plain module with Kaiming normal weights; it maps [N, C, H, W] to logits [N, classes].
+    """A network by its name: a plain module with Kaiming normal weights that maps [N, C, H, W] to logits [N, classes].
 
     name: one of `MODELS`. image_size: pixels, of square images or as (height, width).
     seed: of the weights; None draws from torch's global generator, any other leaves that untouched.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,11 +39,11 @@ def draw_sweep(records: list[dict[str, Any]]) -> Figure:
                     low, high = setting["mean"] - setting["std"], setting["mean"] + setting["std"]
                     panel.axhspan(low, high, color=colour, alpha=0.15, linewidth=0)
             else:
-                curve = curve.sort_values("prune_rate")
+                points = curve.sort_values("prune_rate")
                 panel.errorbar(
-                    100 * curve["prune_rate"],
-                    curve["mean"],
-                    curve["std"].fillna(0),
+                    100 * points["prune_rate"],
+                    points["mean"],
+                    points["std"].fillna(0),
                     color=colour,
                     marker=MARKERS[place],
                     markersize=5,
@@ -55,15 +56,18 @@ def draw_sweep(records: list[dict[str, Any]]) -> Figure:
     for panel in panels[len(parts) :]:
         panel.remove()
     trials = int(max(part["trials"].max() for _, part in parts))
-    figure.supxlabel(f"mean and standard deviation of {trials} trial{'s' * (trials > 1)}", fontsize="small", color="0.4")
+    figure.supxlabel(
+        f"mean and standard deviation of {trials} trial{'s' * (trials > 1)}", fontsize="small", color="0.4"
+    )
     return figure
 
 
 def save_figure(figure: Figure, path: Path) -> list[Path]:
     """Write the figure as PNG and PDF at `path` with these endings; returns both paths."""
     written = []
-    for ending, options in ((".png", {"dpi": 150}), (".pdf", {"metadata": {"CreationDate": None}})):
+    endings: tuple[tuple[str, Any], ...] = ((".png", {"dpi": 150}), (".pdf", {"metadata": {"CreationDate": None}}))
+    for ending, options in endings:
         target = path.with_suffix(ending)
-        write_whole(target, lambda file, ending=ending, options=options: figure.savefig(file, format=ending[1:], **options))
+        write_whole(target, partial(figure.savefig, format=ending[1:], **options))
         written.append(target)
     return written

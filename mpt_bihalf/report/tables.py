@@ -62,7 +62,9 @@ def sweep_table(records: list[dict[str, Any]]) -> str:
         rows += [(f"{100 * rate:g} %", rows_at) for rate, rows_at in part[~unpruned].groupby("prune_rate")]
         cells = [[label, *_cells(row, methods)] for label, row in rows]
         text = tabulate(cells, headers=["pruned", *methods], stralign="right", disable_numparse=True)
-        tables.append(f"{title}: test top-1 in %, mean ± standard deviation of {int(part['trials'].max())} trials\n{text}")
+        tables.append(
+            f"{title}: test top-1 in %, mean ± standard deviation of {int(part['trials'].max())} trials\n{text}"
+        )
     return "\n\n".join(tables)
 
 

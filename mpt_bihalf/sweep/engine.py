@@ -14,7 +14,7 @@ from .records import read_result, run_folder
 
 
 def run_all(runs: list[Run], out: Path) -> None:
-    """Do what is missing of `runs` below `out`. Raises ValueError, before a file is written, for a run that cannot be."""
+    """Do what is missing of `runs` below `out`. ValueError for a run that cannot be, before any file is written."""
 
     @cache
     def data(name: str, root: str, image_size: int) -> Dataset:

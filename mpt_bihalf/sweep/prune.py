@@ -62,6 +62,7 @@ class PruneSweep:
         if trials < 1:
             raise ValueError(f"trials must be at least 1, not {trials}")
         rates = parse_rates(self.rates)
+        models, methods = _words(self.models) or recipe.models, _words(self.methods) or recipe.methods
         settings = {
             **recipe.run,
             "data": self.data or recipe.data,
@@ -69,13 +70,13 @@ class PruneSweep:
             "image_size": self.image_size,
             "epochs": recipe.epochs if self.epochs is None else self.epochs,
             "scope": self.scope,
-            "skip": tuple(self.skip),
+            "skip": tuple(_words(self.skip)),
             "device": self.device,
             "threads": self.threads,
         }
         found: dict[Run, None] = {}
         for further in grid_points(self.grid):
-            for model, method in product(self.models or recipe.models, self.methods or recipe.methods):
+            for model, method in product(models, methods):
                 masked = find_method(method).mask is not None
                 for rate in rates if masked else [0.0]:
                     run = Run(**{**settings, **further, "model": model, "method": method, "prune_rate": rate})
@@ -143,6 +144,11 @@ def grid_points(grid: list[str]) -> list[dict[str, Any]]:
             raise ValueError(f"grid {entry!r}: {name} is given twice")
         axes[name] = [_as_type(types[name], value.strip(), entry) for value in values.split(",")]
     return [dict(zip(axes, point, strict=True)) for point in product(*axes.values())]
+
+
+def _words(entries: list[str]) -> list[str]:
+    """The entries of an option that takes several, given with spaces or with commas."""
+    return [word for entry in entries for word in entry.split(",")]
 
 
 def _as_type(kind: Any, text: str, entry: str) -> Any:

@@ -25,10 +25,7 @@ WHERE = ("data_root",)
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """One training run. Options that a method does not look at are set to their defaults, so that equal runs are equal.
-
-    Raises ValueError, in one line, for a value that is unknown or out of range.
-    """
+    """One training run. Options that a method does not look at are set to their defaults, so equal runs are equal."""
 
     method: str = "mpt-bihalf"
     """dense, sign, bihalf, mpt-sign, mpt-bihalf, mpt-balanced, magnitude-sign or magnitude-bihalf"""
@@ -86,6 +83,7 @@ class Run:
     """CPU threads; 0: one a core"""
 
     def __post_init__(self) -> None:
+        """Raises ValueError, in one line, for a value that is unknown or out of range."""
         for field, known in (
             ("model", MODELS),
             ("method", METHODS),
@@ -169,7 +167,10 @@ class Run:
         names = {field.name for field in fields(cls)}
         if set(values) != names:
             raise ValueError(f"not a run's configuration: fields {sorted(names ^ set(values))} are missing or unknown")
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+        arguments: dict[str, Any] = {
+            n: tuple(value) if isinstance(value, list) else value for n, value in values.items()
+        }
+        return cls(**arguments)
 
 
 def usable_cores() -> int:

@@ -47,7 +47,7 @@ def _signs(model: nn.Module) -> dict[str, Tensor]:
 
 
 class Curves:
-    """TensorBoard curves of a run, in its folder. A resumed run goes on from `first_epoch`; later points are dropped."""
+    """TensorBoard curves of a run, in its folder. A resumed run goes on from `first_epoch`: later points go."""
 
     def __init__(self, folder: Path, first_epoch: int) -> None:
         self._writer = SummaryWriter(str(folder), purge_step=first_epoch)

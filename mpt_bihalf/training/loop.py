@@ -6,12 +6,12 @@ import platform
 import time
 from collections.abc import Iterable
 from dataclasses import asdict
+from importlib.metadata import version
 from math import cos, isfinite, pi
 from pathlib import Path
 from typing import Any
 
 import torch
-import torchvision
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
@@ -51,7 +51,7 @@ def train(run: Run, folder: Path, dataset: Dataset | None = None, progress: bool
     dataset = (dataset or load_run_data(run)).to(device)
     check_fits(run, dataset)
     dataset, validation = dataset.hold_out(run.holdout) if run.holdout else (dataset, None)
-    model = build_model(run, dataset).to(device, memory_format=torch.channels_last)
+    model = build_model(run, dataset).to(device).to(memory_format=torch.channels_last)
     optimizer = build_optimizer(run, model)
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -211,7 +211,7 @@ def environment() -> dict[str, str]:
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
+        "torchvision": version("torchvision"),
         "platform": platform.platform(),
         "processor": torch.backends.cpu.get_cpu_capability(),
     }
