@@ -25,7 +25,7 @@ PRUNE_SWEEP = {
         models=("conv2",),
         methods=("mpt-sign", "mpt-bihalf", "mpt-balanced"),
         trials=3,
-        epochs=6,
+        epochs=3,
         run={"batch_size": 64},
     ),
     # Fig. 8 of the paper, with the unpruned binary networks beside the pruned ones.

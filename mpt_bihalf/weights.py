@@ -166,7 +166,7 @@ def binarize_weights(
     ...                          skip=("first", "last", "downsample"))
     """
     method = _with_parts(find_method(method), scale, latent_gradient, score_gradient)
-    fraction_within(prune_rate, "prune_rate", below_one=True)
+    kept = 1 - fraction_within(prune_rate, "prune_rate", below_one=True)
     fraction_within(p_pos, "p_pos")
     if scope not in SCOPES:
         raise ValueError(f"unknown scope {scope!r}; known: {', '.join(SCOPES)}")
@@ -182,9 +182,8 @@ def binarize_weights(
 
     generator = torch.default_generator if seed is None else torch.Generator().manual_seed(seed)
     if init != "keep":
-        kept = 1.0 if method.mask is None else 1 - float(prune_rate)
         for layer in layers:
-            _draw_latent(layer.weight, kept, init, generator)
+            _draw_latent(layer.weight, 1.0 if method.mask is None else float(kept), init, generator)
     if method.binarizer is None:
         return model
     ranking = GlobalRanking(prune_rate) if together else None

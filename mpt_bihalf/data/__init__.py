@@ -8,9 +8,9 @@
 ((128, 1, 8, 8), torch.float32)
 """
 
-from mpt_bihalf.data.batches import evaluation_batches, training_batches
-from mpt_bihalf.data.dataset import DataError, Dataset, ImageSet
-from mpt_bihalf.data.registry import DATASETS, check_name, load_dataset
+from .batches import evaluation_batches, training_batches
+from .dataset import DataError, Dataset, ImageSet
+from .registry import DATASETS, check_name, load_dataset
 
 __all__ = [
     "DATASETS",

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mpt_bihalf.data.dataset import DataError, Dataset, ImageSet
+from .dataset import DataError, Dataset, ImageSet
 
 Batches = Iterator[tuple[Tensor, Tensor]]
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from mpt_bihalf.data.dataset import DataError, Dataset, ImageSet
-from mpt_bihalf.data.download import fetch
+from .dataset import DataError, Dataset, ImageSet
+from .download import fetch
 
 # torchvision is imported where it is used: it takes a second, which `--help` and other data sets need not wait for.
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from mpt_bihalf.data.dataset import Dataset, ImageSet, stratified_split
+from .dataset import Dataset, ImageSet, stratified_split
 
 TEST_IMAGES = 360
 

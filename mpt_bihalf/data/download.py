@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path
 
-from mpt_bihalf.data.dataset import DataError
+from .dataset import DataError
 
 NEED_NO_DOWNLOAD = "digits and folder:PATH need no download"
 

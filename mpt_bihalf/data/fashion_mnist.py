@@ -9,8 +9,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from mpt_bihalf.data.dataset import DataError, Dataset, ImageSet
-from mpt_bihalf.data.download import fetch
+from .dataset import DataError, Dataset, ImageSet
+from .download import fetch
 
 FILES = (
     "train-images-idx3-ubyte",

@@ -15,8 +15,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from mpt_bihalf.data import cache
-from mpt_bihalf.data.dataset import DataError, Dataset, ImageSet, resize
-from mpt_bihalf.data.locations import cache_root
+from .dataset import DataError, Dataset, ImageSet, resize
+from .locations import cache_root
 
 # Part of every fingerprint: to be raised whenever the same files are decoded to other pixels than before.
 FORMAT = 1

@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from mpt_bihalf.data.cifar import load_cifar10, load_cifar100
-from mpt_bihalf.data.dataset import DataError, Dataset
-from mpt_bihalf.data.digits import load_digits
-from mpt_bihalf.data.fashion_mnist import load_fashion_mnist
-from mpt_bihalf.data.folder import load_folder
-from mpt_bihalf.data.locations import data_folder
+from .cifar import load_cifar10, load_cifar100
+from .dataset import DataError, Dataset
+from .digits import load_digits
+from .fashion_mnist import load_fashion_mnist
+from .folder import load_folder
+from .locations import data_folder
 
 DATASETS: dict[str, Callable[[Path, int | None], Dataset]] = {
     "digits": load_digits,

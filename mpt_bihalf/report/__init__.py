@@ -1,6 +1,6 @@
 """Tables and figures from records."""
 
 from .figures import draw_sweep, save_figure
-from .tables import sweep_table
+from .tables import summarise_trials, sweep_table
 
-__all__ = ["draw_sweep", "save_figure", "sweep_table"]
+__all__ = ["draw_sweep", "save_figure", "summarise_trials", "sweep_table"]

@@ -7,9 +7,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from ..files import write_csv
+from ..methods import METHODS
 from ..training import Run
 from ..training.loop import RESULT
+
+SETTING = ("method", "prune_rate", "seed")
 
 
 def run_folder(out: Path, run: Run) -> Path:
@@ -24,6 +29,23 @@ def read_result(folder: Path) -> dict[str, Any] | None:
     except (FileNotFoundError, ValueError):
         return None
     return result if isinstance(result, dict) and "status" in result else None
+
+
+def find_runs(out: Path) -> list[Run]:
+    """The runs that have a folder in a sweep's output folder, by method, rate and seed."""
+    runs = [Run.from_dict(json.loads(file.read_text())) for file in (out / "runs").glob("*/config.json")]
+    methods = list(METHODS)
+    return sorted(runs, key=lambda run: (run.model, run.data, methods.index(run.method), run.prune_rate, run.seed))
+
+
+def read_layers(out: Path, runs: list[Run]) -> pd.DataFrame:
+    """The figures of every layer and epoch of these runs, with the run's method, prune_rate and seed beside them."""
+    frames = []
+    for run in runs:
+        file = run_folder(out, run) / "layers.csv"
+        if file.exists() and file.stat().st_size > 1:
+            frames.append(pd.read_csv(file, dtype={"layer": str}).assign(**{n: getattr(run, n) for n in SETTING}))
+    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
 
 
 def read_records(out: Path, runs: list[Run]) -> list[dict[str, Any]]:

@@ -106,8 +106,9 @@ class Run:
         for field, lowest in (("epochs", 1), ("batch_size", 1), ("image_size", 0), ("seed", 0), ("threads", 0)):
             if getattr(self, field) < lowest:
                 raise ValueError(f"{field} must be at least {lowest}, not {getattr(self, field)}")
-        if self.seed >= 2**63:
-            raise ValueError(f"seed must be below 2**63, not {self.seed}")
+        for field, limit in (("seed", 2**63), ("threads", 1025), ("image_size", 10_001)):
+            if getattr(self, field) >= limit:
+                raise ValueError(f"{field} must be below {limit}, not {getattr(self, field)}")
         for field in ("lr", "weight_decay"):
             if not 0 <= getattr(self, field) < float("inf"):
                 raise ValueError(f"{field} must be a finite number of at least 0, not {getattr(self, field)}")

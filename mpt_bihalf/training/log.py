@@ -37,7 +37,7 @@ class LayerLog:
                 "mask_change": measures.mask_change(self._before[name], binary),
             }
             values = torch.stack([value.float() for value in figures.values()]).tolist()  # the device is read once
-            rows.append({"epoch": epoch, "layer": name, **dict(zip(figures, values, strict=True))})
+            rows.append({"epoch": epoch, "layer": name, "weights": binary.numel(), **dict(zip(figures, values, strict=True))})
         self._before = now
         return rows
 
@@ -61,7 +61,7 @@ class Curves:
         self._writer.add_scalar("learning_rate", lr, epoch)
         for row in layers:
             for name, value in row.items():
-                if name not in ("epoch", "layer"):
+                if name not in ("epoch", "layer", "weights"):
                     self._writer.add_scalar(f"{name}/{row['layer']}", value, epoch)
         self._writer.flush()
 

@@ -119,11 +119,11 @@ def test_hold_out_refuses_to_leave_a_part_empty(colour: Dataset, share: float) -
 @pytest.mark.parametrize("size", [5, 12, 20, 31])
 def test_resize_is_pillows_bilinear_to_within_rounding(size: int, channels: int) -> None:
     images = torch.randint(256, (3, channels, 20, 20), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
-    ours = resize(images, size)
-    for image, resized in zip(images, ours, strict=True):
-        for plane, got in zip(image, resized, strict=True):
-            pillow = Image.fromarray(plane.numpy()).resize((size, size), Image.Resampling.BILINEAR)
-            assert np.abs(np.asarray(pillow).astype(int) - got.numpy().astype(int)).max() <= 1
+    planes = [Image.fromarray(plane.numpy()) for plane in images.flatten(0, 1)]
+    pillows = np.stack([np.asarray(plane.resize((size, size), Image.Resampling.BILINEAR)) for plane in planes])
+    difference = resize(images, size).flatten(0, 1).numpy().astype(int) - pillows.astype(int)
+    assert np.abs(difference).max() <= 1
+    assert abs(difference.mean()) < 0.25  # rounded, not cut off, which would lose half a level on average
 
 
 def test_resize_leaves_images_that_fit_alone() -> None:

@@ -46,7 +46,7 @@ def test_files_are_read_wherever_they_lie(tmp_path: Path, place: str, packed: bo
     arrays = put(tmp_path / place, packed=packed)
     before = sorted(tmp_path.rglob("*"))
     dataset = load_dataset("fashion-mnist", str(tmp_path / "root"))
-    for part, images, labels in ((dataset.train, *arrays[:2]), (dataset.test, *arrays[2:])):
+    for part, (images, labels) in ((dataset.train, arrays[:2]), (dataset.test, arrays[2:])):
         assert np.array_equal(part.images[:, 0].numpy(), images)
         assert np.array_equal(part.labels.numpy(), labels)
     assert sorted(tmp_path.rglob("*")) == before

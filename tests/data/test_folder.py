@@ -101,7 +101,7 @@ def test_relative_and_absolute_paths_share_the_cache(images: Path, monkeypatch: 
     assert load(Path("images")).name == f"folder:{images}"
 
 
-@pytest.mark.parametrize("change", ["content", "time", "added", "removed", "renamed"])
+@pytest.mark.parametrize("change", ["content", "size", "time", "added", "removed", "renamed"])
 def test_a_changed_folder_is_decoded_anew_in_the_old_ones_place(images: Path, cache_folder: Path, change: str) -> None:
     bitmap = images / "train" / "cat" / "a.bmp"  # a format whose files of one image size are of one length
     put(bitmap, seed=76)
@@ -109,6 +109,11 @@ def test_a_changed_folder_is_decoded_anew_in_the_old_ones_place(images: Path, ca
     file = images / "train" / "cat" / "0.png"
     if change == "content":
         put(file, seed=77)
+    elif change == "size":
+        status = file.stat()
+        put(file, seed=77, mode="L")
+        assert file.stat().st_size != status.st_size
+        os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
     elif change == "time":
         status = bitmap.stat()
         put(bitmap, seed=78)

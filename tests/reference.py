@@ -1,0 +1,144 @@
+"""The method in plain Python: slow, exact, and without a line of the package under test."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from fractions import Fraction
+from math import floor, sqrt
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+Row = list[float]
+Flags = list[bool]
+
+BIT_RATIO_METHODS = ("bihalf", "mpt-bihalf", "mpt-balanced", "magnitude-bihalf")
+SCORE_METHODS = ("mpt-sign", "mpt-bihalf", "mpt-balanced")
+MASKED_METHODS = (*SCORE_METHODS, "magnitude-sign", "magnitude-bihalf")
+
+
+def half_up(x: Any, n: int) -> int:
+    return floor(Fraction(str(x)) * n + Fraction(1, 2))
+
+
+def kept_of(n: int, prune_rate: Any) -> int:
+    return n - half_up(prune_rate, n)
+
+
+def ascending(values: Sequence[float]) -> list[int]:
+    """Indices from the lowest value to the highest; of equal ones the lower index first."""
+    return sorted(range(len(values)), key=values.__getitem__)
+
+
+def top(values: Sequence[float], count: int) -> Flags:
+    chosen = set(ascending(values)[len(values) - count :])
+    return [i in chosen for i in range(len(values))]
+
+
+def positives(row: Row, kept: Flags, p_pos: Any) -> Flags:
+    """Which weights of a filter are +1 by transport over the kept, or would be if they were kept."""
+    order = ascending(row)
+    kept_order = [i for i in order if kept[i]]
+    plus = kept_order[len(kept_order) - half_up(p_pos, len(kept_order)) :]
+    above = set(order[order.index(plus[0]) :]) if plus else set()
+    return [i in above for i in range(len(row))]
+
+
+def signs(row: Row, kept: Flags, p_pos: Any) -> list[int]:
+    return [(1 if plus else -1) if keep else 0 for plus, keep in zip(positives(row, kept, p_pos), kept, strict=True)]
+
+
+def rows_of(weight: Tensor) -> list[Any]:
+    """A list for each filter."""
+    return [row.reshape(-1).tolist() for row in weight.detach()]
+
+
+def tensor_of(rows: Sequence[Any], like: Tensor) -> Tensor:
+    return torch.tensor(rows, device=like.device).reshape(like.shape)
+
+
+def score_masks(scores: Sequence[Tensor], prune_rate: Any, scope: str) -> list[Tensor]:
+    """Bool masks of the layers: `layer`, `filter` or `global`."""
+    magnitudes = [s.detach().abs() for s in scores]
+    if scope == "filter":
+        return [tensor_of([top(r, kept_of(len(r), prune_rate)) for r in rows_of(m)], m) for m in magnitudes]
+    if scope == "layer":
+        return [tensor_of(top(m.flatten().tolist(), kept_of(m.numel(), prune_rate)), m) for m in magnitudes]
+    values = [(v, layer) for layer, m in enumerate(magnitudes) for v in m.flatten().tolist()]
+    order = ascending([v for v, _ in values])
+    count = kept_of(len(values), prune_rate)
+    kept = set(order[len(order) - count :])
+    best = {values[i][1]: i for i in order}  # the last of each layer in the ranking
+    kept |= set(best.values())
+    for i in order:  # from the lowest: what a spared layer costs another one
+        if len(kept) > count and i in kept and i not in best.values():
+            kept.remove(i)
+    masks, start = [], 0
+    for m in magnitudes:
+        masks.append(tensor_of([i in kept for i in range(start, start + m.numel())], m))
+        start += m.numel()
+    return masks
+
+
+def decide(
+    method: str, weights: Sequence[Tensor], scores: Sequence[Tensor], prune_rate: Any, p_pos: Any, scope: str = "layer"
+) -> list[tuple[Tensor, Tensor]]:
+    """For each layer what a method keeps and where it has +1, would-be signs included: bool tensors."""
+    if method in ("mpt-sign", "mpt-bihalf"):
+        masks = score_masks(scores, prune_rate, scope)
+    elif method == "magnitude-sign":
+        masks = score_masks(weights, prune_rate, "layer")
+    else:
+        masks = [torch.ones_like(w, dtype=torch.bool) for w in weights]
+    decided = []
+    for layer, (weight, mask) in enumerate(zip(weights, masks, strict=True)):
+        rows, kept = rows_of(weight), rows_of(mask)
+        size = len(rows[0])
+        count = kept_of(size, prune_rate)
+        plus_count = half_up(p_pos, count)
+        plus = [positives(row, keep, p_pos) for row, keep in zip(rows, kept, strict=True)]
+        if method in ("sign", "mpt-sign", "magnitude-sign"):
+            plus = [[w >= 0 for w in row] for row in rows]
+        if method == "magnitude-bihalf":
+            plus = [top(row, plus_count) for row in rows]
+            kept = [
+                [p or not t for p, t in zip(high, top(row, size - (count - plus_count)), strict=True)]
+                for row, high in zip(rows, plus, strict=True)
+            ]
+        if method == "mpt-balanced":
+            kept = [
+                _balanced(row, p, plus_count, count) for row, p in zip(rows_of(scores[layer].abs()), plus, strict=True)
+            ]
+        decided.append((tensor_of(kept, weight), tensor_of(plus, weight)))
+    return decided
+
+
+def _balanced(magnitudes: Row, plus: Flags, plus_count: int, count: int) -> Flags:
+    kept: set[int] = set()
+    for sign, quota in ((True, plus_count), (False, count - plus_count)):
+        group = [i for i in ascending(magnitudes) if plus[i] is sign]
+        assert len(group) >= quota
+        kept |= set(group[len(group) - quota :])
+    return [i in kept for i in range(len(magnitudes))]
+
+
+def kaiming_scale(mask: Tensor) -> float:
+    """sqrt(2 / (k D)) of the kept fraction k, 0 where nothing is kept."""
+    k = Fraction(int(mask.sum()), mask.numel())
+    return sqrt(2 / (k * mask[0].numel())) if k else 0.0
+
+
+def l1_scale(weight: Tensor, mask: Tensor) -> float:
+    kept = [abs(w) for w, m in zip(weight.flatten().tolist(), mask.flatten().tolist(), strict=True) if m]
+    return sum(kept) / len(kept) if kept else 0.0
+
+
+@contextmanager
+def one_line_error(match: str | None = None) -> Iterator[None]:
+    """Expect a ValueError whose message is a single line."""
+    with pytest.raises(ValueError, match=match) as error:
+        yield
+    assert str(error.value) and "\n" not in str(error.value)

@@ -1,0 +1,119 @@
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable
+from dataclasses import asdict, fields
+from pathlib import Path
+
+import pytest
+
+from mpt_bihalf.sweep import find_runs, read_layers, read_records, write_results
+from mpt_bihalf.sweep.records import read_result, run_folder
+from mpt_bihalf.training import Run
+
+RESULT = {"status": "finished", "epochs": 3, "test_top1": 81.25, "best_epoch": 2, "best_epoch_test_top1": 90.0}
+
+
+@pytest.fixture
+def leave(tmp_path: Path) -> Callable[[Run, str], None]:
+    def do(run: Run, text: str) -> None:
+        run_folder(tmp_path, run).mkdir(parents=True)
+        (run_folder(tmp_path, run) / "result.json").write_text(text)
+
+    return do
+
+
+def test_a_record_is_a_runs_configuration_and_its_result(tmp_path: Path, leave: Callable[[Run, str], None]) -> None:
+    run = Run(skip=("first", "last"), seed=4)
+    leave(run, json.dumps(RESULT))
+    (record,) = read_records(tmp_path, [run])
+    assert list(record) == ["run", *(field.name for field in fields(Run)), "status", *list(RESULT)[2:]]
+    assert record["run"] == run.name
+    assert (record["skip"], record["seed"], record["epochs"]) == ("first last", 4, 3)
+    assert (record["test_top1"], record["best_epoch_test_top1"]) == (81.25, 90.0)
+
+
+def test_only_finished_runs_have_records_in_the_order_asked_for(
+    tmp_path: Path, leave: Callable[[Run, str], None]
+) -> None:
+    runs = [Run(seed=seed) for seed in (3, 1, 2)]
+    leave(runs[0], json.dumps(RESULT))
+    leave(runs[2], json.dumps({"status": "diverged: NaN in layer '0' in epoch 1"}))
+    assert [record["seed"] for record in read_records(tmp_path, runs)] == [3, 2]
+    assert read_records(tmp_path, list(reversed(runs)))[0]["status"].startswith("diverged")
+
+
+BROKEN = [
+    "",
+    "{",
+    "null",
+    "[]",
+    "3",
+    '"finished"',
+    "\ufeff{}",
+    "{}",
+    '{"epochs": 3}',
+    '{"status": 1}',
+    '{"status": null}',
+]
+BROKEN += [
+    '{"status": "finished"}',
+    '{"status": "finished", "test_top1": "high"}',
+    '{"status": "finished", "test_top1": NaN}',
+]
+
+
+@pytest.mark.parametrize("text", BROKEN)
+def test_what_is_no_result_counts_as_not_done(text: str, tmp_path: Path) -> None:
+    (tmp_path / "result.json").write_text(text)
+    assert read_result(tmp_path) is None
+
+
+def test_bytes_that_are_no_text_count_as_not_done(tmp_path: Path) -> None:
+    (tmp_path / "result.json").write_bytes(b"\xff\xfe\x00")
+    assert read_result(tmp_path) is None
+
+
+def test_a_folder_without_a_result_is_not_done(tmp_path: Path) -> None:
+    assert read_result(tmp_path) is None
+    assert read_result(tmp_path / "nothing") is None
+
+
+def test_results_csv_has_a_line_a_run(tmp_path: Path, leave: Callable[[Run, str], None]) -> None:
+    runs = [Run(seed=1, data="folder:/a, b"), Run(seed=2)]
+    leave(runs[0], json.dumps(RESULT))
+    leave(runs[1], json.dumps({"status": "diverged: NaN in layer '0' in epoch 1"}))
+    path = write_results(tmp_path, read_records(tmp_path, runs))
+    assert path == tmp_path / "results.csv"
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["seed"], row["data"], row["test_top1"]) for row in rows] == [
+        ("1", "folder:/a, b", "81.25"),
+        ("2", "digits", ""),
+    ]
+    assert rows[1]["status"].startswith("diverged: ")
+
+
+def test_runs_are_found_again_in_an_output_folder(tmp_path: Path) -> None:
+    runs = [Run(method="sign"), *(Run(prune_rate=rate, seed=seed) for rate in (0.1, 0.5) for seed in (0, 1))]
+    assert find_runs(tmp_path) == []
+    for run in reversed(runs):
+        run_folder(tmp_path, run).mkdir(parents=True)
+        (run_folder(tmp_path, run) / "config.json").write_text(json.dumps(asdict(run)))
+    assert find_runs(tmp_path) == runs
+
+
+def test_layer_figures_of_several_runs_stand_in_one_table(tmp_path: Path) -> None:
+    runs = [Run(prune_rate=0.3, seed=seed) for seed in (0, 1, 2)]
+    for run, entropy in zip(runs[:2], (0.5, 1.0), strict=True):
+        run_folder(tmp_path, run).mkdir(parents=True)
+        (run_folder(tmp_path, run) / "layers.csv").write_text(f"epoch,layer,entropy\n1,0,{entropy}\n1,10,0.25\n")
+    table = read_layers(tmp_path, runs)
+    assert table[["method", "prune_rate", "seed", "layer", "entropy"]].to_numpy().tolist() == [
+        ["mpt-bihalf", 0.3, 0, "0", 0.5],
+        ["mpt-bihalf", 0.3, 0, "10", 0.25],
+        ["mpt-bihalf", 0.3, 1, "0", 1.0],
+        ["mpt-bihalf", 0.3, 1, "10", 0.25],
+    ]
+    assert read_layers(tmp_path, runs[2:]).empty

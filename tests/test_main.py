@@ -1,0 +1,186 @@
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from mpt_bihalf.__main__ import main
+from mpt_bihalf.commandline import run_command
+from mpt_bihalf.training import Run, loop, train
+
+ROOT = Path(__file__).parents[1]
+COMMAND = [sys.executable, "-m", "mpt_bihalf"]
+VALID = ["--device", "cpu", "--threads", "1", "--epochs", "1"]
+
+NAMES = ["", "nothing", "Layer", "ü", "a\nb", "--"]
+WHOLE = ["", "x", "nan", "inf", "-1", "1.5", "1e3", "½"]
+SHARES = ["", "x", "nan", "inf", "-0.1", "1.5", "½"]
+
+BAD = {
+    "--method": NAMES,
+    "--model": [*NAMES, "conv3", "conv4,conv2", "conv8"],
+    "--data": [*NAMES, "folder:", "folder:/nonexistent", "folder:/dev/null", "folder:a\0b"],
+    "--image-size": [*WHOLE, "7", "1000000", "9" * 30],
+    "--prune-rate": [*SHARES, "1", "1.0"],
+    "--p-pos": SHARES,
+    "--scope": NAMES,
+    "--skip": ["", "nothing", "ü"],
+    "--init": [*NAMES, "keep"],
+    "--scale": NAMES[1:],
+    "--latent-gradient": NAMES,
+    "--score-gradient": NAMES,
+    "--train-affine": ["maybe", "2"],
+    "--epochs": [*WHOLE, "0"],
+    "--batch-size": [*WHOLE, "0", "2000", "9" * 30],
+    "--optimizer": NAMES,
+    "--lr": ["", "x", "nan", "inf", "-1", "1e999"],
+    "--momentum": ["", "x", "nan", "inf", "-1", "1"],
+    "--weight-decay": ["", "x", "nan", "inf", "-1"],
+    "--schedule": [*NAMES, "step"],
+    "--milestones": ["", "x", "1.5", "nan"],
+    "--holdout": [*SHARES, "1", "1e-9", "0.99999"],
+    "--seed": [*WHOLE, str(2**63)],
+    "--device": ["", "gpu", "cuda:99", "meta", "hpu"],
+    "--precision": [*NAMES, "fp16"],
+    "--threads": [*WHOLE, "9" * 30],
+    "--colour": ["red"],
+    "--rates": ["0.5"],
+    "--prune": ["0.5"],
+}
+
+
+def snapshot(folder: Path) -> dict[str, bytes | None]:
+    return {str(path.relative_to(folder)): None if path.is_dir() else path.read_bytes() for path in folder.rglob("*")}
+
+
+def assert_one_line(err: str) -> None:
+    assert err.startswith("error: "), err
+    assert err.endswith("\n")
+    assert err.count("\n") == 1, err
+
+
+@pytest.fixture(autouse=True)
+def cache_folder(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache folder of the test's own, for this process and those it starts."""
+    folder = tmp_path_factory.mktemp("cache") / "none-yet"
+    monkeypatch.setenv("MPT_BIHALF_CACHE", str(folder))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    return folder
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    """Run the package's command in this process, where no training step may begin; its exit status."""
+
+    def begun(*arguments: Any) -> None:
+        raise AssertionError("training began")
+
+    def do(*arguments: str) -> int:
+        monkeypatch.setattr(loop, "train_step", begun)
+        monkeypatch.setattr(sys, "argv", ["mpt_bihalf", *arguments])
+        with pytest.raises(SystemExit) as end:
+            run_command(main)
+        return int(end.value.code or 0)
+
+    return do
+
+
+def test_every_option_has_its_bad_input() -> None:
+    options = {"--" + name.replace("_", "-") for name in Run.__dataclass_fields__}
+    assert options - {"--data-root"} <= set(BAD)
+
+
+@pytest.mark.parametrize(("option", "value"), [(option, value) for option, values in BAD.items() for value in values])
+def test_a_bad_option_ends_in_one_line_and_changes_nothing(
+    option: str,
+    value: str,
+    tmp_path: Path,
+    cache_folder: Path,
+    command: Callable[..., int],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "file").write_text("old\n")
+    before = snapshot(tmp_path)
+    for out in ("new", "old"):
+        places = ["--out", str(tmp_path / out), "--data-root", str(tmp_path / "data")]
+        status = command("train", *VALID, *places, f"{option}={value}")
+        assert_one_line(capsys.readouterr().err)
+        assert status == 2
+        assert snapshot(tmp_path) == before
+        assert not cache_folder.exists()
+
+
+@pytest.mark.parametrize("place", ["file", "file/below", "/proc/nowhere", "/dev/null/x", "a\0b", "n" * 300, ""])
+def test_an_output_folder_that_cannot_be_made_ends_in_one_line(
+    place: str,
+    tmp_path: Path,
+    command: Callable[..., int],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("mine")
+    before = snapshot(tmp_path)
+    assert command("train", *VALID, "--out", place) == 2
+    assert_one_line(capsys.readouterr().err)
+    assert snapshot(tmp_path) == before
+
+
+@pytest.mark.parametrize("arguments", [[], ["--epochs", "1"], ["fly"], ["train", "stray"], [""]])
+def test_a_command_that_is_none_ends_in_one_line(
+    arguments: list[str], command: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command(*arguments) == 2
+    assert_one_line(capsys.readouterr().err)
+
+
+def test_a_run_killed_in_mid_epoch_ends_as_one_left_alone(tmp_path: Path) -> None:
+    run = Run(method="mpt-sign", epochs=4, holdout=0.1, batch_size=32, lr=0.05, device="cpu", threads=1)
+    arguments = ["--method", "mpt-sign", "--epochs", "4", "--holdout", "0.1", "--batch-size", "32", "--lr", "0.05"]
+    whole, folder = tmp_path / "whole", tmp_path / "killed" / run.name
+    command = [*COMMAND, "train", *arguments, "--device", "cpu", "--threads", "1", "--out", str(folder.parent)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=tmp_path)
+    checkpoint = folder / "checkpoint.pt"
+    while not checkpoint.exists():
+        assert process.poll() is None
+        time.sleep(0.002)
+    time.sleep(0.03)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (folder / "result.json").exists()
+    done = len(torch.load(checkpoint, weights_only=True)["history"]["epochs"])
+    assert 1 <= done < 4
+
+    ended = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert json.loads((folder / "times.json").read_text())["from_epoch"] == done
+    assert (folder / "result.json").read_text() in ended.stdout
+    assert str(folder) in ended.stdout
+
+    train(run, whole, progress=False)
+    for name in ("result.json", "metrics.csv", "layers.csv", "config.json"):
+        assert (folder / name).read_bytes() == (whole / name).read_bytes(), name
+    saved, expected = (torch.load(place / "checkpoint.pt", weights_only=True)["model"] for place in (folder, whole))
+    assert all(torch.equal(saved[name], expected[name]) for name in expected)
+    events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
+    events.Reload()
+    for tag in events.Tags()["scalars"]:
+        assert [point.step for point in events.Scalars(tag)] == [1, 2, 3, 4], tag
+
+
+def test_a_bad_option_of_a_real_process_ends_in_one_line(tmp_path: Path) -> None:
+    ended = subprocess.run(
+        [*COMMAND, "train", "--lr", "nan"], capture_output=True, text=True, check=False, cwd=tmp_path
+    )
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert_one_line(ended.stderr)
+    assert snapshot(tmp_path) == {}

@@ -1,0 +1,150 @@
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from mpt_bihalf import MASKS, global_score_masks, score_mask
+from mpt_bihalf.latent import Latent
+from tests.reference import decide, kept_of, one_line_error, score_masks, tensor_of
+
+DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
+RATES = [0, 0.1, 0.3, 0.35, 0.5, 0.65, 0.9, 0.99, "1/3"]
+VALUES = [st.sampled_from([-1.5, -0.5, -0.0, 0.0, 0.5, 1.5, float("inf"), -float("inf")]), st.floats(-9, 9, width=16)]
+
+
+@st.composite
+def layers(draw: st.DrawFn, dims: int = 3) -> Tensor:
+    shape = draw(st.lists(st.integers(1, 4), min_size=1, max_size=dims))
+    size = int(torch.tensor(shape).prod())
+    flat = draw(st.lists(draw(st.sampled_from(VALUES)), min_size=size, max_size=size))
+    return torch.tensor(flat, dtype=draw(st.sampled_from(DTYPES))).view(shape)
+
+
+@pytest.mark.parametrize("scope", ["layer", "filter"])
+@given(scores=layers(), rate=st.sampled_from(RATES))
+def test_score_mask_keeps_the_top_of_a_stable_sort_of_magnitudes(scope: str, scores: Tensor, rate: float) -> None:
+    mask = score_mask(scores, rate, scope)
+    assert mask.dtype == scores.dtype
+    assert torch.equal(mask.bool(), score_masks([scores], rate, scope)[0])
+
+
+@pytest.mark.parametrize("rate", [0, 0.123, 0.5, 0.77, 0.999])
+def test_score_mask_keeps_exactly_as_many_as_asked(rate: float, device: torch.device) -> None:
+    scores = torch.randn(64, 17, 3, 3, generator=torch.Generator().manual_seed(0)).mul(20).round().to(device)
+    assert score_mask(scores, rate).sum() == kept_of(scores.numel(), rate)
+    assert set(score_mask(scores, rate, "filter").flatten(1).sum(1).tolist()) == {kept_of(153, rate)}
+
+
+def test_of_equal_magnitudes_the_higher_index_is_kept() -> None:
+    scores = torch.tensor([[0.5, -0.5], [0.5, -0.5]])
+    assert score_mask(scores, 0.5).tolist() == [[0, 0], [1, 1]]
+    assert score_mask(scores, 0.5, "filter").tolist() == [[0, 1], [0, 1]]
+
+
+def test_score_mask_ranks_logical_order_whatever_the_memory_layout() -> None:
+    scores = torch.randn(4, 3, 5, 5).round()
+    laid_out = scores.contiguous(memory_format=torch.channels_last)
+    for scope in ("layer", "filter"):
+        assert torch.equal(score_mask(laid_out, 0.5, scope), score_mask(scores, 0.5, scope))
+
+
+@pytest.mark.parametrize(
+    ("scores", "rate", "scope", "says"),
+    [
+        (torch.tensor([[float("nan"), 1.0]]), 0.5, "layer", "NaN"),
+        (torch.ones(2, 2), 1, "layer", "prune_rate.*1"),
+        (torch.ones(2, 2), -0.5, "layer", "prune_rate.*-0.5"),
+        (torch.ones(2, 2), 0.5, "network", "network"),
+        (torch.ones(2, 2), 0.5, "global", "global"),
+        (torch.ones(2, 2, dtype=torch.int32), 0.5, "layer", "int32"),
+    ],
+)
+def test_score_mask_says_in_one_line_what_is_wrong(scores: Tensor, rate: float, scope: str, says: str) -> None:
+    with one_line_error(says):
+        score_mask(scores, rate, scope)
+
+
+@given(st.lists(layers(dims=2), min_size=1, max_size=4), st.sampled_from(RATES))
+def test_global_masks_keep_the_top_of_all_layers_and_spare_each_layers_best(scores: list[Tensor], rate: float) -> None:
+    total = sum(s.numel() for s in scores)
+    if kept_of(total, rate) < len(scores):
+        with one_line_error(f"keeps {kept_of(total, rate)} of {total} weights"):
+            global_score_masks(scores, rate)
+        return
+    masks = global_score_masks(scores, rate)
+    assert sum(int(m.sum()) for m in masks) == kept_of(total, rate)
+    assert all(m.any() for m in masks)
+    assert [m.dtype for m in masks] == [s.dtype for s in scores]
+    for mask, expected in zip(masks, score_masks(scores, rate, "global"), strict=True):
+        assert torch.equal(mask.bool(), expected)
+
+
+def test_global_ties_fall_in_the_order_of_the_layers(device: torch.device) -> None:
+    masks = global_score_masks([torch.ones(2, 2, device=device), torch.ones(2, 2, device=device)], 0.5)
+    # Each layer's last one is its best; the two other places go to the later layer.
+    assert [m.flatten().tolist() for m in masks] == [[0, 0, 0, 1], [0, 1, 1, 1]]
+
+
+def test_a_layer_about_to_vanish_keeps_its_best_at_the_cost_of_the_lowest_kept_elsewhere() -> None:
+    strong, weak = torch.tensor([[5.0, 9.0, 7.0, 6.0]]), torch.tensor([[0.1, 0.3, 0.2, 0.0]])
+    masks = global_score_masks([weak, strong], 0.5)
+    assert [m.tolist() for m in masks] == [[[0, 1, 0, 0]], [[0, 1, 1, 1]]]
+
+
+def test_global_masks_of_one_layer_are_its_layer_mask() -> None:
+    scores = torch.randn(5, 7)
+    assert torch.equal(global_score_masks([scores], 0.7)[0], score_mask(scores, 0.7))
+
+
+@pytest.mark.parametrize(
+    ("scores", "rate", "says"),
+    [
+        ([torch.ones(1, 4), torch.tensor([[float("nan")]])], 0, "layer 1 .*NaN"),
+        ([torch.ones(1, 4)], 1, "prune_rate"),
+        ([torch.ones(1, 4), torch.ones(1, 4)], 0.9, "keeps 1 of 8 weights, fewer than the 2"),
+    ],
+)
+def test_global_masks_say_in_one_line_what_is_wrong(scores: list[Tensor], rate: float, says: str) -> None:
+    with one_line_error(says):
+        global_score_masks(scores, rate)
+
+
+@pytest.mark.parametrize(
+    ("rule", "method"),
+    [("edge-popup", "mpt-sign"), ("magnitude", "magnitude-sign"), ("extremes", "magnitude-bihalf")]
+    + [("balanced", "mpt-balanced")],
+)
+@given(weight=layers(), rate=st.sampled_from(RATES), p_pos=st.sampled_from([0, 0.3, 0.5, 0.65, 1]), data=st.data())
+def test_each_mask_rule_keeps_what_its_method_says(
+    rule: str, method: str, weight: Tensor, rate: float, p_pos: float, data: st.DataObject
+) -> None:
+    flat = data.draw(st.lists(VALUES[0], min_size=weight.numel(), max_size=weight.numel()))
+    scores = tensor_of(flat, weight).to(weight.dtype)
+    mask = MASKS[rule](Latent(weight, scores, rate, p_pos))
+    expected, _ = decide(method, [weight], [scores], rate, p_pos)[0]
+    assert mask.dtype == torch.bool and torch.equal(mask, expected)
+
+
+def test_extremes_prune_the_middle_ranks() -> None:
+    weight = torch.tensor([[0.0, 7.0, -3.0, 1.0, 9.0, -8.0, 2.0, 5.0]])
+    mask = MASKS["extremes"](Latent(weight, prune_rate=0.5))
+    assert weight[mask].tolist() == [7, -3, 9, -8]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rule", list(MASKS))
+def test_each_rule_keeps_more_and_more_as_less_is_pruned(rule: str) -> None:
+    generator = torch.Generator().manual_seed(1)
+    weight, scores = (torch.randn(3, 40, generator=generator) for _ in range(2))
+    rates = [i / 200 for i in range(199, -1, -1)]
+    for p_pos in (0, 0.25, 0.5, 0.77, 1):
+        masks = [MASKS[rule](Latent(weight, scores, rate, p_pos)) for rate in rates]
+        whole = rule in ("edge-popup", "magnitude")
+        expected = [kept_of(120, r) if whole else 3 * kept_of(40, r) for r in rates]
+        assert [int(m.sum()) for m in masks] == expected
+        assert all((fewer <= more).all() for fewer, more in pairwise(masks))

@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from mpt_bihalf.data import Dataset, ImageSet, load_dataset
+from mpt_bihalf.training import Run, train
+
+
+@pytest.fixture(scope="session")
+def digits() -> Dataset:
+    return load_dataset("digits")
+
+
+@pytest.fixture(scope="session")
+def small(digits: Dataset) -> Dataset:
+    """300 training and 123 test images of the digits."""
+
+    def first(images: ImageSet, count: int) -> ImageSet:
+        return ImageSet(images.images[:count], images.labels[:count])
+
+    return replace(digits, train=first(digits.train, 300), test=first(digits.test, 123))
+
+
+@pytest.fixture
+def make_run() -> Callable[..., Run]:
+    """A short run on one thread: four steps an epoch on the small data."""
+
+    def make(**fields: object) -> Run:
+        settings = {"batch_size": 64, "epochs": 2, "threads": 1, "device": "cpu", **fields}
+        return Run(**settings)  # type: ignore[arg-type]
+
+    return make
+
+
+@pytest.fixture
+def trained(tmp_path: Path, small: Dataset, make_run: Callable[..., Run]) -> Callable[..., tuple[Run, Path]]:
+    """Train a short run; its configuration and its folder."""
+
+    def do(place: str = "run", **fields: object) -> tuple[Run, Path]:
+        run = make_run(**fields)
+        train(run, tmp_path / place, small, progress=False)
+        return run, tmp_path / place
+
+    return do
+
+
+@pytest.fixture
+def weights_of() -> Callable[[Path], dict[str, torch.Tensor]]:
+    """The weights in the checkpoint of a folder."""
+    return lambda folder: torch.load(folder / "checkpoint.pt", weights_only=True)["model"]

@@ -1,0 +1,211 @@
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+
+import pytest
+
+from mpt_bihalf.methods import METHODS
+from mpt_bihalf.models import MODELS
+from mpt_bihalf.training import Run
+
+# For each field that a result depends on: what makes it count, and two values.
+DEPENDS = {
+    "method": ({}, "mpt-bihalf", "mpt-sign"),
+    "model": ({}, "conv2", "conv4"),
+    "data": ({}, "digits", "cifar10"),
+    "image_size": ({}, 0, 32),
+    "prune_rate": ({}, 0.5, 0.6),
+    "p_pos": ({}, 0.5, 0.6),
+    "scope": ({}, "layer", "global"),
+    "skip": ({}, (), ("first",)),
+    "init": ({}, "kaiming_normal", "signed_constant"),
+    "scale": ({}, "kaiming", "l1"),
+    "latent_gradient": ({"method": "bihalf"}, "scaled", "unscaled"),
+    "score_gradient": ({}, "latent", "binary"),
+    "train_affine": ({}, False, True),
+    "epochs": ({}, 10, 11),
+    "batch_size": ({}, 128, 64),
+    "optimizer": ({}, "sgd", "adam"),
+    "lr": ({}, 0.1, 0.2),
+    "momentum": ({}, 0.9, 0.8),
+    "weight_decay": ({}, 1e-4, 1e-5),
+    "schedule": ({}, "cosine", "constant"),
+    "milestones": ({"schedule": "step"}, (3,), (3, 5)),
+    "holdout": ({}, 0.0, 0.1),
+    "seed": ({}, 0, 1),
+    "device": ({}, "cpu", "cuda"),
+    "precision": ({}, "fp32", "bf16"),
+    "threads": ({}, 1, 2),
+}
+
+IGNORED = [
+    ("sign", {"prune_rate": 0.9, "p_pos": 0.3, "scope": "global", "score_gradient": "binary", "train_affine": True}),
+    ("bihalf", {"prune_rate": 0.9, "scope": "filter", "score_gradient": "binary", "train_affine": True}),
+    ("dense", {"prune_rate": 0.9, "p_pos": 0.3, "scale": "l1", "skip": ("first",), "latent_gradient": "unscaled"}),
+    ("mpt-sign", {"p_pos": 0.3, "latent_gradient": "unscaled"}),
+    ("mpt-bihalf", {"latent_gradient": "unscaled"}),
+    ("mpt-balanced", {"scope": "global", "latent_gradient": "unscaled"}),
+    ("magnitude-sign", {"p_pos": 0.3, "scope": "global", "score_gradient": "binary", "train_affine": True}),
+    ("magnitude-bihalf", {"scope": "global", "score_gradient": "binary", "train_affine": True}),
+]
+
+UNKNOWN = ["method", "model", "data", "scope", "init", "scale", "latent_gradient", "score_gradient"]
+UNKNOWN += ["optimizer", "schedule", "precision"]
+
+
+def test_every_field_is_said_to_bear_on_the_result_or_not() -> None:
+    assert {field.name for field in fields(Run)} == {*DEPENDS, "data_root"}
+
+
+@pytest.mark.parametrize("field", DEPENDS)
+def test_the_hash_depends_on_what_determines_the_result(field: str) -> None:
+    settings, one, other = DEPENDS[field]
+    first, second = (Run(**{**settings, field: value}) for value in (one, other))
+    assert first.hash != second.hash
+    assert first.name != second.name
+    assert Run(**{**settings, field: one}).name == first.name
+
+
+def test_the_hash_does_not_depend_on_where_the_data_lie() -> None:
+    assert Run(data_root="/a").name == Run(data_root="/b").name
+
+
+@pytest.mark.parametrize(("method", "options"), IGNORED, ids=[method for method, _ in IGNORED])
+def test_options_that_a_method_does_not_look_at_do_not_make_another_run(
+    method: str, options: dict[str, object]
+) -> None:
+    for name, value in options.items():
+        assert Run(**{"method": method, name: value}) == Run(method=method), name  # type: ignore[arg-type]
+
+
+def test_the_cases_of_ignored_options_cover_every_method() -> None:
+    assert {method for method, _ in IGNORED} == set(METHODS)
+
+
+def test_options_that_other_options_make_void_do_not_make_another_run() -> None:
+    assert Run(milestones=(3,)) == Run()
+    assert Run(optimizer="adam", momentum=0.5) == Run(optimizer="adam")
+    assert Run(skip=("none",)) == Run()
+    assert Run(skip=("first", "first")) == Run(skip=("first",))
+
+
+@pytest.mark.parametrize(
+    ("method", "scale"),
+    [("mpt-sign", "l1"), ("mpt-bihalf", "kaiming"), ("mpt-balanced", "kaiming"), ("sign", "kaiming")],
+)
+def test_naming_a_methods_own_scale_does_not_make_another_run(method: str, scale: str) -> None:
+    assert Run(method=method, scale=scale) == Run(method=method)
+    assert Run(method=method).scale == scale
+
+
+def test_a_folder_of_images_is_one_run_however_its_path_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    written = ["folder:images", "folder:~/images", f"folder:{tmp_path}/images/", "folder:./images"]
+    assert len({Run(data=data).hash for data in written}) == 1
+    assert Run(data="folder:images").hash != Run(data="folder:others/images").hash
+
+
+@pytest.mark.parametrize("settings", [{}, {"schedule": "step", "milestones": (3, 5), "skip": ("first", "8")}])
+def test_a_configuration_survives_json(settings: dict[str, object]) -> None:
+    run = Run(**settings)  # type: ignore[arg-type]
+    again = Run.from_dict(json.loads(json.dumps(asdict(run))))
+    assert again == run
+    assert again.hash == run.hash
+
+
+def test_a_configuration_with_a_field_too_few_or_too_many_is_refused() -> None:
+    values = asdict(Run())
+    with pytest.raises(ValueError, match="colour"):
+        Run.from_dict({**values, "colour": "red"})
+    del values["lr"]
+    with pytest.raises(ValueError, match="'lr'"):
+        Run.from_dict(values)
+
+
+@pytest.mark.parametrize("field", UNKNOWN)
+@pytest.mark.parametrize("value", ["nothing", " ", "Sign", "a\nb", "ü"])
+def test_an_unknown_name_is_refused_in_one_line(field: str, value: str) -> None:
+    with pytest.raises(ValueError) as error:
+        Run(**{field: value})  # type: ignore[arg-type]
+    assert repr(value) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("field", [name for name in UNKNOWN if name != "scale"])
+def test_an_empty_name_is_refused(field: str) -> None:
+    with pytest.raises(ValueError):
+        Run(**{field: ""})  # type: ignore[arg-type]
+
+
+def test_an_unknown_model_is_told_the_known_ones() -> None:
+    with pytest.raises(ValueError, match=", ".join(MODELS)):
+        Run(model="conv3")
+
+
+NAN, INF = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize(
+    ("field", "values"),
+    [
+        ("prune_rate", [1.0, 1.5, -0.1, NAN, INF]),
+        ("p_pos", [1.5, -0.1, NAN, INF]),
+        ("holdout", [1.0, -0.1, NAN, INF]),
+        ("lr", [-0.1, NAN, INF, -INF]),
+        ("weight_decay", [-0.1, NAN, INF]),
+        ("momentum", [-0.1, 1.0, NAN, INF]),
+        ("epochs", [0, -1]),
+        ("batch_size", [0, -1]),
+        ("image_size", [-1]),
+        ("seed", [-1, 2**63]),
+        ("threads", [-1]),
+    ],
+)
+def test_a_number_out_of_range_is_refused_by_name(field: str, values: list[float]) -> None:
+    for value in values:
+        with pytest.raises(ValueError, match=rf"^{field} must .* not {str(value).replace('.', '[.]')}$"):
+            Run(**{field: value})  # type: ignore[arg-type]
+
+
+def test_the_ends_of_the_ranges_are_allowed() -> None:
+    Run(prune_rate=0.0, p_pos=0.0, holdout=0.0, lr=0.0, weight_decay=0.0, momentum=0.0, seed=0)
+    Run(p_pos=1.0, seed=2**63 - 1)
+
+
+@pytest.mark.parametrize("milestones", [(), (-1,), (0, -3)])
+def test_a_step_schedule_needs_milestones_within_the_run(milestones: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="milestones"):
+        Run(schedule="step", milestones=milestones)
+
+
+def test_a_resolved_run_names_its_device_and_its_threads() -> None:
+    run = Run().resolved()
+    assert run.device != "auto"
+    assert run.threads >= 1
+    assert run.resolved() == run
+    assert replace(Run(), threads=3).resolved().threads == 3
+
+
+@pytest.mark.parametrize("path", ["/data/mine", "/data/my pictures", "/a:b", "C:/x", "/x/", ".", "..", "~", "/", "/ü"])
+def test_a_runs_folder_is_one_name_below_its_parent_whatever_the_data(path: str, tmp_path: Path) -> None:
+    folder = tmp_path / Run(data=f"folder:{path}").name
+    folder.mkdir()
+    assert [child.name for child in tmp_path.iterdir()] == [folder.name]
+    assert not set(folder.name) & set('/\\:*?"<>|\n\0')
+
+
+@pytest.mark.parametrize("name", ["a" * 240, "é" * 120, "line\nbreak", 'a*b?"<c>|'])
+def test_odd_names_of_data_folders_make_plain_names_of_run_folders(name: str, tmp_path: Path) -> None:
+    folder = tmp_path / Run(data=f"folder:{tmp_path / name}").name
+    folder.mkdir()
+    assert not set(folder.name) & set('/\\:*?"<>|\n\0')
+
+
+def test_a_runs_folder_can_be_read() -> None:
+    assert Run(method="mpt-sign", prune_rate=0.25, seed=7).name.startswith("conv2-digits-mpt-sign-pruned0.25-seed7-")
+    assert Run(method="sign", seed=7).name.startswith("conv2-digits-sign-seed7-")

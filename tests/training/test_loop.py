@@ -1,0 +1,362 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from math import log
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.optim import SGD
+from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, MultiStepLR
+
+from mpt_bihalf import METHODS, binary_layers
+from mpt_bihalf.data import Dataset, evaluation_batches
+from mpt_bihalf.training import Run, loop, train, train_step
+from mpt_bihalf.training.loop import build_model, build_optimizer, check_fits, evaluate, summarise
+
+Trained = Callable[..., tuple[Run, Path]]
+Weights = Callable[[Path], dict[str, Tensor]]
+
+
+class Constant(nn.Module):
+    """Gives every class the same logit."""
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(()))
+        self.classes = classes
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.bias * torch.ones(len(x), self.classes)
+
+
+@pytest.fixture
+def steps(monkeypatch: pytest.MonkeyPatch) -> list[tuple[float, int]]:
+    """Learning rate and batch size of each step that is made."""
+    made: list[tuple[float, int]] = []
+    step = loop.train_step
+
+    def note(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, *others: Any) -> Tensor:
+        made.append((optimizer.param_groups[0]["lr"], len(x)))
+        return step(model, optimizer, x, *others)
+
+    monkeypatch.setattr(loop, "train_step", note)
+    return made
+
+
+def scheduled(make: Callable[[SGD], LRScheduler], steps: int) -> list[float]:
+    """Learning rates as torch's own scheduler gives them, from 0.4."""
+    optimizer = SGD([nn.Parameter(torch.zeros(1))], 0.4)
+    scheduler = make(optimizer)
+    rates = []
+    for _ in range(steps):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    return rates
+
+
+@pytest.mark.parametrize(
+    ("options", "scheduler"),
+    [
+        ({"schedule": "cosine"}, lambda optimizer: CosineAnnealingLR(optimizer, T_max=12)),
+        ({"schedule": "step", "milestones": (1, 2)}, lambda optimizer: MultiStepLR(optimizer, [4, 8], gamma=0.1)),
+        ({"schedule": "constant"}, lambda optimizer: MultiStepLR(optimizer, [])),
+    ],
+    ids=["cosine", "step", "constant"],
+)
+def test_the_learning_rate_of_each_step_is_that_of_torchs_scheduler(
+    options: dict[str, object], scheduler: Any, trained: Trained, steps: list[tuple[float, int]]
+) -> None:
+    trained(lr=0.4, epochs=3, **options)
+    assert [rate for rate, _ in steps] == pytest.approx(scheduled(scheduler, 12), rel=1e-9)
+
+
+def test_the_last_incomplete_batch_is_dropped(trained: Trained, steps: list[tuple[float, int]]) -> None:
+    _, folder = trained(batch_size=64, epochs=2)  # 300 images
+    assert [size for _, size in steps] == [64] * 8
+    hits = pd.read_csv(folder / "metrics.csv")["train_top1"] / 100 * 256
+    assert hits.tolist() == pytest.approx(hits.round().tolist(), abs=1e-6)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_result_is_what_a_plain_evaluation_of_the_saved_network_gives(
+    method: str, trained: Trained, small: Dataset, weights_of: Weights
+) -> None:
+    run, folder = trained(method=method, epochs=2, lr=0.05)
+    model = build_model(run, small)
+    model.load_state_dict(weights_of(folder))
+    x = ((small.test.images.double() / 255 - small.mean[0]) / small.std[0]).float()
+    with torch.no_grad():
+        logits = model(x).double().numpy()
+    y = small.test.labels.numpy()
+    ranking = np.argsort(-logits, axis=1)
+    chances = np.exp(logits - logits.max(1, keepdims=True))
+    chances /= chances.sum(1, keepdims=True)
+    result = json.loads((folder / "result.json").read_text())
+    assert result["status"] == "finished"
+    assert result["test_top1"] == pytest.approx(100 * np.mean(ranking[:, 0] == y), rel=1e-9)
+    assert result["test_top5"] == pytest.approx(100 * np.mean((ranking[:, :5] == y[:, None]).any(1)), rel=1e-9)
+    assert result["test_loss"] == pytest.approx(-np.log(chances[np.arange(len(y)), y]).mean(), rel=1e-4)
+
+
+def test_evaluation_does_not_depend_on_the_batches(small: Dataset, make_run: Callable[..., Run]) -> None:
+    run = make_run()
+    model = build_model(run, small)
+    whole, parts = (evaluate(model, evaluation_batches(small.test, small, size), "test", run) for size in (123, 10))
+    assert parts == pytest.approx(whole, rel=1e-5)
+
+
+def test_a_dead_network_does_not_count_as_right(small: Dataset, make_run: Callable[..., Run]) -> None:
+    model = Constant(10)
+    figures = evaluate(model, evaluation_batches(small.test, small, 50), "test", make_run())
+    shares = np.sort(np.bincount(small.test.labels.numpy(), minlength=10) / 1.23)[::-1]
+    assert figures["test_top1"] <= shares[0] + 1e-6
+    assert figures["test_top5"] <= shares[:5].sum() + 1e-6
+    assert figures["test_loss"] == pytest.approx(log(10))
+    y = torch.arange(100) % 10
+    _, top1, top5 = train_step(model, SGD(model.parameters(), 0.0), torch.zeros(100, 1, 8, 8), y).tolist()
+    assert (top1, top5) == (10, 50)
+
+
+def test_a_network_pruned_to_nothing_trains_at_chance(trained: Trained) -> None:
+    _, folder = trained(method="mpt-sign", prune_rate=0.9999999, epochs=1)
+    result = json.loads((folder / "result.json").read_text())
+    assert result["test_loss"] == pytest.approx(log(10), rel=1e-6)
+    assert 0 <= result["test_top1"] < 25
+
+
+def test_the_best_epoch_stands_beside_the_last_and_the_holdout_alone_selects_it() -> None:
+    plain = [{"epoch": i + 1, "test_top1": top1, "test_loss": -i} for i, top1 in enumerate([20.0, 60.0, 50.0])]
+    assert summarise(plain) == {
+        "epochs": 3, "test_top1": 50.0, "test_loss": -2, "best_epoch": 2, "best_epoch_test_top1": 60.0
+    }  # fmt: skip
+    held_out = [{**epoch, "validation_top1": top1} for epoch, top1 in zip(plain, [30.0, 10.0, 20.0], strict=True)]
+    result = summarise(held_out)
+    assert (result["best_epoch"], result["best_epoch_test_top1"], result["test_top1"]) == (1, 20.0, 50.0)
+
+
+def test_a_holdout_is_trained_on_by_no_step_and_evaluated_whole(
+    trained: Trained, small: Dataset, weights_of: Weights, steps: list[tuple[float, int]]
+) -> None:
+    run, folder = trained(holdout=0.3, epochs=2)
+    assert len(steps) == 2 * (210 // 64)
+    model = build_model(run, small)
+    model.load_state_dict(weights_of(folder))
+    _, held_out = small.hold_out(0.3)
+    with torch.no_grad():
+        logits = model(((held_out.images.double() / 255 - small.mean[0]) / small.std[0]).float())
+    metrics = pd.read_csv(folder / "metrics.csv")
+    assert metrics["validation_top1"].iloc[-1] == pytest.approx(
+        100 * (logits.argmax(1) == held_out.labels).double().mean().item()
+    )
+    result = json.loads((folder / "result.json").read_text())
+    best = metrics.iloc[metrics["validation_top1"].argmax()]
+    assert (result["best_epoch"], result["best_epoch_test_top1"]) == (best["epoch"], best["test_top1"])
+
+
+def test_a_nan_ends_the_run_as_diverged_and_names_the_layer(trained: Trained) -> None:
+    _, folder = trained(method="sign", lr=1e38, weight_decay=10.0, epochs=2)
+    result = json.loads((folder / "result.json").read_text())
+    assert result == {"status": "diverged: NaN in layer '0' in epoch 1"}
+
+
+@pytest.mark.parametrize("layer", ["0", "6", "10"])
+@pytest.mark.parametrize("method", ["bihalf", "mpt-bihalf"])
+def test_the_layer_named_is_the_one_with_the_nan(
+    method: str, layer: str, tmp_path: Path, small: Dataset, make_run: Callable[..., Run], monkeypatch: Any
+) -> None:
+    step = loop.train_step
+
+    def poison(model: nn.Module, *others: Any) -> Tensor:
+        totals = step(model, *others)
+        part = dict((name, (binary, weight)) for name, binary, weight in binary_layers(model))[layer]
+        with torch.no_grad():
+            (part[1] if part[0].scores is None else part[0].scores).view(-1)[3] = float("nan")
+        return totals
+
+    monkeypatch.setattr(loop, "train_step", poison)
+    result = train(make_run(method=method), tmp_path / "run", small, progress=False)
+    assert result == {"status": f"diverged: NaN in layer {layer!r} in epoch 1"}
+    assert json.loads((tmp_path / "run" / "result.json").read_text()) == result
+
+
+def test_a_loss_that_is_not_finite_ends_a_dense_run_too(trained: Trained) -> None:
+    _, folder = trained(method="dense", lr=1e30, epochs=2)
+    assert json.loads((folder / "result.json").read_text())["status"].startswith("diverged: ")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_step_runs_on_the_meta_device(method: str, small: Dataset, make_run: Callable[..., Run]) -> None:
+    with torch.device("meta"):
+        model = build_model(make_run(method=method), small)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = SGD(trained, 0.1, momentum=0.9, weight_decay=1e-4, fused=False)
+    x, y = torch.empty(8, 1, 8, 8, device="meta"), torch.empty(8, dtype=torch.int64, device="meta")
+    totals = train_step(model, optimizer, x, y)
+    assert totals.device.type == "meta"
+    assert totals.shape == (3,)
+    assert all(parameter.grad is not None for parameter in trained)
+
+
+@pytest.mark.parametrize("method", ["bihalf", "mpt-bihalf"])
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_the_same_seed_gives_the_same_bits_and_another_seed_others(
+    method: str, optimizer: str, trained: Trained, weights_of: Weights
+) -> None:
+    options = {"method": method, "optimizer": optimizer, "lr": 0.01}
+    first, again, other = (
+        weights_of(trained(place, seed=seed, **options)[1]) for place, seed in (("a", 3), ("b", 3), ("c", 4))
+    )
+    assert first.keys() == again.keys() == other.keys()
+    for name, value in first.items():
+        assert torch.equal(value, again[name]), name
+        assert not torch.equal(value, other[name]), name
+
+
+def test_methods_of_one_seed_begin_with_the_same_draw(small: Dataset, make_run: Callable[..., Run]) -> None:
+    draws: dict[str, dict[str, Tensor]] = {}
+    scores: dict[str, dict[str, Tensor]] = {}
+    for method in METHODS:
+        model = build_model(make_run(method=method, seed=11), small)
+        named = {name: weight for name, _, weight in binary_layers(model)}
+        named = named or {name.removesuffix(".weight"): weight for name, weight in model.named_parameters()}
+        # Masked methods draw for the kept part of the fan: the same numbers, another spread.
+        draws[method] = {name: weight.detach() / weight.detach().std() for name, weight in named.items()}
+        scores[method] = {name: part.scores for name, part, _ in binary_layers(model) if part.scores is not None}
+    for method in METHODS:
+        for layer, draw in draws["mpt-sign"].items():
+            torch.testing.assert_close(draws[method][layer], draw, rtol=1e-4, atol=1e-5)
+    for method in ("mpt-bihalf", "mpt-balanced"):
+        for layer, score in scores["mpt-sign"].items():
+            assert torch.equal(scores[method][layer], score)
+    other = build_model(make_run(method="mpt-sign", seed=12), small)
+    assert all(not torch.equal(part.scores, scores["mpt-sign"][name]) for name, part, _ in binary_layers(other))
+
+
+@pytest.mark.parametrize("method", ["sign", "mpt-sign"])
+def test_momentum_and_weight_decay_are_those_of_sgd_on_what_is_trained(
+    method: str, small: Dataset, make_run: Callable[..., Run]
+) -> None:
+    run = make_run(method=method, lr=0.3, momentum=0.7, weight_decay=0.01)
+    model = build_model(run, small)
+    optimizer = build_optimizer(run, model)
+    (group,) = optimizer.param_groups
+    assert isinstance(optimizer, SGD)
+    assert (group["lr"], group["momentum"], group["weight_decay"], group["nesterov"]) == (0.3, 0.7, 0.01, False)
+    expected = {id(weight if part.scores is None else part.scores) for _, part, weight in binary_layers(model)}
+    assert {id(parameter) for parameter in group["params"]} == expected
+
+
+def test_frozen_weights_stay_to_the_last_bit(trained: Trained, small: Dataset, weights_of: Weights) -> None:
+    run, folder = trained(method="mpt-bihalf", weight_decay=0.1)
+    begun, ended = build_model(run, small).state_dict(), weights_of(folder)
+    for name, value in begun.items():
+        assert torch.equal(ended[name], value) == name.endswith("original"), name
+
+
+@pytest.mark.parametrize("stop", [1, 2])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"method": "bihalf", "holdout": 0.2},
+        {"method": "mpt-bihalf", "scope": "global", "optimizer": "adam", "lr": 0.01},
+        {"method": "mpt-sign", "schedule": "step", "milestones": (1, 2)},
+    ],
+    ids=["bihalf", "mpt-bihalf-global-adam", "mpt-sign-step"],
+)
+def test_an_interrupted_run_goes_on_as_if_it_had_not_been(
+    options: dict[str, object],
+    stop: int,
+    tmp_path: Path,
+    trained: Trained,
+    small: Dataset,
+    weights_of: Weights,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run, whole = trained(epochs=3, **options)
+    step, count = loop.train_step, 0
+
+    def interrupt(*arguments: Any) -> Tensor:
+        nonlocal count
+        count += 1
+        if count == stop * ((210 if run.holdout else 300) // 64) + 2:
+            raise KeyboardInterrupt
+        return step(*arguments)
+
+    folder = tmp_path / "interrupted"
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "train_step", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            train(run, folder, small, progress=False)
+    assert not (folder / "result.json").exists()
+    train(run, folder, small, progress=False)
+    for name in ("result.json", "metrics.csv", "layers.csv", "config.json"):
+        assert (folder / name).read_bytes() == (whole / name).read_bytes(), name
+    assert json.loads((folder / "times.json").read_text())["from_epoch"] == stop
+    for name, value in weights_of(whole).items():
+        assert torch.equal(weights_of(folder)[name], value), name
+
+
+def test_a_finished_run_started_again_trains_nothing(
+    trained: Trained, small: Dataset, steps: list[tuple[float, int]]
+) -> None:
+    run, folder = trained()
+    before = {name: (folder / name).read_bytes() for name in ("result.json", "metrics.csv", "layers.csv")}
+    steps.clear()
+    train(run, folder, small, progress=False)
+    assert steps == []
+    assert {name: (folder / name).read_bytes() for name in before} == before
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"batch_size": 301}, "batch_size 301 .* 300 training images"),
+        ({"batch_size": 211, "holdout": 0.3}, "batch_size 211 .* 210 training images"),
+        ({"model": "conv8"}, "multiple of 16, not 8x8"),
+        ({"skip": ("nothing",)}, "'nothing'"),
+        ({"skip": ("0", "2", "6", "8", "10")}, "no convolution or linear layer is left"),
+        ({"scope": "global", "prune_rate": 0.99999999}, "fewer than the 5 masked layers"),
+        ({"holdout": 1e-6}, "leaves one part empty"),
+    ],
+    ids=["batch", "batch of what is not held out", "size", "layer", "no layer", "places", "holdout"],
+)
+def test_a_run_that_does_not_fit_its_data_is_refused_before_a_folder_is_made(
+    options: dict[str, object], told: str, tmp_path: Path, small: Dataset, make_run: Callable[..., Run]
+) -> None:
+    with pytest.raises(ValueError, match=told):
+        train(make_run(**options), tmp_path / "run", small, progress=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_check_lets_pass_only_batches_that_the_rest_of_a_holdout_fills(
+    small: Dataset, make_run: Callable[..., Run]
+) -> None:
+    for share in np.linspace(0.01, 0.99, 99):
+        left = 300 - round(share * 300)
+        run = make_run(holdout=float(share), batch_size=max(left, 1))
+        if left in (0, 300):
+            continue
+        check_fits(run, small)
+        with pytest.raises(ValueError, match="batch_size"):
+            check_fits(replace(run, batch_size=left + 1), small)
+
+
+def test_mixed_precision_decides_the_same_signs_and_masks(small: Dataset, make_run: Callable[..., Run]) -> None:
+    for method in ("bihalf", "mpt-bihalf"):
+        models = [build_model(make_run(method=method, precision=precision), small) for precision in ("fp32", "bf16")]
+        for (_, part, weight), (_, other, same) in zip(*map(binary_layers, models), strict=True):
+            with torch.autocast("cpu", torch.bfloat16):
+                assert torch.equal(part.binary(weight), other.binary(same))
+
+
+def test_a_run_in_mixed_precision_learns(trained: Trained) -> None:
+    _, folder = trained(method="mpt-bihalf", precision="bf16", epochs=3)
+    assert json.loads((folder / "result.json").read_text())["test_top1"] > 30
