@@ -1,16 +1,14 @@
 """Accuracy against the fraction of pruned weights (Fig. 8): python experiments/prune_sweep.py --rates 0.1..0.9"""
 
-from pathlib import Path
-
 from mpt_bihalf.commandline import parse, run_command
-from mpt_bihalf.files import write_text
+from mpt_bihalf.files import output_folder, write_text
 from mpt_bihalf.report import draw_sweep, save_figure, sweep_table
 from mpt_bihalf.sweep import PruneSweep, read_records, run_all, write_results
 
 
 def main() -> None:
     sweep = parse(PruneSweep, "Sweep the pruning rate: accuracy of each method at each fraction of pruned weights.")
-    out = Path(sweep.out)
+    out = output_folder(sweep.out)
     runs = sweep.runs()
     run_all(runs, out)
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from pathlib import Path
 
 from .commandline import Parser, run_command
+from .files import output_folder
 from .training import Run, train
 
 
@@ -30,7 +30,7 @@ def main() -> None:
     training.add_arguments(Where, dest="where")
     options = parser.parse_args()
     run = options.run.resolved()
-    folder = Path(options.where.out) / run.name
+    folder = output_folder(options.where.out) / run.name
     result = train(run, folder)
     print(json.dumps(result, indent=2))
     print(f"run:    {folder}\ncurves: tensorboard --logdir {folder}")

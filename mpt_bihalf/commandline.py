@@ -24,6 +24,12 @@ class Parser(simple_parsing.ArgumentParser):
             **settings,
         )
 
+    def parse_known_args(self, args: Any = None, *further: Any, **settings: Any) -> Any:
+        for argument in sys.argv[1:] if args is None else args:
+            if argument.startswith("--") and argument.endswith("=--"):
+                self.error(f"argument {argument[:-3]}: expected a value")  # argparse would drop the two dashes
+        return super().parse_known_args(args, *further, **settings)
+
     def _preprocessing(self, *args: Any, **kwargs: Any) -> None:
         super()._preprocessing(*args, **kwargs)
         for action in self._actions:

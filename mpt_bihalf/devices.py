@@ -16,11 +16,11 @@ def pick_device(name: str) -> torch.device:
         return accelerator or torch.device("cpu")
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError):
+        torch.zeros(1, device=device).tolist()  # must hold values, as the meta device does not
+    except (RuntimeError, AssertionError, ImportError):
         here = "auto, cpu" + (f", {accelerator.type}" if accelerator else "")
         raise ValueError(f"device {name!r} is not available here; use one of: {here}") from None
-    return device
+    return torch.device("cpu") if device.type == "cpu" else device
 
 
 def host_reads_free(tensor: Tensor) -> bool:

@@ -45,6 +45,23 @@ def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     write_text(path, buffer.getvalue())
 
 
+def output_folder(name: str) -> Path:
+    """The folder that output goes to, which need not exist. ValueError where it cannot become a folder."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"the output folder {name!r} must have a name in UTF-8") from None
+    if not name.strip() or "\0" in name:
+        raise ValueError(f"the output folder needs a name, not {name!r}")
+    folder = Path(name).expanduser()
+    for place in (folder, *folder.absolute().parents):
+        if place.exists():
+            if not place.is_dir():
+                raise ValueError(f"the output folder {name!r} cannot be: {str(place)!r} is a file")
+            break
+    return folder
+
+
 def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)

@@ -36,7 +36,7 @@ def test_options_are_typed_and_written_with_dashes() -> None:
     assert given == Options(long_name=7, share=0.001, limit=2, names=["a", "b"], text="--x")
 
 
-@pytest.mark.parametrize("text", ["--", "", " ", "-1", "ü"])
+@pytest.mark.parametrize("text", ["--x", "", " ", "-1", "ü"])
 def test_any_text_reaches_a_text_option(text: str) -> None:
     assert read(f"--text={text}") == Options(text=text)
 
@@ -45,6 +45,7 @@ def test_any_text_reaches_a_text_option(text: str) -> None:
     ("arguments", "told"),
     [
         (["--nothing"], "--nothing"),
+        (["--text=--"], "--text"),
         (["--long_name", "1"], "--long_name"),
         (["--long", "1"], "--long"),
         (["--long-name", "x"], "--long-name"),

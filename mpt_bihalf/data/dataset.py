@@ -122,13 +122,17 @@ class Dataset:
         Every class gives its share, to within one image; the same images are taken each time. The mean and std stay
         those of the whole training set. Raises DataError unless 0 < share < 1 and neither part is empty.
         """
+        left, taken = stratified_split(self.train, self.held_out_count(share))
+        return replace(self, train=left), taken
+
+    def held_out_count(self, share: float) -> int:
+        """How many images `hold_out` takes; raises DataError as that does."""
         if not 0 < share < 1:
             raise DataError(f"cannot hold out a share of {share}: it must lie between 0 and 1, both excluded")
         count = round(share * len(self.train))
         if count in (0, len(self.train)):
             raise DataError(f"holding out {share} of {len(self.train)} training images leaves one part empty")
-        left, taken = stratified_split(self.train, count)
-        return replace(self, train=left), taken
+        return count
 
 
 def stratified_split(images: ImageSet, count: int) -> tuple[ImageSet, ImageSet]:

@@ -25,6 +25,7 @@ def fetch(title: str, root: Path, folder: str, download: Callable[[str], object]
     target = root / folder
     if os.path.exists(target):
         raise DataError(f"{target} does not hold the whole of {title}: complete it, or move it away to download afresh")
+    created = [path for path in (root, *root.parents) if not path.exists()]
     try:
         root.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".download-", dir=root) as staging:
@@ -33,6 +34,9 @@ def fetch(title: str, root: Path, folder: str, download: Callable[[str], object]
                 download(staging)
             _move(Path(staging) / folder, target)
     except (OSError, RuntimeError, EOFError, tarfile.TarError, zlib.error) as error:
+        with contextlib.suppress(OSError):
+            for made in created:  # innermost first, and only what is empty
+                made.rmdir()
         raise DataError(f"cannot download {title} to {root} ({error}): {remedy}; {NEED_NO_DOWNLOAD}") from error
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from mpt_bihalf.data import cache
+
 from .dataset import DataError, Dataset, ImageSet, resize
 from .locations import cache_root
 

@@ -33,19 +33,22 @@ def summarise_trials(records: list[dict[str, Any]]) -> pd.DataFrame:
 def split_settings(summary: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
     """The summary in titled parts that a table or a panel shows each: by network, data and whatever else was varied.
 
-    A field was varied if one method has several values of it; methods differ by themselves in, say, their scale.
+    A field was varied if one method has several values of it; methods differ by themselves in, say, their scale. A
+    method with one value of a field that others vary (it does not look at it) stands in every part.
     """
-    varied = [
-        name
-        for name in summary.columns
-        if name not in (*PLACED, "mean", "std", "finished", "trials")
-        and (summary.groupby(["model", "data", "method"], dropna=False)[name].nunique(dropna=False) > 1).any()
-    ]
+    candidates = [name for name in summary.columns if name not in (*PLACED, "mean", "std", "finished", "trials")]
     parts = []
-    for values, part in summary.groupby(["model", "data", *varied], sort=False, dropna=False):
-        model, data, *further = values
-        extra = [f"{name} {value}" for name, value in zip(varied, further, strict=True)]
-        parts.append((", ".join([model, _short(data), *extra]), part))
+    for (model, data), block in summary.groupby(["model", "data"], sort=False):
+        values = block.groupby("method", sort=False)[candidates].nunique(dropna=False)
+        varied = [name for name in candidates if (values[name] > 1).any()]
+        ignored = {name: block["method"].map(values[name] == 1) for name in varied}
+        points = block[varied].drop_duplicates() if varied else pd.DataFrame(index=[0])
+        for _, point in points.iterrows():
+            chosen = pd.Series(True, index=block.index)
+            for name in varied:
+                chosen &= (block[name] == point[name]) | ignored[name]
+            extra = [f"{name} {point[name]}" for name in varied]
+            parts.append((", ".join([str(model), _short(str(data)), *extra]), block[chosen]))
     return parts
 
 

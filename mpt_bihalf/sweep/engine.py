@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -20,8 +21,8 @@ def run_all(runs: list[Run], out: Path) -> None:
     def data(name: str, root: str, image_size: int) -> Dataset:
         return load_dataset(name, root or None, image_size or None)
 
-    missing = [run for run in runs if read_result(run_folder(out, run)) is None]
-    for run in missing:
+    missing = [run for run in runs if read_result(run_folder(out, run), run) is None]
+    for run in dict.fromkeys(replace(run, seed=0) for run in missing):
         check_fits(run, data(run.data, run.data_root, run.image_size))
     done = len(runs) - len(missing)
     if done:

@@ -59,8 +59,8 @@ class PruneSweep:
             raise ValueError(f"unknown recipe {self.recipe!r}; known: {', '.join(PRUNE_SWEEP)}")
         recipe = PRUNE_SWEEP[self.recipe]
         trials = recipe.trials if self.trials is None else self.trials
-        if trials < 1:
-            raise ValueError(f"trials must be at least 1, not {trials}")
+        if not 1 <= trials <= 10_000:
+            raise ValueError(f"trials must lie in 1 to 10,000, not {trials}")
         rates = parse_rates(self.rates)
         models, methods = _words(self.models) or recipe.models, _words(self.methods) or recipe.methods
         settings = {
@@ -111,7 +111,7 @@ def parse_rates(text: str) -> list[float]:
 
 def _rate(part: str, text: str) -> Decimal:
     rate = _decimal(part, text)
-    if not 0 <= rate < 1:
+    if not 0 <= rate < 1 or float(rate) == 1:
         raise ValueError(f"rates {text!r}: {part.strip()} is not in [0, 1)")
     return rate
 
@@ -121,7 +121,7 @@ def _decimal(part: str, text: str) -> Decimal:
         value = Decimal(part.strip())
     except InvalidOperation:
         value = Decimal("nan")
-    if not value.is_finite():
+    if not value.is_finite() or (value and not -15 <= value.adjusted() <= 15):
         raise ValueError(f"rates {text!r}: {part.strip()!r} is not a number; write e.g. 0.5, 0.1..0.9 or 0.1..0.9:0.2")
     return value
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from dataclasses import asdict
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ import pandas as pd
 from ..files import write_csv
 from ..methods import METHODS
 from ..training import Run
-from ..training.loop import RESULT
+from ..training.loop import DIVERGED, FIGURES, FINISHED, RESULT
 
 SETTING = ("method", "prune_rate", "seed")
 
@@ -22,18 +24,28 @@ def run_folder(out: Path, run: Run) -> Path:
     return out / "runs" / run.name
 
 
-def read_result(folder: Path) -> dict[str, Any] | None:
-    """The result of the run in this folder; None where it is not finished."""
+def read_result(folder: Path, run: Run) -> dict[str, Any] | None:
+    """The result of this run, in its folder; None where it is not finished, or the file is none that a run leaves."""
     try:
         result = json.loads((folder / RESULT).read_text())
-    except (FileNotFoundError, ValueError):
+    except (OSError, ValueError):
         return None
-    return result if isinstance(result, dict) and "status" in result else None
+    if not isinstance(result, dict) or not isinstance(result.get("status"), str):
+        return None
+    if result["status"].startswith(DIVERGED):
+        return {"status": result["status"]}
+    figures = {name: value for name, value in result.items() if name != "status"}
+    whole = result["status"] == FINISHED and set(figures) >= {"epochs", *FIGURES} and figures["epochs"] == run.epochs
+    sound = all(isinstance(value, int | float) and isfinite(value) for value in figures.values())
+    return result if whole and sound else None
 
 
 def find_runs(out: Path) -> list[Run]:
     """The runs that have a folder in a sweep's output folder, by method, rate and seed."""
-    runs = [Run.from_dict(json.loads(file.read_text())) for file in (out / "runs").glob("*/config.json")]
+    runs = []
+    for file in (out / "runs").glob("*/config.json"):
+        with suppress(OSError, ValueError, TypeError):  # a folder that is no run's is nobody's record
+            runs.append(Run.from_dict(json.loads(file.read_text())))
     methods = list(METHODS)
     return sorted(runs, key=lambda run: (run.model, run.data, methods.index(run.method), run.prune_rate, run.seed))
 
@@ -53,9 +65,10 @@ def read_records(out: Path, runs: list[Run]) -> list[dict[str, Any]]:
     rows = []
     for run in runs:
         folder = run_folder(out, run)
-        result = read_result(folder)
+        result = read_result(folder, run)
         if result is not None:
-            rows.append({"run": folder.name, **_flat(asdict(run)), **result})
+            row = {"run": folder.name, **_flat(asdict(run))}
+            rows.append(row | {name: value for name, value in result.items() if name not in row or name == "epochs"})
     return rows
 
 

@@ -30,25 +30,36 @@ def save_checkpoint(folder: Path, run: Run, model: nn.Module, optimizer: Optimiz
 
 
 def load_checkpoint(folder: Path, run: Run, model: nn.Module, optimizer: Optimizer) -> History | None:
-    """Put the last checkpoint's state into model and optimizer and return its history; None if there is none to use.
+    """Put the last checkpoint's state into model and optimizer and return its history; None if there is none.
 
-    Nothing but tensors and plain values is unpickled. Raises ValueError for a file that is no checkpoint of this run.
+    Nothing but tensors and plain values is unpickled. Raises ValueError for a file that is no checkpoint of this run;
+    model and optimizer may then hold a part of it.
     """
     path = folder / CHECKPOINT
     if not path.exists():
         return None
     try:
         state = torch.load(path, map_location=_device_of(model), weights_only=True)
-        saved_run, weights, moments, history = (state[key] for key in ("run", "model", "optimizer", "history"))
-        same = Run.from_dict(saved_run).hash == run.hash
-    except Exception as fault:  # torch raises many kinds for a file that is truncated, corrupted or something else
+        if Run.from_dict(state["run"]).hash != run.hash:
+            raise ValueError("it belongs to another run")
+        history = _sound(state["history"], run)
+        model.load_state_dict(state["model"])
+        if state["optimizer"] is not None:
+            optimizer.load_state_dict(state["optimizer"])
+        elif len(history["epochs"]) < run.epochs:
+            raise ValueError("it has no optimizer to go on with")
+    except Exception as fault:  # a file that is truncated, corrupted or something else makes torch raise many kinds
         reason = f"{type(fault).__name__}: {fault}".splitlines()[0]
-        raise ValueError(f"{path} is not a readable checkpoint ({reason})") from fault
-    if not same:
-        raise ValueError(f"{path} belongs to another run")
-    model.load_state_dict(weights)
-    if moments is not None:
-        optimizer.load_state_dict(moments)
+        raise ValueError(f"{path} is no checkpoint to go on from ({reason})") from fault
+    return history
+
+
+def _sound(history: Any, run: Run) -> History:
+    epochs, layers = history["epochs"], history["layers"]
+    if [row["epoch"] for row in epochs] != list(range(1, len(epochs) + 1)) or not 0 < len(epochs) <= run.epochs:
+        raise ValueError("its history is not that of this run")
+    if not all(isinstance(row, dict) for row in layers):
+        raise ValueError("its history of the layers is damaged")
     return history
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -103,12 +104,15 @@ class Run:
         fraction_within(self.prune_rate, "prune_rate", below_one=True)
         fraction_within(self.p_pos, "p_pos")
         fraction_within(self.holdout, "holdout", below_one=True)
-        for field, lowest in (("epochs", 1), ("batch_size", 1), ("image_size", 0), ("seed", 0), ("threads", 0)):
-            if getattr(self, field) < lowest:
-                raise ValueError(f"{field} must be at least {lowest}, not {getattr(self, field)}")
-        for field, limit in (("seed", 2**63), ("threads", 1025), ("image_size", 10_001)):
-            if getattr(self, field) >= limit:
-                raise ValueError(f"{field} must be below {limit}, not {getattr(self, field)}")
+        for field, lowest, highest in (
+            ("epochs", 1, 1_000_000),
+            ("batch_size", 1, 1_000_000),
+            ("image_size", 0, 1024),
+            ("seed", 0, 2**63 - 1),
+            ("threads", 0, 1024),
+        ):
+            if not lowest <= getattr(self, field) <= highest:
+                raise ValueError(f"{field} must lie in {lowest} to {highest}, not {getattr(self, field)}")
         for field in ("lr", "weight_decay"):
             if not 0 <= getattr(self, field) < float("inf"):
                 raise ValueError(f"{field} must be a finite number of at least 0, not {getattr(self, field)}")
@@ -116,6 +120,8 @@ class Run:
             raise ValueError(f"momentum must lie in [0, 1), not {self.momentum}")
         if self.schedule == "step" and not self.milestones:
             raise ValueError("the step schedule needs --milestones")
+        if any(milestone < 1 for milestone in self.milestones):
+            raise ValueError(f"milestones must be epochs from 1 on, not {min(self.milestones)}")
         self._canonise()
 
     def _canonise(self) -> None:
@@ -153,13 +159,14 @@ class Run:
     def hash(self) -> str:
         """Ten hexadecimal digits of all that determines the result."""
         facts = {name: value for name, value in asdict(self).items() if name not in WHERE}
+        facts["device"] = self.device.split(":")[0]  # which one of several like it makes no difference
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:10]
 
     @property
     def name(self) -> str:
         """The run's folder: readable parts, then the hash."""
         rate = f"-pruned{self.prune_rate:g}" if METHODS[self.method].mask is not None else ""
-        data = Path(self.data).name.replace(":", "-")
+        data = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(self.data).name)[:40]
         return f"{self.model}-{data}-{self.method}{rate}-seed{self.seed}-{self.hash}"
 
     @classmethod

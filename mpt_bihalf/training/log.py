@@ -37,7 +37,9 @@ class LayerLog:
                 "mask_change": measures.mask_change(self._before[name], binary),
             }
             values = torch.stack([value.float() for value in figures.values()]).tolist()  # the device is read once
-            rows.append({"epoch": epoch, "layer": name, "weights": binary.numel(), **dict(zip(figures, values, strict=True))})
+            rows.append(
+                {"epoch": epoch, "layer": name, "weights": binary.numel(), **dict(zip(figures, values, strict=True))}
+            )
         self._before = now
         return rows
 

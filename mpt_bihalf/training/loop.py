@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import platform
+import sys
+import tempfile
 import time
 from collections.abc import Iterable
+from contextlib import nullcontext
 from dataclasses import asdict
 from importlib.metadata import version
 from math import cos, isfinite, pi
@@ -29,6 +32,8 @@ from .log import Curves, LayerLog
 
 EVALUATION_BATCH = 500
 RESULT = "result.json"
+FINISHED, DIVERGED = "finished", "diverged"
+FIGURES = [f"{split}_{figure}" for split in ("train", "test") for figure in ("loss", "top1", "top5")]
 
 
 class Diverged(ArithmeticError):
@@ -51,11 +56,8 @@ def train(run: Run, folder: Path, dataset: Dataset | None = None, progress: bool
     dataset = (dataset or load_run_data(run)).to(device)
     check_fits(run, dataset)
     dataset, validation = dataset.hold_out(run.holdout) if run.holdout else (dataset, None)
-    model = build_model(run, dataset).to(device).to(memory_format=torch.channels_last)
-    optimizer = build_optimizer(run, model)
-
     folder.mkdir(parents=True, exist_ok=True)
-    history = resume(folder, run, model, optimizer)
+    model, optimizer, history = resume(folder, run, dataset)
     write_json(folder / "config.json", asdict(run))
     write_json(folder / "environment.json", environment())
     steps = len(dataset.train) // run.batch_size
@@ -90,9 +92,9 @@ def train(run: Run, folder: Path, dataset: Dataset | None = None, progress: bool
             curves.add(figures, layers, optimizer.param_groups[0]["lr"])
             bar.set_postfix({"test top-1": f"{figures['test_top1']:.2f}%", "loss": f"{figures['train_loss']:.3f}"})
             save_checkpoint(folder, run, model, optimizer if epoch + 1 < run.epochs else None, history)
-        result = {"status": "finished", **summarise(history["epochs"])}
+        result = {"status": FINISHED, **summarise(history["epochs"])}
     except Diverged as fault:
-        result = {"status": f"diverged: {fault}"}
+        result = {"status": f"{DIVERGED}: {fault}"}
     finally:
         bar.close()
         curves.close()
@@ -110,26 +112,34 @@ def load_run_data(run: Run) -> Dataset:
 
 def check_fits(run: Run, dataset: Dataset) -> None:
     """Raise ValueError where network, method or batch do not fit the data; costs no memory for weights."""
-    images = len(dataset.train) - int(run.holdout * len(dataset.train))
+    images = len(dataset.train) - (dataset.held_out_count(run.holdout) if run.holdout else 0)
     if run.batch_size > images:
         raise ValueError(f"batch_size {run.batch_size} is more than the {images} training images of {run.data}")
     with torch.device("meta"):
         build_model(run, dataset)
 
 
-def resume(folder: Path, run: Run, model: nn.Module, optimizer: Optimizer) -> History:
-    """Put the last checkpoint into model and optimizer; its history, or an empty one where there is none to go on from.
+def resume(folder: Path, run: Run, dataset: Dataset) -> tuple[nn.Module, Optimizer, History]:
+    """Model, optimizer and history as the last checkpoint has them, or new ones where there is none to go on from.
 
-    A checkpoint that cannot be read is put aside, and the run starts over.
+    A checkpoint that cannot be used is put aside, and the run starts over.
     """
+    model, optimizer = build(run, dataset)
     try:
         history = load_checkpoint(folder, run, model, optimizer)
     except ValueError as fault:
-        aside = folder / f"{CHECKPOINT}.unreadable"
-        tqdm.write(f"{fault}; it is kept as {aside.name}, and the run starts over")
+        aside = Path(tempfile.mkdtemp(dir=folder, prefix="unusable-")) / CHECKPOINT
         (folder / CHECKPOINT).replace(aside)
+        tqdm.write(f"{fault}; it is kept as {aside}, and the run starts over", file=sys.stderr)
+        model, optimizer = build(run, dataset)  # loading may have got half-way
         history = None
-    return history or {"epochs": [], "layers": []}
+    return model, optimizer, history or {"epochs": [], "layers": []}
+
+
+def build(run: Run, dataset: Dataset) -> tuple[nn.Module, Optimizer]:
+    """The run's network and optimizer at its start, on the device of the data."""
+    model = build_model(run, dataset).to(dataset.train.images.device).to(memory_format=torch.channels_last)
+    return model, build_optimizer(run, model)
 
 
 def build_model(run: Run, dataset: Dataset) -> nn.Module:
@@ -218,7 +228,7 @@ def environment() -> dict[str, str]:
 
 
 def _logits(model: nn.Module, x: Tensor, precision: str) -> Tensor:
-    with torch.autocast(x.device.type, torch.bfloat16, enabled=precision == "bf16"):
+    with torch.autocast(x.device.type, torch.bfloat16) if precision == "bf16" else nullcontext():
         return model(x).float()
 
 

@@ -12,7 +12,15 @@ from mpt_bihalf.sweep import find_runs, read_layers, read_records, write_results
 from mpt_bihalf.sweep.records import read_result, run_folder
 from mpt_bihalf.training import Run
 
-RESULT = {"status": "finished", "epochs": 3, "test_top1": 81.25, "best_epoch": 2, "best_epoch_test_top1": 90.0}
+RUN = Run(epochs=3)
+RESULT = {
+    "status": "finished",
+    "epochs": 3,
+    **dict.fromkeys(("train_loss", "train_top1", "train_top5", "test_loss", "test_top5"), 1.5),
+    "test_top1": 81.25,
+    "best_epoch": 2,
+    "best_epoch_test_top1": 90.0,
+}
 
 
 @pytest.fixture
@@ -25,7 +33,7 @@ def leave(tmp_path: Path) -> Callable[[Run, str], None]:
 
 
 def test_a_record_is_a_runs_configuration_and_its_result(tmp_path: Path, leave: Callable[[Run, str], None]) -> None:
-    run = Run(skip=("first", "last"), seed=4)
+    run = Run(skip=("first", "last"), seed=4, epochs=3)
     leave(run, json.dumps(RESULT))
     (record,) = read_records(tmp_path, [run])
     assert list(record) == ["run", *(field.name for field in fields(Run)), "status", *list(RESULT)[2:]]
@@ -37,7 +45,7 @@ def test_a_record_is_a_runs_configuration_and_its_result(tmp_path: Path, leave: 
 def test_only_finished_runs_have_records_in_the_order_asked_for(
     tmp_path: Path, leave: Callable[[Run, str], None]
 ) -> None:
-    runs = [Run(seed=seed) for seed in (3, 1, 2)]
+    runs = [Run(seed=seed, epochs=3) for seed in (3, 1, 2)]
     leave(runs[0], json.dumps(RESULT))
     leave(runs[2], json.dumps({"status": "diverged: NaN in layer '0' in epoch 1"}))
     assert [record["seed"] for record in read_records(tmp_path, runs)] == [3, 2]
@@ -58,6 +66,9 @@ BROKEN = [
     '{"status": null}',
 ]
 BROKEN += [
+    json.dumps({**RESULT, "test_top1": "high"}),
+    json.dumps({**RESULT, "test_loss": float("nan")}),
+    json.dumps({**RESULT, "epochs": 2}),
     '{"status": "finished"}',
     '{"status": "finished", "test_top1": "high"}',
     '{"status": "finished", "test_top1": NaN}',
@@ -67,21 +78,26 @@ BROKEN += [
 @pytest.mark.parametrize("text", BROKEN)
 def test_what_is_no_result_counts_as_not_done(text: str, tmp_path: Path) -> None:
     (tmp_path / "result.json").write_text(text)
-    assert read_result(tmp_path) is None
+    assert read_result(tmp_path, RUN) is None
+
+
+def test_a_result_cannot_change_what_the_configuration_says(tmp_path: Path, leave: Callable[[Run, str], None]) -> None:
+    leave(RUN, json.dumps({**RESULT, "seed": 7}))
+    assert read_records(tmp_path, [RUN])[0]["seed"] == 0
 
 
 def test_bytes_that_are_no_text_count_as_not_done(tmp_path: Path) -> None:
     (tmp_path / "result.json").write_bytes(b"\xff\xfe\x00")
-    assert read_result(tmp_path) is None
+    assert read_result(tmp_path, RUN) is None
 
 
 def test_a_folder_without_a_result_is_not_done(tmp_path: Path) -> None:
-    assert read_result(tmp_path) is None
-    assert read_result(tmp_path / "nothing") is None
+    assert read_result(tmp_path, RUN) is None
+    assert read_result(tmp_path / "nothing", RUN) is None
 
 
 def test_results_csv_has_a_line_a_run(tmp_path: Path, leave: Callable[[Run, str], None]) -> None:
-    runs = [Run(seed=1, data="folder:/a, b"), Run(seed=2)]
+    runs = [Run(seed=1, data="folder:/a, b", epochs=3), Run(seed=2, epochs=3)]
     leave(runs[0], json.dumps(RESULT))
     leave(runs[1], json.dumps({"status": "diverged: NaN in layer '0' in epoch 1"}))
     path = write_results(tmp_path, read_records(tmp_path, runs))

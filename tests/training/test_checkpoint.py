@@ -150,7 +150,8 @@ def test_code_in_a_checkpoint_is_not_run(tmp_path: Path, small: Dataset, make_ru
     result = train(make_run(epochs=1), folder, small, progress=False)
     assert not trap.exists()
     assert result["status"] == "finished"
-    torch.load(folder / f"{CHECKPOINT}.unreadable", weights_only=False)  # the trap does spring for a careless reader
+    (aside,) = folder.glob(f"unusable-*/{CHECKPOINT}")
+    torch.load(aside, weights_only=False)  # the trap does spring for a careless reader
     assert trap.exists()
 
 
@@ -164,7 +165,7 @@ def test_a_run_with_a_damaged_checkpoint_puts_it_aside_and_starts_over(
     damage(folder / CHECKPOINT)
     train(run, folder, small, progress=False)
     assert {name: (folder / name).read_bytes() for name in before} == before
-    assert (folder / f"{CHECKPOINT}.unreadable").exists()
+    assert len(list(folder.glob(f"unusable-*/{CHECKPOINT}"))) == 1
 
 
 def test_damaged_twice_is_put_aside_twice(trained: Callable[..., tuple[Run, Path]], small: Dataset) -> None:
