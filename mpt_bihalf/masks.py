@@ -5,11 +5,14 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Sequence
-from typing import TypeAlias, cast
+from copy import deepcopy
+from typing import Any, TypeAlias, cast
 
 import torch
 from torch import Tensor
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from .counts import Number, fraction_within, kept_count, round_half_up
 from .latent import Latent, filters
@@ -117,18 +120,21 @@ def balanced(latent: Latent) -> Tensor:
 class GlobalRanking:
     """All masked layers of a network, ranked together once for each pass through them."""
 
-    def __init__(self, prune_rate: Number) -> None:
+    def __init__(self, prune_rate: Number, layers: Sequence[torch.nn.Module] = ()) -> None:
         self.prune_rate = prune_rate
-        self.layers: list[torch.nn.Module] = []  # each with `scores`, in the model's order
+        self.layers = list(layers)  # each with `scores`, in the model's order
         self._masks: dict[int, Tensor] = {}  # of the layers that have not asked yet in this pass
         self._versions: tuple[tuple[int, int], ...] = ()
+        # torch's fused optimizers change a tensor without a new version, so their steps have to be heard of.
+        forget = weakref.WeakMethod(self.forget)
+        hook = register_optimizer_step_post_hook(lambda *_: (call := forget()) and call())
+        weakref.finalize(self, hook.remove)
 
     def mask_of(self, index: int) -> Tensor:
         """The mask of the layer at this place: bool, shape of its scores."""
         scores = [cast(Tensor, layer.scores) for layer in self.layers]
         versions = tuple((id(s), s._version) for s in scores)
-        # A layer that asks again starts a new pass, and a backward pass ends one. Scores are then ranked anew even if
-        # their versions tell no change: torch's fused optimizers and writes through `.data` leave them as they were.
+        # A layer that asks again starts a new pass: scores written through `.data` have no new version either.
         if versions != self._versions or index not in self._masks:
             self._masks = dict(enumerate(_ranked_together(scores, self.prune_rate)))
             self._versions = versions
@@ -137,6 +143,11 @@ class GlobalRanking:
     def forget(self) -> None:
         """Rank anew when next asked."""
         self._masks = {}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> GlobalRanking:
+        copy = memo[id(self)] = GlobalRanking(self.prune_rate)
+        copy.layers = deepcopy(self.layers, memo)
+        return copy
 
 
 def _scores_of(latent: Latent) -> Tensor:

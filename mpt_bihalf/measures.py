@@ -24,7 +24,7 @@ class Flips(NamedTuple):
 def bernoulli_entropy(share: Tensor) -> Tensor:
     """Entropy in bits, in [0, 1], of a bit that is +1 with probability `share`: exactly 1 at 1/2. NaN gives 0."""
     other = 1 - share
-    return -(torch.where(share > 0, share * share.log2(), 0) + torch.where(other > 0, other * other.log2(), 0))
+    return 0 - torch.where(share > 0, share * share.log2(), 0) - torch.where(other > 0, other * other.log2(), 0)
 
 
 def positive_share(binary: Tensor) -> Tensor:

@@ -41,6 +41,8 @@ class Method:
             raise ValueError(f"a method trains 'weights' or 'scores', not {self.trains!r}")
         if self.trains == "scores" and (self.mask is None or self.binarizer is None):
             raise ValueError(f"method {self.name!r} trains scores: it needs a mask rule and a binarizer")
+        if self.trains == "weights" and self.mask in (masks.edge_popup, masks.balanced):
+            raise ValueError(f"method {self.name!r} trains weights: its mask rule needs scores")
         if self.binarizer is None and self.mask is not None:
             raise ValueError(f"method {self.name!r} has a mask but no binarizer")
 

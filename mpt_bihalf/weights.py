@@ -7,7 +7,7 @@ scores, if any, are `layer.parametrizations.weight[0].scores`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import replace
 from math import sqrt
@@ -79,11 +79,15 @@ class BinaryWeight(nn.Module):
 
     def _look_at(self, weight: Tensor) -> Latent:
         """A Latent of this weight: a new one each time W trains, the same one as long as a frozen W does not change."""
-        now = (id(weight), weight._version, weight.data_ptr() if not weight.is_meta else 0, id(self.scores))
+        now = (
+            *(id(weight), weight._version, weight.data_ptr() if not weight.is_meta else 0, id(self.scores)),
+            *(self.prune_rate, self.p_pos, self.scope),
+        )
         if self._frozen and self._kept_latent is not None and self._kept_latent[0] == now:
             return self._kept_latent[1]
         latent = Latent(weight.detach(), self.scores, self.prune_rate, self.p_pos, self.scope, self.ranking, self.index)
-        self._kept_latent = (now, latent) if self._frozen else None
+        if self._frozen and not torch.is_inference_mode_enabled():  # its tensors could not be used in training
+            self._kept_latent = now, latent
         return latent
 
     def extra_repr(self) -> str:
@@ -111,8 +115,6 @@ class _StraightThrough(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         _, _, positive, alpha = ctx.saved_tensors
-        if ctx.latent.ranking is not None:
-            ctx.latent.ranking.forget()
         gradient = ctx.method.gradient(grads[0], ctx.latent, positive, alpha)
         of_weight, of_scores = (None, gradient) if ctx.method.trains == "scores" else (gradient, None)
         return of_weight, of_scores, None, None, None, None, None
@@ -145,13 +147,16 @@ def binarize_weights(
 ) -> Model:
     """Put a method on every convolution and linear weight of `model`, in place, and return the model.
 
+    That is the weight of each `Conv1d`, `Conv2d`, `Conv3d` and `Linear`; parameters that belong to no such layer (the
+    `in_proj_weight` of attention, say) stay as they are, and so do transposed convolutions.
+
     method: a name in `METHODS` or a `Method` of your own.
     prune_rate: fraction *pruned*, in [0, 1), for methods with a mask. (The reference MPT code uses a flag of that name
         for the fraction kept.)
     p_pos: prior of +1, in [0, 1], for methods that set the bit ratio; 1/2 is bi-half.
     scope: `layer`, `filter` or `global`: what the scores are ranked within, for the methods where that is open.
     skip: layers to leave as they are, by name (as in `model.named_modules()`) or by rule: `first` and `last` of the
-        convolution and linear layers, `downsample` (a residual network's shortcut convolutions).
+        convolution and linear layers, `downsample` (a residual network's shortcut convolutions), `none`.
     init: how latent weights begin: `kaiming_normal` (fan-in, gain sqrt(2), the fan being the connections kept),
         `signed_constant` (that standard deviation times the sign of a draw), or `keep` those there. Scores always begin
         Kaiming uniform with a = sqrt(5).
@@ -174,20 +179,21 @@ def binarize_weights(
         raise ValueError(f"unknown init {init!r}; known: {', '.join(INITS)}")
     layers = _layers_to_binarize(model, skip)
     if init == "keep":
-        for layer in layers:
-            check_rankable(layer.weight, f"the weight of {layer}")
-    together = method.scoped and scope == "global"
-    if together:
-        check_places([layer.weight.numel() for layer in layers], prune_rate)
+        for name, layer in layers.items():
+            check_rankable(layer.weight, f"the weight of layer {name!r}")
+    if not method.scoped:
+        scope = "layer"
+    ranking = GlobalRanking(prune_rate) if scope == "global" else None
+    if ranking is not None:
+        check_places([layer.weight.numel() for layer in layers.values()], prune_rate)
 
     generator = torch.default_generator if seed is None else torch.Generator().manual_seed(seed)
     if init != "keep":
-        for layer in layers:
+        for layer in layers.values():
             _draw_latent(layer.weight, 1.0 if method.mask is None else float(kept), init, generator)
     if method.binarizer is None:
         return model
-    ranking = GlobalRanking(prune_rate) if together else None
-    for index, layer in enumerate(layers):
+    for index, layer in enumerate(layers.values()):
         binary = BinaryWeight(method, layer.weight, prune_rate, p_pos, scope)
         if ranking is not None:
             binary.ranking, binary.index = ranking, index
@@ -198,7 +204,7 @@ def binarize_weights(
         # unsafe: shape and dtype are right by construction, and a global ranking can answer only once all are there.
         parametrize.register_parametrization(layer, "weight", binary, unsafe=True)
     if method.trains == "scores" and not train_affine:
-        _freeze_affine(model, layers)
+        _freeze_affine(model, layers.values())
     return model
 
 
@@ -211,7 +217,11 @@ def binary_layers(model: nn.Module) -> Iterator[tuple[str, BinaryWeight, Tensor]
 
 
 def binary_weights(model: nn.Module) -> dict[str, Tensor]:
-    """B of each binarized layer by name: -1, 0 (pruned), +1 in the shape and dtype of its weight."""
+    """B of each binarized layer by name: -1, 0 (pruned), +1 in the shape and dtype of its weight.
+
+    Raises ValueError, naming the layer, for a NaN in latent weights or scores.
+    """
+    _refuse_nan(model)
     return {name: part.binary(weight) for name, part, weight in binary_layers(model)}
 
 
@@ -236,9 +246,7 @@ def bake_weights(model: Model) -> Model:
     Nothing of this package is left in the copy; it can be pickled and exported. `model` stays as it is. Raises
     ValueError, naming the layer, for a NaN in latent weights or scores.
     """
-    layer = find_nan(model)
-    if layer is not None:
-        raise ValueError(f"layer {layer!r} has NaN in its latent weights or scores")
+    _refuse_nan(model)
     baked = deepcopy(model)
     with torch.no_grad():
         used = {id(module): cast(Tensor, module.weight).clone() for module in baked.modules() if _is_binarized(module)}
@@ -249,7 +257,16 @@ def bake_weights(model: Model) -> Model:
             module.__class__ = type(parametrized.__name__, parametrized.__bases__, dict(vars(parametrized)))
             parametrize.remove_parametrizations(module, "weight", leave_parametrized=False)
             module.weight = nn.Parameter(used[id(module)])
+            for name in list(module._parameters):  # the weight first again, as in a layer that was never parametrized
+                if name != "weight":
+                    module._parameters[name] = module._parameters.pop(name)
     return baked
+
+
+def _refuse_nan(model: nn.Module) -> None:
+    layer = find_nan(model)
+    if layer is not None:
+        raise ValueError(f"layer {layer!r} has NaN in its latent weights or scores")
 
 
 def _parametrizations(module: nn.Module) -> Sequence[nn.Module]:
@@ -282,13 +299,15 @@ def _part(choice: str | Part | None, known: dict[str, Part], kind: str) -> Part 
     return choice
 
 
-def _layers_to_binarize(model: nn.Module, skip: Sequence[str] | str) -> list[Any]:
+def _layers_to_binarize(model: nn.Module, skip: Sequence[str] | str) -> dict[str, Any]:
     found = {name: module for name, module in model.named_modules() if isinstance(module, BINARIZABLE)}
     names = list(found)
     skipped = set()
     for entry in (skip,) if isinstance(skip, str) else skip:
         if entry in found:
             skipped.add(entry)
+        elif entry == "none":
+            continue
         elif entry == "first":
             skipped.update(names[:1])
         elif entry == "last":
@@ -308,7 +327,9 @@ def _layers_to_binarize(model: nn.Module, skip: Sequence[str] | str) -> list[Any
             raise ValueError(f"layer {name!r} is binarized already; bake_weights(model) gives a plain copy")
         if nn.parameter.is_lazy(layer.weight):
             raise ValueError(f"layer {name!r} has no weight yet: run the model once on an input before binarizing it")
-    return list(layers.values())
+        if layer.weight.numel() == 0:
+            raise ValueError(f"layer {name!r} has an empty weight, {tuple(layer.weight.shape)}")
+    return layers
 
 
 def _draw_latent(weight: Tensor, kept: float, init: str, generator: torch.Generator) -> None:
@@ -327,8 +348,8 @@ def _draw_scores(scores: Tensor, generator: torch.Generator) -> None:
         scores.copy_(draw.mul_(2 * bound).sub_(bound))
 
 
-def _freeze_affine(model: nn.Module, binarized: Sequence[nn.Module]) -> None:
-    norms = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)
+def _freeze_affine(model: nn.Module, binarized: Iterable[nn.Module]) -> None:
+    norms = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.RMSNorm, nn.GroupNorm)
     for module in model.modules():
         if isinstance(module, norms):
             module.requires_grad_(False)

@@ -6,6 +6,7 @@ from hypothesis import settings
 
 settings.register_profile("tests", deadline=None)
 settings.load_profile("tests")
+torch.set_num_threads(1)  # the tensors of the tests are small: threads only wait for each other
 
 
 @pytest.fixture(

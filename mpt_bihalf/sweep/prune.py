@@ -44,8 +44,8 @@ class PruneSweep:
     """layers left real-valued: names, or the rules first, last, downsample; none skips none"""
     device: str = "auto"
     """auto (an accelerator if there is one), cpu, or any torch device"""
-    threads: int = 0
-    """CPU threads of a run; 0: one a core"""
+    threads: int | None = None
+    """CPU threads of a run; 0: one a core (default: the recipe's)"""
     grid: list[str] = field(default_factory=list)
     """any other field of a run with its values, e.g. lr=0.1,0.05 scale=kaiming,l1"""
     recipe: str = "quick"
@@ -72,8 +72,9 @@ class PruneSweep:
             "scope": self.scope,
             "skip": tuple(_words(self.skip)),
             "device": self.device,
-            "threads": self.threads,
         }
+        if self.threads is not None:
+            settings["threads"] = self.threads
         found: dict[Run, None] = {}
         for further in grid_points(self.grid):
             for model, method in product(models, methods):
