@@ -1,8 +1,24 @@
+import platform
 from pathlib import Path
 
-from setuptools import find_packages, setup
+from setuptools import Extension, find_packages, setup
+from setuptools.command.build_ext import build_ext
 
 TEST = ["hypothesis", "ipykernel", "mypy", "nbclient", "nbformat", "POT", "pytest", "pytest-timeout", "ruff", "scipy"]
+
+# One library for each kind of processor, as an installation may be moved to, or shared with, another machine.
+FLAVOURS = {"any": []}
+if platform.machine() in ("x86_64", "AMD64"):
+    FLAVOURS |= {"avx2": ["-march=x86-64-v3"], "avx512": ["-march=x86-64-v4", "-mprefer-vector-width=512"]}
+FLAGS = ["-O3", "-std=c++17", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off"]
+
+
+class BuildKernels(build_ext):
+    """Plain shared libraries, not Python modules: there is no init function to export."""
+
+    def get_export_symbols(self, ext):
+        return ext.export_symbols
+
 
 setup(
     name="mpt_bihalf",
@@ -12,7 +28,20 @@ setup(
     long_description_content_type="text/markdown",
     license="MIT",
     packages=find_packages(include=["mpt_bihalf", "mpt_bihalf.*"]),
-    package_data={"mpt_bihalf": ["py.typed"]},
+    package_data={"mpt_bihalf": ["py.typed", "kernels.cpp"]},
+    # Optional: without a compiler the same is done in torch, with the same bits.
+    ext_modules=[
+        Extension(
+            f"mpt_bihalf._kernels_{flavour}",
+            ["mpt_bihalf/kernels.cpp"],
+            extra_compile_args=[*FLAGS, *flags],
+            extra_link_args=["-fopenmp"],
+            language="c++",
+            optional=True,
+        )
+        for flavour, flags in FLAVOURS.items()
+    ],
+    cmdclass={"build_ext": BuildKernels},
     python_requires=">=3.10",
     install_requires=[
         "matplotlib>=3.7",

@@ -13,6 +13,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from . import kernels
 from .latent import Latent
 
 Gradient: TypeAlias = Callable[[Tensor, Latent, Tensor, Tensor], Tensor]
@@ -30,17 +31,20 @@ def unscaled(g: Tensor, latent: Latent, positive: Tensor, alpha: Tensor) -> Tens
 
 def latent_scores(g: Tensor, latent: Latent, positive: Tensor, alpha: Tensor) -> Tensor:
     """dL/dS = g b abs(W) sign(S) (Diffenderfer & Kailkhura 2021)."""
-    return _signed(g * latent.weight.abs(), latent, positive)
+    return _signed(g, latent.weight, latent, positive)
 
 
 def binary_scores(g: Tensor, latent: Latent, positive: Tensor, alpha: Tensor) -> Tensor:
     """dL/dS = g b alpha sign(S), the exact straight-through gradient."""
-    return _signed(g * alpha, latent, positive)
+    return _signed(g, alpha, latent, positive)
 
 
-def _signed(magnitude: Tensor, latent: Latent, positive: Tensor) -> Tensor:
-    """`magnitude` times b sign(S), with sign(0) = +1."""
+def _signed(g: Tensor, factor: Tensor, latent: Latent, positive: Tensor) -> Tensor:
+    """g abs(factor) b sign(S), with sign(0) = +1."""
     assert latent.scores is not None, "a score gradient needs scores"
+    if factor.numel() in (1, g.numel()) and kernels.suit(g, factor, positive, latent.scores):
+        return kernels.score_gradient(g, factor, positive, latent.scores)
+    magnitude = g * factor.abs()
     return torch.where(positive == (latent.scores >= 0), magnitude, -magnitude)
 
 

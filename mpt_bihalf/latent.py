@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from .counts import Number, kept_count, round_half_up
-from .selection import largest
+from .selection import largest, no_hints
 
 if TYPE_CHECKING:
     from .masks import GlobalRanking
@@ -29,6 +29,7 @@ class Latent:
     prune_rate: fraction pruned, in [0, 1). p_pos: prior of +1, in [0, 1].
     scope: what scores are ranked within: `layer`, `filter` or `global`; for the last, `ranking` ranks all layers and
     `index` is the place of this one among them.
+    hints: where selections ended a step ago; they save time and change nothing.
 
     The properties follow from W alone. Where W is frozen, one Latent serves all steps, so each is worked out once.
     """
@@ -40,6 +41,15 @@ class Latent:
     scope: str = "layer"
     ranking: GlobalRanking | None = None
     index: int = 0
+    hints: dict[str, Tensor] = field(default_factory=dict)
+
+    def largest(
+        self, values: Tensor, count: int | Tensor, name: str, absolute: bool = False, among: Tensor | None = None
+    ) -> Tensor:
+        """`selection.largest` of rows [R, D], which looks first where the selection of this `name` was a step ago."""
+        if name not in self.hints:
+            self.hints[name] = no_hints(values.shape[0])
+        return largest(values, count, absolute, among, self.hints[name])
 
     @cached_property
     def order(self) -> Tensor:
@@ -50,11 +60,12 @@ class Latent:
     def top_of_all(self) -> Tensor:
         """Where transport over the whole filter, nothing pruned, puts +1: bool, shape of W (Eq. 4)."""
         rows = filters(self.weight)
-        return largest(rows, round_half_up(self.p_pos, rows.shape[1])).view(self.weight.shape)
+        count = round_half_up(self.p_pos, rows.shape[1])
+        return self.largest(rows, count, "top_of_all").view(self.weight.shape)
 
     @cached_property
     def top_of_kept(self) -> Tensor:
         """The round_half_up(p_pos * kept) highest W of each filter, `kept` counted per filter: bool, shape of W."""
         rows = filters(self.weight)
         kept = kept_count(rows.shape[1], self.prune_rate)
-        return largest(rows, round_half_up(self.p_pos, kept)).view(self.weight.shape)
+        return self.largest(rows, round_half_up(self.p_pos, kept), "top_of_kept").view(self.weight.shape)

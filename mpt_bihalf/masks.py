@@ -45,7 +45,7 @@ def score_mask(scores: Tensor, prune_rate: Number, scope: str = "layer") -> Tens
     if scope not in ("layer", "filter"):
         raise ValueError(f"scope of a single layer is 'layer' or 'filter', not {scope!r}")
     with torch.no_grad():
-        return _ranked(scores.abs(), prune_rate, scope).to(scores.dtype)
+        return _ranked(Latent(scores, scores, prune_rate), scores, scope).to(scores.dtype)
 
 
 def global_score_masks(scores: Sequence[Tensor], prune_rate: Number) -> list[Tensor]:
@@ -82,12 +82,12 @@ def edge_popup(latent: Latent) -> Tensor:
     if latent.scope == "global":
         assert latent.ranking is not None, "scope 'global' needs the ranking that all layers share"
         return latent.ranking.mask_of(latent.index)
-    return _ranked(scores.abs(), latent.prune_rate, latent.scope)
+    return _ranked(latent, scores, latent.scope)
 
 
 def magnitude(latent: Latent) -> Tensor:
     """The weights of largest abs(W) of the layer."""
-    return _ranked(latent.weight.abs(), latent.prune_rate, "layer")
+    return _ranked(latent, latent.weight, "layer")
 
 
 def extremes(latent: Latent) -> Tensor:
@@ -98,7 +98,7 @@ def extremes(latent: Latent) -> Tensor:
     rows = filters(latent.weight)
     kept = kept_count(rows.shape[1], latent.prune_rate)
     negative = kept - round_half_up(latent.p_pos, kept)
-    lowest = ~largest(rows, rows.shape[1] - negative)
+    lowest = ~latent.largest(rows, rows.shape[1] - negative, "above_lowest")
     return latent.top_of_kept | lowest.view(latent.weight.shape)
 
 
@@ -108,13 +108,13 @@ def balanced(latent: Latent) -> Tensor:
     The signs are those of transport over the whole filter; of `kept`, round_half_up(p_pos * kept) come from the +1s
     and the rest from the -1s. As the signs have the same prior there are always enough of each.
     """
-    scores = filters(_scores_of(latent).abs())
+    scores = filters(_scores_of(latent))
     positive = filters(latent.top_of_all)
     kept = kept_count(scores.shape[1], latent.prune_rate)
     quota = round_half_up(latent.p_pos, kept)
-    best_positive = largest(torch.where(positive, scores, -1), quota)
-    best_negative = largest(torch.where(positive, -1, scores), kept - quota)
-    return (best_positive | best_negative).view(latent.weight.shape)
+    best_positive = latent.largest(scores, quota, "best_positive", absolute=True, among=positive)
+    best_negative = latent.largest(scores, kept - quota, "best_negative", absolute=True, among=~positive)
+    return torch.where(positive, best_positive, best_negative).view(latent.weight.shape)
 
 
 class GlobalRanking:
@@ -155,9 +155,10 @@ def _scores_of(latent: Latent) -> Tensor:
     return latent.scores
 
 
-def _ranked(magnitudes: Tensor, prune_rate: Number, scope: str) -> Tensor:
-    rows = filters(magnitudes) if scope == "filter" else magnitudes.reshape(1, -1)
-    return largest(rows, kept_count(rows.shape[1], prune_rate)).view(magnitudes.shape)
+def _ranked(latent: Latent, values: Tensor, scope: str) -> Tensor:
+    rows = filters(values) if scope == "filter" else values.reshape(1, -1)
+    kept = kept_count(rows.shape[1], latent.prune_rate)
+    return latent.largest(rows, kept, "ranked", absolute=True).view(values.shape)
 
 
 def _ranked_together(scores: Sequence[Tensor], prune_rate: Number) -> list[Tensor]:

@@ -11,6 +11,9 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from . import kernels
+from .selection import count_kept
+
 Scale: TypeAlias = Callable[[Tensor, Tensor | None], Tensor]
 
 
@@ -19,19 +22,33 @@ def kaiming(weight: Tensor, mask: Tensor | None) -> Tensor:
 
     (Li et al. 2022, section 3.3; He et al. 2015.) Returns a 0-dim tensor of W's dtype.
     """
-    rows, size = weight.shape[0], weight[0].numel()
-    kept = weight.new_full((), rows * size, dtype=_wide(weight)) if mask is None else mask.sum().to(_wide(weight))
-    # k D = (K / (rows * size)) * size = K / rows
-    return torch.where(kept > 0, (2 * rows / kept).sqrt(), 0).to(weight.dtype)
+    kept = _kept(weight, mask)
+    # k D = (K / (F D)) D = K / F with F filters
+    return torch.where(kept > 0, (2 * weight.shape[0] / kept).sqrt(), 0).to(weight.dtype)
 
 
 def l1(weight: Tensor, mask: Tensor | None) -> Tensor:
     """The mean magnitude of the kept weights, the MPT code's gain: sum(M abs(W)) / K. A 0-dim tensor of W's dtype."""
-    magnitude = weight.abs().to(_wide(weight))
-    if mask is None:
-        return magnitude.mean().to(weight.dtype)
-    total, kept = (magnitude * mask).sum(), mask.sum()
+    kept = _kept(weight, mask)
+    if mask is None or weight.dtype == torch.float64:
+        total = (weight if mask is None else weight * mask).abs().sum(dtype=_wide(weight))
+    else:
+        # In whole units of 2^-30 of the largest magnitude: such a sum is the same in whatever order it is taken.
+        low, high = weight.float().aminmax()
+        units = torch.ldexp(torch.ones_like(high), 30 - torch.frexp(torch.maximum(-low, high)).exponent)
+        if kernels.suit(weight, mask):
+            count = torch.tensor(kernels.masked_magnitude(weight, mask, float(units)))
+        else:
+            count = torch.where(mask, weight.float(), 0).abs().mul(units).long().sum()
+        total = count / units
     return torch.where(kept > 0, total / kept, 0).to(weight.dtype)
+
+
+def _kept(weight: Tensor, mask: Tensor | None) -> Tensor:
+    """How many weights are kept, in a float dtype that can say."""
+    if mask is None:
+        return weight.new_full((), weight.numel(), dtype=_wide(weight))
+    return count_kept(mask.reshape(1, -1))[0].to(_wide(weight))
 
 
 def _wide(weight: Tensor) -> torch.dtype:

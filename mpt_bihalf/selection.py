@@ -1,4 +1,4 @@
-"""Exact order statistics: the k-th value of each row, and masks of exactly the largest so many."""
+"""Exact order statistics: masks of exactly the largest so many of each row, without sorting."""
 
 from __future__ import annotations
 
@@ -6,37 +6,74 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from . import kernels
 from .devices import host_reads_free
 
 
-def kth_smallest(values: Tensor, k: int) -> Tensor:
-    """The `k`-th smallest value of each row, `k` counted from 0.
+def largest(
+    values: Tensor,
+    count: int | Tensor,
+    absolute: bool = False,
+    among: Tensor | None = None,
+    hints: Tensor | None = None,
+) -> Tensor:
+    """Which elements of each row are its `count` largest, as a mask; of equal ones those of higher index.
 
-    values: float32 or float64 [R, D]; returns [R] of the same dtype, on the same device. NaN ranks above all.
+    values: any float dtype [R, D] without NaN. count: 0 to D, for all rows or as int64 [R].
+    absolute: rank the magnitudes. among: bool [R, D], where only some elements count; the mask then says of every
+    element, member or not, whether it ranks at or above the lowest chosen member.
+    hints: float32 [R, 2] from `no_hints`, the same in each step; they save time where values change little.
+
+    Returns bool [R, D]: the top of a stable ascending sort. Off the CPU nothing waits for the device.
     """
-    if host_reads_free(values):
-        rows = np.partition(values.detach().numpy(), k, axis=1)
-        return torch.from_numpy(rows[:, k].copy())
-    return values.kthvalue(k + 1, dim=1).values
-
-
-def largest(values: Tensor, count: int) -> Tensor:
-    """Mask of exactly the `count` largest values of each row; of equal values those of higher index.
-
-    values: any float dtype [R, D] without NaN; count: 0 to D; returns bool [R, D]. This is the top of a stable
-    ascending sort, without sorting. Off the CPU it never waits for the device.
-    """
-    size = values.shape[1]
-    if count <= 0:
+    rows, size = values.shape
+    if values.numel() == 0:
         return torch.zeros_like(values, dtype=torch.bool)
-    if count >= size:
-        return torch.ones_like(values, dtype=torch.bool)
+    if kernels.suit(values, among):
+        counts = torch.full((rows,), count) if isinstance(count, int) else count
+        return kernels.largest(values, counts, no_hints(rows) if hints is None else hints, absolute, among)
     if values.dtype not in (torch.float32, torch.float64):
         values = values.float()  # exact, and order-preserving, for all narrower float types
-    cut = kth_smallest(values, size - count).unsqueeze(1)
-    chosen = values >= cut
-    surplus = chosen.sum(1, keepdim=True) - count
-    if host_reads_free(values) and not surplus.any():
+    if absolute:
+        values = values.abs()
+    if isinstance(count, int) and among is None and not 0 < count < size:
+        return torch.full_like(values, count > 0, dtype=torch.bool)
+
+    wanted = torch.as_tensor(count, device=values.device).expand(rows).unsqueeze(1)
+    members = values if among is None else values.masked_fill(~among, -torch.inf)
+    cut = _lowest_chosen(members, count)
+    chosen = members >= cut if among is None else (members >= cut) & among
+    surplus = chosen.sum(1, keepdim=True) - wanted
+    if host_reads_free(values) and among is None and not surplus.any():
         return chosen
-    ties = values == cut
-    return chosen & ~(ties & (ties.cumsum(1) <= surplus))
+    ties = (members == cut) if among is None else (members == cut) & among
+    # Of the ties the first `surplus` are not chosen: this many elements stand before the lowest that is.
+    index = (ties.cumsum(1) <= surplus).sum(1, keepdim=True)
+    place = torch.arange(size, device=values.device)
+    return ((values > cut) | ((values == cut) & (place >= index))) & (wanted > 0)
+
+
+def no_hints(rows: int) -> Tensor:
+    """Hints for `largest` that say nothing yet: float32 [rows, 2]."""
+    return torch.full((rows, 2), torch.nan)
+
+
+def count_kept(mask: Tensor) -> Tensor:
+    """How many are True in each row: int64 [R] of bool [R, D]."""
+    return kernels.count(mask) if kernels.suit(mask) else mask.sum(1)
+
+
+def _lowest_chosen(values: Tensor, count: int | Tensor) -> Tensor:
+    """The `count`-th largest value of each row: [R, 1]; of a row with none to choose, any value."""
+    size = values.shape[1]
+    if isinstance(count, int):
+        rank = min(size - count, size - 1)
+        if host_reads_free(values):
+            rows = np.partition(values.detach().numpy(), rank, axis=1)
+            return torch.from_numpy(rows[:, rank : rank + 1].copy())
+        return values.kthvalue(rank + 1, dim=1, keepdim=True).values
+    ranks = (size - count).clamp(max=size - 1)
+    if host_reads_free(values):
+        pairs = zip(values.detach().numpy(), ranks.tolist(), strict=True)
+        return torch.tensor([np.partition(row, rank)[rank] for row, rank in pairs], dtype=values.dtype).unsqueeze(1)
+    return values.sort(dim=1).values.gather(1, ranks.unsqueeze(1))

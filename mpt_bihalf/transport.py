@@ -6,7 +6,9 @@ import torch
 from torch import Tensor
 
 from .counts import Number, fraction_within, round_half_up_each
+from .devices import host_reads_free
 from .latent import Latent, filters
+from .selection import count_kept
 
 
 def binarize(weight: Tensor, p_pos: Number = 0.5, mask: Tensor | None = None) -> Tensor:
@@ -46,12 +48,14 @@ def transported(latent: Latent, mask: Tensor | None) -> Tensor:
     """
     if mask is None:
         return latent.top_of_all
-    kept = filters(mask).gather(1, latent.order)
-    count = kept.cumsum(1)  # kept weights up to each rank
-    n = count[:, -1:]
-    size = count.shape[1]
-    negative = n - round_half_up_each(latent.p_pos, n, size)
-    positive = torch.empty_like(kept).scatter_(1, latent.order, count > negative)
+    rows, kept = filters(latent.weight), filters(mask)
+    n = count_kept(kept)
+    n_pos = round_half_up_each(latent.p_pos, n, rows.shape[1])
+    if host_reads_free(rows):
+        return latent.largest(rows, n_pos, "transported", among=kept).view(mask.shape)
+    # The ranks of frozen weights never change, so there only counting is left in a step.
+    count = kept.gather(1, latent.order).cumsum(1)  # kept weights up to each rank
+    positive = torch.empty_like(kept).scatter_(1, latent.order, count > (n - n_pos).unsqueeze(1))
     return positive.view(mask.shape)
 
 

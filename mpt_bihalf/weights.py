@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from . import kernels
 from .counts import Number, fraction_within
 from .gradients import LATENT_GRADIENTS, SCORE_GRADIENTS, Gradient
 from .latent import Latent
@@ -48,6 +49,7 @@ class BinaryWeight(nn.Module):
         self.ranking: GlobalRanking | None = None
         self.index = 0
         self.register_parameter("scores", nn.Parameter(torch.zeros_like(weight)) if self._frozen else None)
+        self._hints: dict[str, Tensor] = {}
         self._kept_latent: tuple[tuple[Any, ...], Latent] | None = None
 
     @property
@@ -85,7 +87,9 @@ class BinaryWeight(nn.Module):
         )
         if self._frozen and self._kept_latent is not None and self._kept_latent[0] == now:
             return self._kept_latent[1]
-        latent = Latent(weight.detach(), self.scores, self.prune_rate, self.p_pos, self.scope, self.ranking, self.index)
+        settings = self.prune_rate, self.p_pos, self.scope, self.ranking, self.index, self._hints
+        scores = None if self.scores is None else self.scores.detach()
+        latent = Latent(weight.detach(), scores, *settings)
         if self._frozen and not torch.is_inference_mode_enabled():  # its tensors could not be used in training
             self._kept_latent = now, latent
         return latent
@@ -121,6 +125,8 @@ class _StraightThrough(torch.autograd.Function):
 
 
 def _signs(positive: Tensor, mask: Tensor | None, alpha: Tensor) -> Tensor:
+    if alpha.numel() == 1 and kernels.suit(positive, mask, alpha):
+        return kernels.signed(positive, mask, alpha)
     signed = torch.where(positive, alpha, -alpha)
     return signed if mask is None else torch.where(mask, signed, 0)
 

@@ -9,9 +9,6 @@ settings.load_profile("tests")
 torch.set_num_threads(1)  # the tensors of the tests are small: threads only wait for each other
 
 
-@pytest.fixture(
-    scope="session",
-    params=["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA"))],
-)
+@pytest.fixture(scope="session", params=["cpu", *["cuda"] * torch.cuda.is_available()])
 def device(request: pytest.FixtureRequest) -> torch.device:
     return torch.device(request.param)

@@ -28,7 +28,7 @@ def read_result(folder: Path, run: Run) -> dict[str, Any] | None:
     """The result of this run, in its folder; None where it is not finished, or the file is none that a run leaves."""
     try:
         result = json.loads((folder / RESULT).read_text())
-    except (OSError, ValueError):
+    except (FileNotFoundError, ValueError):
         return None
     if not isinstance(result, dict) or not isinstance(result.get("status"), str):
         return None

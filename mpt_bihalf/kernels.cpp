@@ -1,0 +1,241 @@
+// The few loops that torch has no single pass for. Built by setup.py where there is a compiler; kernels.py calls them and
+// holds the same functions in torch, which give the same bits.
+//
+// All tensors are contiguous float32 or bytes. A cut is a place in the order by (value, index): what ranks at or above it
+// is chosen, so ties need no care afterwards.
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <cstdint>
+#include <limits>
+#include <vector>
+
+namespace {
+
+constexpr int64_t BLOCK = 256;            // elements looked at together
+constexpr int64_t CHUNK = 64 * BLOCK;     // elements a thread takes at once
+constexpr float INFINITE = std::numeric_limits<float>::infinity();
+
+struct Cut {
+    float value;
+    int64_t index;
+};
+
+struct Candidate {
+    float value;
+    int64_t index;
+    bool operator>(const Candidate &other) const {
+        return value > other.value || (value == other.value && index > other.index);
+    }
+};
+
+template <bool Absolute>
+inline float key(float x) {
+    return Absolute ? std::fabs(x) : x;
+}
+
+// Counts what lies above the bracket [low, high] and gathers what lies in it.
+template <bool Absolute, bool Among>
+int64_t scan(const float *x, const uint8_t *among, int64_t begin, int64_t end, float low, float high,
+             std::vector<Candidate> &inside) {
+    int64_t above = 0;
+    for (int64_t start = begin; start < end; start += BLOCK) {
+        const int64_t stop = std::min(start + BLOCK, end);
+        int32_t higher = 0, within = 0;
+        for (int64_t i = start; i < stop; i++) {
+            const float value = key<Absolute>(x[i]);
+            const int32_t counts = Among ? among[i] : 1;
+            higher += (value > high) & counts;
+            within += (value >= low) & counts;
+        }
+        above += higher;
+        if (within == higher) continue;
+        for (int64_t i = start; i < stop; i++) {
+            const float value = key<Absolute>(x[i]);
+            if (value >= low && value <= high && (!Among || among[i])) inside.push_back({value, i});
+        }
+    }
+    return above;
+}
+
+// A bracket that very likely holds the `count`-th largest of `total`, from an even sample of the row.
+template <bool Absolute, bool Among>
+void sample_bracket(const float *x, const uint8_t *among, int64_t size, int64_t count, int64_t total, float *low,
+                    float *high) {
+    // Sorting the sample and gathering its bracket cost about the same at size^(2/3) (Floyd and Rivest 1975).
+    const int64_t wanted = std::min(size, std::max<int64_t>(256, (int64_t)std::pow((double)size, 2.0 / 3)));
+    const double stride = (double)size / wanted;
+    std::vector<float> sample;
+    sample.reserve(wanted);
+    for (int64_t s = 0; s < wanted; s++) {
+        const int64_t i = (int64_t)(s * stride);
+        if (!Among || among[i]) sample.push_back(key<Absolute>(x[i]));
+    }
+    const int64_t m = sample.size();
+    if (m < 16) {
+        *low = -INFINITE, *high = INFINITE;
+        return;
+    }
+    std::sort(sample.begin(), sample.end());
+    const double share = (double)count / total, at = m * (1 - share);
+    const double margin = 3.5 * std::sqrt(m * share * (1 - share)) + 4;
+    const int64_t left = (int64_t)(at - margin), right = (int64_t)(at + margin) + 1;
+    *low = left < 0 ? -INFINITE : sample[left];
+    *high = right >= m ? INFINITE : sample[right];
+}
+
+// The cut with exactly `count` (of the `total` that count) at or above it. `hint` is where to look first, as a middle and a
+// half width (NaN: nowhere), and is left as what to try next time. It never changes the answer.
+template <bool Absolute, bool Among, class Scan>
+Cut find_cut(const float *x, const uint8_t *among, int64_t size, int64_t count, int64_t total, float *hint, Scan scan_all) {
+    if (count <= 0) return {INFINITE, size};
+    if (!Among && count >= total) return {-INFINITE, 0};
+    std::vector<Candidate> inside;
+    const float before = hint[0];
+    for (int attempt = before == before ? 0 : 1; attempt < 3; attempt++) {
+        float low = -INFINITE, high = INFINITE;
+        if (attempt == 0) {
+            low = hint[0] - hint[1], high = hint[0] + hint[1];
+        } else if (attempt == 1) {
+            sample_bracket<Absolute, Among>(x, among, size, count, total, &low, &high);
+        }
+        inside.clear();
+        const int64_t above = scan_all(low, high, inside);
+        const int64_t rank = count - above - 1;  // of the cut among the candidates, from the top
+        const int64_t found = inside.size();
+        if (rank < 0 || rank >= found) continue;
+        std::nth_element(inside.begin(), inside.begin() + rank, inside.end(), std::greater<Candidate>());
+        const Candidate at = inside[rank];
+        const float moved = std::fabs(at.value - before);
+        if (attempt == 0) {
+            hint[1] = std::max(4 * moved, found > size / 256 + 16 ? hint[1] / 2 : hint[1]);
+        } else {
+            hint[1] = moved == moved ? 4 * moved : (high - low) / 8;
+        }
+        if (!(hint[1] < INFINITE)) hint[1] = std::fabs(at.value) / 16;
+        hint[0] = at.value;
+        return {at.value, at.index};
+    }
+    return {INFINITE, size};  // NaN among the values: there is no order to cut
+}
+
+inline void choose(const float *x, bool absolute, int64_t begin, int64_t end, Cut cut, uint8_t *out) {
+    if (absolute) {
+        for (int64_t i = begin; i < end; i++) {
+            const float value = std::fabs(x[i]);
+            out[i] = (value > cut.value) | ((value == cut.value) & (i >= cut.index));
+        }
+    } else {
+        for (int64_t i = begin; i < end; i++) out[i] = (x[i] > cut.value) | ((x[i] == cut.value) & (i >= cut.index));
+    }
+}
+
+template <bool Absolute, bool Among>
+void top_of_rows(const float *x, const uint8_t *among, int64_t rows, int64_t size, const int64_t *counts,
+                 const int64_t *totals, float *hints, uint8_t *out) {
+    if (rows >= 8 || size < 4 * CHUNK) {
+#pragma omp parallel for schedule(static) if (rows * size > CHUNK)
+        for (int64_t row = 0; row < rows; row++) {
+            const float *values = x + row * size;
+            const uint8_t *members = Among ? among + row * size : nullptr;
+            const Cut cut = find_cut<Absolute, Among>(
+                values, members, size, counts[row], Among ? totals[row] : size, hints + 2 * row,
+                [&](float low, float high, std::vector<Candidate> &inside) {
+                    return scan<Absolute, Among>(values, members, 0, size, low, high, inside);
+                });
+            choose(values, Absolute, 0, size, cut, out + row * size);
+        }
+        return;
+    }
+    for (int64_t row = 0; row < rows; row++) {
+        const float *values = x + row * size;
+        const uint8_t *members = Among ? among + row * size : nullptr;
+        const Cut cut = find_cut<Absolute, Among>(
+            values, members, size, counts[row], Among ? totals[row] : size, hints + 2 * row,
+            [&](float low, float high, std::vector<Candidate> &inside) {
+                int64_t above = 0;
+#pragma omp parallel reduction(+ : above)
+                {
+                    std::vector<Candidate> mine;
+#pragma omp for schedule(static)
+                    for (int64_t begin = 0; begin < size; begin += CHUNK)
+                        above += scan<Absolute, Among>(values, members, begin, std::min(begin + CHUNK, size), low, high, mine);
+#pragma omp critical
+                    inside.insert(inside.end(), mine.begin(), mine.end());
+                }
+                return above;
+            });
+#pragma omp parallel for schedule(static)
+        for (int64_t begin = 0; begin < size; begin += CHUNK)
+            choose(values, Absolute, begin, std::min(begin + CHUNK, size), cut, out + row * size);
+    }
+}
+
+}  // namespace
+
+extern "C" {
+
+// out[r, i] = 1 where x[r, i] (its magnitude, with `absolute`) is among the counts[r] largest of its row. With `among` only
+// its members count, totals[r] of them in the row; `out` says of every element whether it ranks at or above the lowest
+// chosen one.
+void mpt_largest(const float *x, int absolute, const uint8_t *among, int64_t rows, int64_t size, const int64_t *counts,
+                 const int64_t *totals, float *hints, uint8_t *out) {
+    auto run = absolute ? (among ? top_of_rows<true, true> : top_of_rows<true, false>)
+                        : (among ? top_of_rows<false, true> : top_of_rows<false, false>);
+    run(x, among, rows, size, counts, totals, hints, out);
+}
+
+// totals[r] = how many bytes of row r are 1.
+void mpt_count(const uint8_t *mask, int64_t rows, int64_t size, int64_t *totals) {
+#pragma omp parallel for schedule(static) if (rows * size > CHUNK)
+    for (int64_t row = 0; row < rows; row++) {
+        int64_t total = 0;
+        for (int64_t start = 0; start < size; start += BLOCK / 2) {
+            const int64_t stop = std::min(start + BLOCK / 2, size);
+            uint8_t part = 0;
+            for (int64_t i = start; i < stop; i++) part += mask[row * size + i];
+            total += part;
+        }
+        totals[row] = total;
+    }
+}
+
+// The sum of abs(w) over the mask in units of 1 / units, each rounded down: exact, so in any order the same.
+int64_t mpt_masked_magnitude(const float *w, const uint8_t *mask, double units, int64_t size) {
+    int64_t total = 0;
+#pragma omp parallel for schedule(static) reduction(+ : total) if (size > CHUNK)
+    for (int64_t begin = 0; begin < size; begin += CHUNK) {
+        const int64_t end = std::min(begin + CHUNK, size);
+        for (int64_t i = begin; i < end; i++) total += mask[i] ? (int64_t)((double)std::fabs(w[i]) * units) : 0;
+    }
+    return total;
+}
+
+// out[i] = +alpha or -alpha by positive[i]; 0 where mask (if given) is 0.
+void mpt_signed(const uint8_t *positive, const uint8_t *mask, float alpha, int64_t size, float *out) {
+#pragma omp parallel for schedule(static) if (size > CHUNK)
+    for (int64_t begin = 0; begin < size; begin += CHUNK) {
+        const int64_t end = std::min(begin + CHUNK, size);
+        if (mask) {
+            for (int64_t i = begin; i < end; i++) out[i] = mask[i] ? (positive[i] ? alpha : -alpha) : 0.0f;
+        } else {
+            for (int64_t i = begin; i < end; i++) out[i] = positive[i] ? alpha : -alpha;
+        }
+    }
+}
+
+// out[i] = g[i] * magnitude * b * sign(score): magnitude is abs(w[i]), or alpha where w is null; sign(0) = +1.
+void mpt_score_gradient(const float *g, const float *w, float alpha, const uint8_t *positive, const float *scores,
+                        int64_t size, float *out) {
+#pragma omp parallel for schedule(static) if (size > CHUNK)
+    for (int64_t begin = 0; begin < size; begin += CHUNK) {
+        const int64_t end = std::min(begin + CHUNK, size);
+        for (int64_t i = begin; i < end; i++) {
+            const float product = g[i] * (w ? std::fabs(w[i]) : alpha);
+            out[i] = (positive[i] != 0) == (scores[i] >= 0) ? product : -product;
+        }
+    }
+}
+
+}  // extern "C"

@@ -1,0 +1,132 @@
+"""The compiled loops are there where setup.py found a compiler, and give the same bits as torch without them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from mpt_bihalf import METHODS, binarize_weights, create_model, kernels
+from mpt_bihalf.selection import count_kept, largest, no_hints
+
+VALUES = {
+    "drawn": lambda g: torch.randn(6, 700, generator=g),
+    "tied": lambda g: torch.randint(-3, 4, (6, 700), generator=g).float(),
+    "equal": lambda g: torch.ones(6, 700),
+    "zeros of both signs": lambda g: torch.where(torch.rand(6, 700, generator=g) < 0.5, 0.0, -0.0),
+    "infinite": lambda g: torch.randn(6, 700, generator=g).masked_fill(
+        torch.rand(6, 700, generator=g) < 0.2, -torch.inf
+    ),
+    "one long row": lambda g: torch.randn(1, 300_001, generator=g),
+    "one long row of few values": lambda g: torch.randint(0, 5, (1, 300_001), generator=g).float(),
+    "skewed": lambda g: torch.randn(6, 700, generator=g).exp().pow(8),
+    "sorted": lambda g: torch.arange(300_001.0).unsqueeze(0),
+}
+
+
+@pytest.fixture(autouse=True)
+def compiled() -> None:
+    if kernels._library() is None:
+        pytest.skip("no compiled kernels on this machine")
+
+
+def off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "suit", lambda *tensors: False)
+
+
+def stable(values: Tensor, count: int, members: Tensor) -> Tensor:
+    """The mask by a stable sort of each row's members, then of all others by their place in it."""
+    out = torch.zeros_like(values, dtype=torch.bool)
+    order = values.argsort(dim=1, stable=True)
+    for row in range(len(values)):
+        ranked = [int(i) for i in order[row] if members[row, i]]
+        if count:
+            lowest = ranked[len(ranked) - count]
+            out[row, order[row, order[row].tolist().index(lowest) :]] = True
+    return out
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("absolute", [False, True])
+@pytest.mark.parametrize("kind", VALUES)
+def test_largest_is_the_top_of_a_stable_sort_with_any_hint(kind: str, absolute: bool, threads: int) -> None:
+    g = torch.Generator().manual_seed(3)
+    values = VALUES[kind](g)
+    size = values.shape[1]
+    ranked = values.abs() if absolute else values
+    order = ranked.argsort(dim=1, stable=True)
+    hints = no_hints(len(values))
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    for count in (0, 1, size // 3, size // 2, size // 2 + 1, size - 1, size):
+        expected = torch.zeros_like(values, dtype=torch.bool).scatter_(1, order[:, size - count :], True)
+        for hint in (hints, no_hints(len(values)), torch.rand(len(values), 2, generator=g)):
+            assert torch.equal(largest(values, count, absolute, hints=hint), expected), count
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("native", [True, False])
+@pytest.mark.parametrize("kind", ["drawn", "tied", "equal", "zeros of both signs", "infinite", "skewed"])
+def test_only_members_count_and_all_are_placed(kind: str, native: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not native:
+        off(monkeypatch)
+    g = torch.Generator().manual_seed(4)
+    values = VALUES[kind](g)
+    for share in (0.0, 0.02, 0.5, 1.0):
+        members = torch.rand(values.shape, generator=g) < share
+        n = members.sum(1)
+        for counts in (torch.zeros_like(n), n, n // 2, (n - 1).clamp(min=0)):
+            found = largest(values, counts, among=members, hints=no_hints(len(values)))
+            expected = torch.cat(
+                [stable(values[i : i + 1], int(counts[i]), members[i : i + 1]) for i in range(len(values))]
+            )
+            assert torch.equal(found, expected)
+            if int(n.min()) >= 3:
+                same = largest(values, 3, among=members)
+                assert torch.equal(
+                    same & members, torch.cat([stable(v, 3, m) for v, m in _rows(values, members)]) & members
+                )
+
+
+def _rows(*tensors: Tensor) -> list[tuple[Tensor, ...]]:
+    return [tuple(t[i : i + 1] for t in tensors) for i in range(len(tensors[0]))]
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("shape", [(1, 1), (3, 127), (2, 129), (5, 4096), (1, 70_000)])
+def test_kept_weights_are_counted(shape: tuple[int, int], share: float) -> None:
+    mask = torch.rand(shape, generator=torch.Generator().manual_seed(0)) < share
+    assert torch.equal(count_kept(mask), mask.sum(1))
+
+
+@pytest.mark.parametrize("init", ["kaiming_normal", "signed_constant"])
+@pytest.mark.parametrize("score_gradient", ["latent", "binary"])
+@pytest.mark.parametrize("scope", ["layer", "filter", "global"])
+@pytest.mark.parametrize("method", [name for name in METHODS if name != "dense"])
+def test_a_training_has_the_same_bits_without_them(
+    method: str, scope: str, score_gradient: str, init: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def trained() -> list[Tensor]:
+        model = create_model("conv2", in_channels=1, image_size=8, seed=0)
+        binarize_weights(model, method, 0.7, 0.4, scope, init=init, seed=0, score_gradient=score_gradient)
+        optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1, momentum=0.9)
+        x = torch.randn(16, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+        losses = []
+        for _ in range(6):
+            optimizer.zero_grad()
+            loss = torch.nn.functional.cross_entropy(model(x), torch.arange(16) % 10)
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.detach())
+        return [*losses, *(p.detach() for p in model.parameters())]
+
+    compiled = trained()
+    off(monkeypatch)
+    assert all(torch.equal(a, b) for a, b in zip(compiled, trained(), strict=True))
+
+
+def test_nan_does_not_hang_them() -> None:
+    values = torch.randn(4, 1000)
+    values[:, ::2] = torch.nan
+    assert largest(values, 500).shape == values.shape
+    assert largest(torch.full((2, 50), torch.nan), 20).shape == (2, 50)
