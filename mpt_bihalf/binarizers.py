@@ -18,7 +18,7 @@ Binarizer: TypeAlias = Callable[[Latent, Tensor | None], Tensor]
 
 def sign(latent: Latent, mask: Tensor | None) -> Tensor:
     """sign(W), each weight by itself; sign(0) = +1 (Rastegari et al. 2016)."""
-    return latent.weight >= 0
+    return latent.nonnegative
 
 
 def fixed(latent: Latent, mask: Tensor | None) -> Tensor:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any, NoReturn, TypeVar
 
 import simple_parsing
+from simple_parsing.helpers.custom_actions import BooleanOptionalAction
 
 Options = TypeVar("Options", bound=Any)
 
@@ -33,7 +34,9 @@ class Parser(simple_parsing.ArgumentParser):
     def _preprocessing(self, *args: Any, **kwargs: Any) -> None:
         super()._preprocessing(*args, **kwargs)
         for action in self._actions:
-            if action.nargs == "?" and action.const is None:  # `int | None` means it may be left out, not left empty
+            if (
+                action.nargs == "?" and action.const is None and not isinstance(action, BooleanOptionalAction)
+            ):  # `int | None` means it may be left out, not left empty
                 action.nargs = None
 
     def error(self, message: str) -> NoReturn:
@@ -49,7 +52,7 @@ class _Help(argparse.HelpFormatter):
     def _get_help_string(self, action: argparse.Action) -> str:
         text = (action.help or "").rstrip()
         untold: tuple[Any, ...] = (None, argparse.SUPPRESS, "", [], ())
-        return text if action.default in untold else f"{text} (default: %(default)s)"
+        return text if action.default in untold or "%(default)" in text else f"{text} (default: %(default)s)"
 
     def _get_default_metavar_for_optional(self, action: argparse.Action) -> str:
         return action.dest.rsplit(".", 1)[-1].upper()

@@ -5,11 +5,15 @@
 // is chosen, so ties need no care afterwards.
 
 #include <algorithm>
-#include <atomic>
 #include <cmath>
 #include <cstdint>
 #include <limits>
+#include <functional>
 #include <vector>
+
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
 
 namespace {
 
@@ -35,26 +39,74 @@ inline float key(float x) {
     return Absolute ? std::fabs(x) : x;
 }
 
+// LANES neighbours compared with a bound at once: a bit for each that is higher, or at least as high.
+#if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VL__)
+constexpr int64_t LANES = 16;
+template <bool Absolute>
+struct Lanes {
+    __m512 values;
+    explicit Lanes(const float *x) : values(_mm512_loadu_ps(x)) {
+        if (Absolute) values = _mm512_abs_ps(values);
+    }
+    uint32_t above(float bound) const { return _mm512_cmp_ps_mask(values, _mm512_set1_ps(bound), _CMP_GT_OQ); }
+    uint32_t at_least(float bound) const { return _mm512_cmp_ps_mask(values, _mm512_set1_ps(bound), _CMP_GE_OQ); }
+};
+inline uint32_t members(const uint8_t *among) {
+    const __m128i bytes = _mm_loadu_si128((const __m128i *)among);
+    return _mm_test_epi8_mask(bytes, bytes);
+}
+#elif defined(__AVX2__)
+constexpr int64_t LANES = 8;
+template <bool Absolute>
+struct Lanes {
+    __m256 values;
+    explicit Lanes(const float *x) : values(_mm256_loadu_ps(x)) {
+        if (Absolute) values = _mm256_andnot_ps(_mm256_set1_ps(-0.0f), values);
+    }
+    uint32_t above(float bound) const {
+        return _mm256_movemask_ps(_mm256_cmp_ps(values, _mm256_set1_ps(bound), _CMP_GT_OQ));
+    }
+    uint32_t at_least(float bound) const {
+        return _mm256_movemask_ps(_mm256_cmp_ps(values, _mm256_set1_ps(bound), _CMP_GE_OQ));
+    }
+};
+inline uint32_t members(const uint8_t *among) {
+    const __m128i bytes = _mm_loadl_epi64((const __m128i *)among);
+    return 0xff & ~_mm_movemask_epi8(_mm_cmpeq_epi8(bytes, _mm_setzero_si128()));
+}
+#else
+constexpr int64_t LANES = 1;
+template <bool Absolute>
+struct Lanes {
+    float value;
+    explicit Lanes(const float *x) : value(key<Absolute>(*x)) {}
+    uint32_t above(float bound) const { return value > bound; }
+    uint32_t at_least(float bound) const { return value >= bound; }
+};
+inline uint32_t members(const uint8_t *among) { return *among; }
+#endif
+
 // Counts what lies above the bracket [low, high] and gathers what lies in it.
 template <bool Absolute, bool Among>
 int64_t scan(const float *x, const uint8_t *among, int64_t begin, int64_t end, float low, float high,
              std::vector<Candidate> &inside) {
-    int64_t above = 0;
-    for (int64_t start = begin; start < end; start += BLOCK) {
-        const int64_t stop = std::min(start + BLOCK, end);
-        int32_t higher = 0, within = 0;
-        for (int64_t i = start; i < stop; i++) {
-            const float value = key<Absolute>(x[i]);
-            const int32_t counts = Among ? among[i] : 1;
-            higher += (value > high) & counts;
-            within += (value >= low) & counts;
+    int64_t above = 0, i = begin;
+    for (; i + LANES <= end; i += LANES) {
+        const Lanes<Absolute> lanes(x + i);
+        const uint32_t counted = Among ? members(among + i) : ~0u;
+        const uint32_t higher = lanes.above(high);
+        above += __builtin_popcount(higher & counted);
+        uint32_t within = lanes.at_least(low) & ~higher & counted;
+        for (; within; within &= within - 1) {
+            const int64_t place = i + __builtin_ctz(within);
+            inside.push_back({key<Absolute>(x[place]), place});
         }
-        above += higher;
-        if (within == higher) continue;
-        for (int64_t i = start; i < stop; i++) {
-            const float value = key<Absolute>(x[i]);
-            if (value >= low && value <= high && (!Among || among[i])) inside.push_back({value, i});
-        }
+    }
+    for (; i < end; i++) {
+        const float value = key<Absolute>(x[i]);
+        if (Among && !among[i]) continue;
+        above += value > high;
+        if (value >= low && !(value > high)) inside.push_back({value, i});
     }
     return above;
 }
@@ -120,15 +172,12 @@ Cut find_cut(const float *x, const uint8_t *among, int64_t size, int64_t count, 
     return {INFINITE, size};  // NaN among the values: there is no order to cut
 }
 
-inline void choose(const float *x, bool absolute, int64_t begin, int64_t end, Cut cut, uint8_t *out) {
-    if (absolute) {
-        for (int64_t i = begin; i < end; i++) {
-            const float value = std::fabs(x[i]);
-            out[i] = (value > cut.value) | ((value == cut.value) & (i >= cut.index));
-        }
-    } else {
-        for (int64_t i = begin; i < end; i++) out[i] = (x[i] > cut.value) | ((x[i] == cut.value) & (i >= cut.index));
-    }
+// out[i] = whether x[i] ranks at or above the cut: before the cut's place equal values do not, from there on they do.
+template <bool Absolute>
+void choose(const float *x, int64_t begin, int64_t end, Cut cut, uint8_t *out) {
+    const int64_t turn = std::min(std::max(cut.index, begin), end);
+    for (int64_t i = begin; i < turn; i++) out[i] = key<Absolute>(x[i]) > cut.value;
+    for (int64_t i = turn; i < end; i++) out[i] = key<Absolute>(x[i]) >= cut.value;
 }
 
 template <bool Absolute, bool Among>
@@ -144,7 +193,7 @@ void top_of_rows(const float *x, const uint8_t *among, int64_t rows, int64_t siz
                 [&](float low, float high, std::vector<Candidate> &inside) {
                     return scan<Absolute, Among>(values, members, 0, size, low, high, inside);
                 });
-            choose(values, Absolute, 0, size, cut, out + row * size);
+            choose<Absolute>(values, 0, size, cut, out + row * size);
         }
         return;
     }
@@ -168,7 +217,7 @@ void top_of_rows(const float *x, const uint8_t *among, int64_t rows, int64_t siz
             });
 #pragma omp parallel for schedule(static)
         for (int64_t begin = 0; begin < size; begin += CHUNK)
-            choose(values, Absolute, begin, std::min(begin + CHUNK, size), cut, out + row * size);
+            choose<Absolute>(values, begin, std::min(begin + CHUNK, size), cut, out + row * size);
     }
 }
 

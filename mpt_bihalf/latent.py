@@ -57,6 +57,11 @@ class Latent:
         return filters(self.weight).argsort(dim=1, stable=True)
 
     @cached_property
+    def nonnegative(self) -> Tensor:
+        """Where W >= 0: bool, shape of W."""
+        return self.weight >= 0
+
+    @cached_property
     def top_of_all(self) -> Tensor:
         """Where transport over the whole filter, nothing pruned, puts +1: bool, shape of W (Eq. 4)."""
         rows = filters(self.weight)

@@ -114,7 +114,7 @@ def balanced(latent: Latent) -> Tensor:
     quota = round_half_up(latent.p_pos, kept)
     best_positive = latent.largest(scores, quota, "best_positive", absolute=True, among=positive)
     best_negative = latent.largest(scores, kept - quota, "best_negative", absolute=True, among=~positive)
-    return torch.where(positive, best_positive, best_negative).view(latent.weight.shape)
+    return ((best_positive & positive) | (best_negative & ~positive)).view(latent.weight.shape)
 
 
 class GlobalRanking:

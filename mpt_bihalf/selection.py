@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from . import kernels
-from .devices import host_reads_free
 
 
 def largest(
@@ -29,11 +27,11 @@ def largest(
     rows, size = values.shape
     if values.numel() == 0:
         return torch.zeros_like(values, dtype=torch.bool)
-    if kernels.suit(values, among):
-        counts = torch.full((rows,), count) if isinstance(count, int) else count
-        return kernels.largest(values, counts, no_hints(rows) if hints is None else hints, absolute, among)
     if values.dtype not in (torch.float32, torch.float64):
         values = values.float()  # exact, and order-preserving, for all narrower float types
+    if kernels.suit(values, among):
+        counts = torch.full((rows,), count, device=values.device) if isinstance(count, int) else count
+        return kernels.largest(values, counts, no_hints(rows) if hints is None else hints, absolute, among)
     if absolute:
         values = values.abs()
     if isinstance(count, int) and among is None and not 0 < count < size:
@@ -42,15 +40,19 @@ def largest(
     wanted = torch.as_tensor(count, device=values.device).expand(rows).unsqueeze(1)
     members = values if among is None else values.masked_fill(~among, -torch.inf)
     cut = _lowest_chosen(members, count)
-    chosen = members >= cut if among is None else (members >= cut) & among
-    surplus = chosen.sum(1, keepdim=True) - wanted
-    if host_reads_free(values) and among is None and not surplus.any():
-        return chosen
-    ties = (members == cut) if among is None else (members == cut) & among
+    chosen, ties = members >= cut, members == cut
+    if among is not None:
+        chosen, ties = chosen & among, ties & among
     # Of the ties the first `surplus` are not chosen: this many elements stand before the lowest that is.
+    surplus = chosen.sum(1, keepdim=True) - wanted
     index = (ties.cumsum(1) <= surplus).sum(1, keepdim=True)
     place = torch.arange(size, device=values.device)
     return ((values > cut) | ((values == cut) & (place >= index))) & (wanted > 0)
+
+
+def kth_smallest(values: Tensor, k: int) -> Tensor:
+    """The `k`-th smallest value of each row, `k` counted from 0: [R] of [R, D], any float dtype, without NaN."""
+    return values.masked_fill(~largest(values, values.shape[1] - k), torch.inf).amin(1)
 
 
 def no_hints(rows: int) -> Tensor:
@@ -67,13 +69,5 @@ def _lowest_chosen(values: Tensor, count: int | Tensor) -> Tensor:
     """The `count`-th largest value of each row: [R, 1]; of a row with none to choose, any value."""
     size = values.shape[1]
     if isinstance(count, int):
-        rank = min(size - count, size - 1)
-        if host_reads_free(values):
-            rows = np.partition(values.detach().numpy(), rank, axis=1)
-            return torch.from_numpy(rows[:, rank : rank + 1].copy())
-        return values.kthvalue(rank + 1, dim=1, keepdim=True).values
-    ranks = (size - count).clamp(max=size - 1)
-    if host_reads_free(values):
-        pairs = zip(values.detach().numpy(), ranks.tolist(), strict=True)
-        return torch.tensor([np.partition(row, rank)[rank] for row, rank in pairs], dtype=values.dtype).unsqueeze(1)
-    return values.sort(dim=1).values.gather(1, ranks.unsqueeze(1))
+        return values.kthvalue(min(size - count, size - 1) + 1, dim=1, keepdim=True).values
+    return values.sort(dim=1).values.gather(1, (size - count).clamp(max=size - 1).unsqueeze(1))

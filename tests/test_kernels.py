@@ -26,12 +26,16 @@ VALUES = {
 
 @pytest.fixture(autouse=True)
 def compiled() -> None:
-    if kernels._library() is None:
+    if kernels.compiled() is None:
         pytest.skip("no compiled kernels on this machine")
 
 
-def off(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernels, "suit", lambda *tensors: False)
+def off(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    """Without the compiled loops ("numpy"), or in the general form for any device and dtype ("torch")."""
+    if kind == "numpy":
+        monkeypatch.setattr(kernels, "compiled", lambda: None)
+    else:
+        monkeypatch.setattr(kernels, "suit", lambda *tensors: False)
 
 
 def stable(values: Tensor, count: int, members: Tensor) -> Tensor:
@@ -46,10 +50,16 @@ def stable(values: Tensor, count: int, members: Tensor) -> Tensor:
     return out
 
 
-@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("threads", [1, 2, "numpy", "torch"])
 @pytest.mark.parametrize("absolute", [False, True])
 @pytest.mark.parametrize("kind", VALUES)
-def test_largest_is_the_top_of_a_stable_sort_with_any_hint(kind: str, absolute: bool, threads: int) -> None:
+def test_largest_is_the_top_of_a_stable_sort_with_any_hint(
+    kind: str, absolute: bool, threads: int | str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`threads` of the compiled loops, or another form."""
+    if isinstance(threads, str):
+        off(monkeypatch, threads)
+        threads = 1
     g = torch.Generator().manual_seed(3)
     values = VALUES[kind](g)
     size = values.shape[1]
@@ -65,11 +75,11 @@ def test_largest_is_the_top_of_a_stable_sort_with_any_hint(kind: str, absolute: 
     torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("native", [True, False])
+@pytest.mark.parametrize("form", ["compiled", "numpy", "torch"])
 @pytest.mark.parametrize("kind", ["drawn", "tied", "equal", "zeros of both signs", "infinite", "skewed"])
-def test_only_members_count_and_all_are_placed(kind: str, native: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    if not native:
-        off(monkeypatch)
+def test_only_members_count_and_all_are_placed(kind: str, form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if form != "compiled":
+        off(monkeypatch, form)
     g = torch.Generator().manual_seed(4)
     values = VALUES[kind](g)
     for share in (0.0, 0.02, 0.5, 1.0):
@@ -121,8 +131,10 @@ def test_a_training_has_the_same_bits_without_them(
         return [*losses, *(p.detach() for p in model.parameters())]
 
     compiled = trained()
-    off(monkeypatch)
-    assert all(torch.equal(a, b) for a, b in zip(compiled, trained(), strict=True))
+    for form in ("numpy", "torch"):
+        with monkeypatch.context() as patch:
+            off(patch, form)
+            assert all(torch.equal(a, b) for a, b in zip(compiled, trained(), strict=True)), form
 
 
 def test_nan_does_not_hang_them() -> None:

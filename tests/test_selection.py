@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mpt_bihalf import selection
+from mpt_bihalf import kernels
 from mpt_bihalf.selection import kth_smallest, largest
 from tests.reference import rows_of, top
 
@@ -22,20 +22,29 @@ def matrices(draw: st.DrawFn) -> torch.Tensor:
     return matrix.T.contiguous().T if draw(st.booleans()) else matrix
 
 
-@pytest.fixture(params=["numpy", "torch"])
+FORMS = ["compiled", "numpy", "torch"]
+
+
+def take(form: str, patch: pytest.MonkeyPatch) -> None:
+    """One of the ways of finding an order statistic: the CPU's, that without a compiler, that of other devices."""
+    if form == "numpy":
+        patch.setattr(kernels, "compiled", lambda: None)
+    elif form == "torch":
+        patch.setattr(kernels, "suit", lambda *tensors: False)
+
+
+@pytest.fixture(params=FORMS)
 def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both ways of finding an order statistic, that of the CPU and that of other devices."""
-    if request.param == "torch":
-        monkeypatch.setattr(selection, "host_reads_free", lambda tensor: False)
+    take(request.param, monkeypatch)
 
 
-@pytest.mark.parametrize("reads_free", [True, False])
+@pytest.mark.parametrize("form", FORMS)
 @given(data=st.data())
-def test_largest_is_the_top_of_a_stable_ascending_sort(reads_free: bool, data: st.DataObject) -> None:
+def test_largest_is_the_top_of_a_stable_ascending_sort(form: str, data: st.DataObject) -> None:
     values = data.draw(matrices())
     count = data.draw(st.integers(0, values.shape[1]))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(selection, "host_reads_free", lambda tensor: reads_free)
+        take(form, patch)
         mask = largest(values, count)
     assert mask.dtype == torch.bool
     assert mask.tolist() == [top(row, count) for row in rows_of(values)]

@@ -22,7 +22,7 @@ from torch.optim import SGD, Adam, Optimizer
 from tqdm import tqdm
 
 from ..data import Dataset, evaluation_batches, load_dataset, training_batches
-from ..devices import fused_optimizers, reproducible_kernels
+from ..devices import fused_optimizers, keep_freed_memory, reproducible_kernels
 from ..files import write_csv, write_json
 from ..models import create_model
 from ..weights import binarize_weights, find_nan
@@ -52,6 +52,7 @@ def train(run: Run, folder: Path, dataset: Dataset | None = None, progress: bool
     """
     torch.set_num_threads(run.threads)
     reproducible_kernels()
+    keep_freed_memory()
     device = torch.device(run.device)
     dataset = (dataset or load_run_data(run)).to(device)
     check_fits(run, dataset)
@@ -138,13 +139,21 @@ def resume(folder: Path, run: Run, dataset: Dataset) -> tuple[nn.Module, Optimiz
 
 def build(run: Run, dataset: Dataset) -> tuple[nn.Module, Optimizer]:
     """The run's network and optimizer at its start, on the device of the data."""
-    model = build_model(run, dataset).to(dataset.train.images.device).to(memory_format=torch.channels_last)
+    model = build_model(run, dataset).to(dataset.train.images.device)
     return model, build_optimizer(run, model)
 
 
 def build_model(run: Run, dataset: Dataset) -> nn.Module:
-    """The run's network for this data, with its method on."""
-    model = create_model(run.model, dataset.num_classes, dataset.in_channels, dataset.image_size, seed=run.seed)
+    """The run's network for this data, with its method on.
+
+    The weights keep torch's default layout; images in channels-last make the activations follow them all the same.
+    """
+    return build_network(run, dataset.num_classes, dataset.in_channels, dataset.image_size)
+
+
+def build_network(run: Run, num_classes: int, in_channels: int, image_size: int) -> nn.Module:
+    """The run's network for images and classes of these numbers, with its method on."""
+    model = create_model(run.model, num_classes, in_channels, image_size, seed=run.seed)
     return binarize_weights(
         model,
         run.method,

@@ -1,0 +1,77 @@
+"""What a training step of each method costs, as a ratio to the dense step.
+
+The dense step is that of the plain module in the same layout with the same optimizer. With --plain the same step with
+the published algorithm written plainly (benchmarks/plain.py) stands beside it, as a ratio to the same dense step.
+"""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+from measuring import in_turn, median_ratio, show
+from plain import plain, plain_optimizer, plain_step
+
+from mpt_bihalf import METHODS, MODELS, create_model
+from mpt_bihalf.commandline import parse, run_command
+from mpt_bihalf.devices import keep_freed_memory
+from mpt_bihalf.training.config import Run
+from mpt_bihalf.training.loop import build_network, build_optimizer, train_step
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepCost:
+    """Which steps to time."""
+
+    models: list[str] = field(default_factory=lambda: list(MODELS))
+    """networks"""
+    methods: list[str] = field(default_factory=lambda: [name for name in METHODS if name != "dense"])
+    """methods"""
+    prune_rate: float = 0.9
+    """fraction pruned"""
+    batch_size: int = 128
+    """images a step"""
+    rounds: int = 11
+    """times each step is taken, in turn with the others"""
+    plain: bool = False
+    """time the plainly written published algorithm too"""
+    json: bool = False
+    """print JSON"""
+
+
+def main() -> None:
+    options = parse(StepCost, "The cost of a training step of each method against the dense step, A B A B.")
+    keep_freed_memory()
+    rows = []
+    for name in options.models:
+        g = torch.Generator().manual_seed(0)
+        x = torch.randn(options.batch_size, 3, 32, 32, generator=g)
+        y = torch.randint(10, (options.batch_size,), generator=g)
+        last = x.contiguous(memory_format=torch.channels_last)
+        tasks = {}
+        for method in ["dense", *options.methods]:
+            run = Run(model=name, method=method, prune_rate=options.prune_rate)
+            model = build_network(run, 10, 3, 32)
+            optimizer = build_optimizer(run, model)
+            tasks[method] = partial(train_step, model, optimizer, last, y)
+            if options.plain and method != "dense":
+                slow = plain(create_model(name, seed=0), method, options.prune_rate)
+                tasks["plain " + method] = partial(plain_step, slow, plain_optimizer(slow), x, y)
+        seconds = in_turn(tasks, options.rounds)
+        for method in ["dense", *options.methods]:
+            row = {
+                "model": name,
+                "method": method,
+                "ms": 1000 * statistics.median(seconds[method]),
+                "ratio to dense": median_ratio(seconds[method], seconds["dense"]),
+            }
+            if "plain " + method in seconds:
+                row["plain, ratio to dense"] = median_ratio(seconds["plain " + method], seconds["dense"])
+            rows.append(row)
+    show(rows, options.json)
+
+
+if __name__ == "__main__":
+    run_command(main)
