@@ -34,7 +34,10 @@ def signs_and_masks(state: dict[str, torch.Tensor], method: str, layer: str) -> 
     if method == "sign":
         return signs
     magnitudes = np.abs(state[f"{layer}.parametrizations.weight.0.scores"].double().numpy())
-    kept = magnitudes >= np.sort(magnitudes, axis=None)[magnitudes.size // 2]
+    ascending = magnitudes.argsort(axis=None, kind="stable")  # of equal ones the later is kept
+    kept = np.zeros(magnitudes.size, bool)
+    kept[ascending[magnitudes.size // 2 :]] = True
+    kept = kept.reshape(magnitudes.shape)
     return np.where(kept, signs, 0)
 
 
