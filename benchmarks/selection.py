@@ -66,7 +66,7 @@ def main() -> None:
         moved = scores.clone()
         drift = torch.randn(1, size, generator=torch.Generator().manual_seed(1)).mul_(1e-3)
         tasks = {
-            "a step later": partial(ours, moved, count, no_hints(1), drift),
+            "a step later": partial(ours, moved, count, no_hints(scores), drift),
             "from nothing": partial(ours, scores, count, None, None),
         }
         if size <= options.slowest:

@@ -65,7 +65,7 @@ def largest(values: Tensor, counts: Tensor, hints: Tensor, absolute: bool, among
     rows, size = values.shape
     totals = None if among is None else count(among)
     if compiled():
-        out = torch.empty((rows, size), dtype=torch.bool)
+        out = torch.empty((rows, size), dtype=torch.bool, device=values.device)
         _call("largest", values, absolute, among, rows, size, counts.contiguous(), totals, hints, out)
         return out
     ranked = (values.detach().abs() if absolute else values.detach()).numpy()
@@ -83,8 +83,8 @@ def largest(values: Tensor, counts: Tensor, hints: Tensor, absolute: bool, among
 def count(mask: Tensor) -> Tensor:
     """How many are True in each row: int64 [R] of bool [R, D]."""
     if not compiled():
-        return torch.tensor([np.count_nonzero(row) for row in mask.numpy()])
-    totals = torch.empty(mask.shape[0], dtype=torch.int64)
+        return torch.tensor([np.count_nonzero(row) for row in mask.numpy()], dtype=torch.int64, device=mask.device)
+    totals = torch.empty(mask.shape[0], dtype=torch.int64, device=mask.device)
     _call("count", mask, *mask.shape, totals)
     return totals
 
@@ -100,7 +100,7 @@ def masked_magnitude(weight: Tensor, mask: Tensor, units: float) -> int:
 def signed(positive: Tensor, mask: Tensor | None, alpha: Tensor) -> Tensor:
     """+alpha or -alpha by `positive`, 0 outside `mask`: float32 in the shape of `positive`. alpha: one element."""
     if compiled():
-        out = torch.empty(positive.shape)
+        out = torch.empty(positive.shape, dtype=torch.float32, device=positive.device)
         _call("signed", positive, mask, float(alpha), positive.numel(), out)
         return out
     signs = (~positive).view(torch.uint8).int().mul_(SIGN_BIT).bitwise_xor_(alpha.reshape(()).view(torch.int32))

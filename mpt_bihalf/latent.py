@@ -47,8 +47,8 @@ class Latent:
         self, values: Tensor, count: int | Tensor, name: str, absolute: bool = False, among: Tensor | None = None
     ) -> Tensor:
         """`selection.largest` of rows [R, D], which looks first where the selection of this `name` was a step ago."""
-        if name not in self.hints:
-            self.hints[name] = no_hints(values.shape[0])
+        if name not in self.hints or self.hints[name].device != values.device:
+            self.hints[name] = no_hints(values)
         return largest(values, count, absolute, among, self.hints[name])
 
     @cached_property

@@ -37,7 +37,7 @@ def l1(weight: Tensor, mask: Tensor | None) -> Tensor:
         low, high = weight.float().aminmax()
         units = torch.ldexp(torch.ones_like(high), 30 - torch.frexp(torch.maximum(-low, high)).exponent)
         if kernels.suit(weight, mask):
-            count = torch.tensor(kernels.masked_magnitude(weight, mask, float(units)))
+            count = torch.full((), kernels.masked_magnitude(weight, mask, float(units)), device=weight.device)
         else:
             count = torch.where(mask, weight.float(), 0).abs().mul(units).long().sum()
         total = count / units

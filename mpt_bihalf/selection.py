@@ -31,13 +31,13 @@ def largest(
         values = values.float()  # exact, and order-preserving, for all narrower float types
     if kernels.suit(values, among):
         counts = torch.full((rows,), count, device=values.device) if isinstance(count, int) else count
-        return kernels.largest(values, counts, no_hints(rows) if hints is None else hints, absolute, among)
+        return kernels.largest(values, counts, no_hints(values) if hints is None else hints, absolute, among)
     if absolute:
         values = values.abs()
     if isinstance(count, int) and among is None and not 0 < count < size:
         return torch.full_like(values, count > 0, dtype=torch.bool)
 
-    wanted = torch.as_tensor(count, device=values.device).expand(rows).unsqueeze(1)
+    wanted = (torch.full((rows,), count, device=values.device) if isinstance(count, int) else count).unsqueeze(1)
     members = values if among is None else values.masked_fill(~among, -torch.inf)
     cut = _lowest_chosen(members, count)
     chosen, ties = members >= cut, members == cut
@@ -55,9 +55,9 @@ def kth_smallest(values: Tensor, k: int) -> Tensor:
     return values.masked_fill(~largest(values, values.shape[1] - k), torch.inf).amin(1)
 
 
-def no_hints(rows: int) -> Tensor:
-    """Hints for `largest` that say nothing yet: float32 [rows, 2]."""
-    return torch.full((rows, 2), torch.nan)
+def no_hints(values: Tensor) -> Tensor:
+    """Hints for `largest` of these values [R, D] that say nothing yet: float32 [R, 2]."""
+    return torch.full((values.shape[0], 2), torch.nan, dtype=torch.float32, device=values.device)
 
 
 def count_kept(mask: Tensor) -> Tensor:

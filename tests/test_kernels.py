@@ -65,12 +65,12 @@ def test_largest_is_the_top_of_a_stable_sort_with_any_hint(
     size = values.shape[1]
     ranked = values.abs() if absolute else values
     order = ranked.argsort(dim=1, stable=True)
-    hints = no_hints(len(values))
+    hints = no_hints(values)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     for count in (0, 1, size // 3, size // 2, size // 2 + 1, size - 1, size):
         expected = torch.zeros_like(values, dtype=torch.bool).scatter_(1, order[:, size - count :], True)
-        for hint in (hints, no_hints(len(values)), torch.rand(len(values), 2, generator=g)):
+        for hint in (hints, no_hints(values), torch.rand(len(values), 2, generator=g)):
             assert torch.equal(largest(values, count, absolute, hints=hint), expected), count
     torch.set_num_threads(before)
 
@@ -86,7 +86,7 @@ def test_only_members_count_and_all_are_placed(kind: str, form: str, monkeypatch
         members = torch.rand(values.shape, generator=g) < share
         n = members.sum(1)
         for counts in (torch.zeros_like(n), n, n // 2, (n - 1).clamp(min=0)):
-            found = largest(values, counts, among=members, hints=no_hints(len(values)))
+            found = largest(values, counts, among=members, hints=no_hints(values))
             expected = torch.cat(
                 [stable(values[i : i + 1], int(counts[i]), members[i : i + 1]) for i in range(len(values))]
             )
@@ -142,3 +142,26 @@ def test_nan_does_not_hang_them() -> None:
     values[:, ::2] = torch.nan
     assert largest(values, 500).shape == values.shape
     assert largest(torch.full((2, 50), torch.nan), 20).shape == (2, 50)
+
+
+def test_what_is_the_default_device_or_dtype_does_not_matter() -> None:
+    """Tensors are made where the given ones lie, or the compiled loops would write to memory that is not there."""
+    model = binarize_weights(create_model("conv2", in_channels=1, image_size=8, seed=0), "mpt-sign", 0.9, seed=0)
+    x = torch.randn(2, 1, 8, 8)
+    expected = model(x)
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.device("meta"):
+            assert torch.equal(model(x), expected)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def test_a_model_can_come_back_from_another_device() -> None:
+    model = binarize_weights(create_model("conv2", in_channels=1, image_size=8, seed=0), "mpt-bihalf", 0.9, seed=0)
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    x = torch.randn(2, 1, 8, 8)
+    expected = model(x)
+    model.to("meta")(x.to("meta"))
+    model.to_empty(device="cpu").load_state_dict(state)
+    assert torch.equal(model(x), expected)
