@@ -7,8 +7,8 @@ from setuptools.command.build_ext import build_ext
 TEST = ["hypothesis", "ipykernel", "mypy", "nbclient", "nbformat", "POT", "pytest", "pytest-timeout", "ruff", "scipy"]
 
 # One library for each kind of processor, as an installation may be moved to, or shared with, another machine.
-FLAVOURS = {"any": []}
-if platform.machine() in ("x86_64", "AMD64"):
+FLAVOURS = {} if platform.system() == "Windows" else {"any": []}  # the flags are those of GCC and Clang
+if FLAVOURS and platform.machine() in ("x86_64", "AMD64"):
     FLAVOURS |= {"avx2": ["-march=x86-64-v3"], "avx512": ["-march=x86-64-v4", "-mprefer-vector-width=512"]}
 FLAGS = ["-O3", "-std=c++17", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off"]
 

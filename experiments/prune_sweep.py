@@ -1,6 +1,6 @@
 """Accuracy against the fraction of pruned weights (Fig. 8): python experiments/prune_sweep.py --rates 0.1..0.9"""
 
-from mpt_bihalf.commandline import parse, run_command
+from mpt_bihalf.commandline import curves_command, parse, run_command
 from mpt_bihalf.files import output_folder, write_text
 from mpt_bihalf.report import draw_sweep, save_figure, sweep_table
 from mpt_bihalf.sweep import PruneSweep, read_records, run_all, write_results
@@ -18,7 +18,7 @@ def main() -> None:
     write_text(out / "table.txt", table + "\n")
     png, pdf = save_figure(draw_sweep(records), out / "prune_sweep")
     print(f"\n{table}\n")
-    print(f"results: {results}\nfigure:  {png}, {pdf}\ncurves:  tensorboard --logdir {out / 'runs'}")
+    print(f"results: {results}\nfigure:  {png}, {pdf}\ncurves:  {curves_command(out / 'runs')}")
 
 
 if __name__ == "__main__":

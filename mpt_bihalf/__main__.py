@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 
-from .commandline import Parser, run_command
+from .commandline import Parser, curves_command, run_command
 from .files import output_folder
 from .training import Run, train
 
@@ -33,7 +33,7 @@ def main() -> None:
     folder = output_folder(options.where.out) / run.name
     result = train(run, folder)
     print(json.dumps(result, indent=2))
-    print(f"run:    {folder}\ncurves: tensorboard --logdir {folder}")
+    print(f"run:    {folder}\ncurves: {curves_command(folder)}")
 
 
 if __name__ == "__main__":

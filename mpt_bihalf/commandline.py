@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import simple_parsing
@@ -34,6 +36,8 @@ class Parser(simple_parsing.ArgumentParser):
     def _preprocessing(self, *args: Any, **kwargs: Any) -> None:
         super()._preprocessing(*args, **kwargs)
         for action in self._actions:
+            if action.nargs == "*":
+                action.nargs = "+"
             if (
                 action.nargs == "?" and action.const is None and not isinstance(action, BooleanOptionalAction)
             ):  # `int | None` means it may be left out, not left empty
@@ -58,7 +62,7 @@ class _Help(argparse.HelpFormatter):
         return action.dest.rsplit(".", 1)[-1].upper()
 
     def _format_args(self, action: argparse.Action, default_metavar: str) -> str:
-        if action.nargs == "*" or isinstance(action.metavar, tuple):
+        if action.nargs in ("*", "+") or isinstance(action.metavar, tuple):
             return f"{default_metavar} ..."
         action.metavar = None
         return super()._format_args(action, default_metavar)
@@ -75,6 +79,11 @@ def parse(options: type[Options], description: str, arguments: list[str] | None 
     parser = Parser(description=description)
     parser.add_arguments(options, dest="options")
     return parser.parse_args(arguments).options
+
+
+def curves_command(folder: Path) -> str:
+    """What to type to see the TensorBoard curves below this folder."""
+    return shlex.join([sys.executable, "-m", "tensorboard.main", "--logdir", str(folder)])
 
 
 def run_command(command: Callable[[], object]) -> None:

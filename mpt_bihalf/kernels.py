@@ -34,18 +34,21 @@ def compiled() -> ctypes.CDLL | None:
     for flavour in FLAVOURS.get(torch.backends.cpu.get_cpu_capability(), ("any",)):
         for file in Path(__file__).parent.glob(f"_kernels_{flavour}.*"):
             try:
-                library = ctypes.CDLL(str(file))
-            except OSError:  # built for another machine
+                return _declared(ctypes.CDLL(str(file)))
+            except (OSError, AttributeError):  # built for another machine, or from an older source
                 continue
-            pointer, count = ctypes.c_void_p, ctypes.c_int64
-            library.mpt_largest.argtypes = [pointer, ctypes.c_int, pointer, count, count, *[pointer] * 4]
-            library.mpt_count.argtypes = [pointer, count, count, pointer]
-            library.mpt_masked_magnitude.argtypes = [pointer, pointer, ctypes.c_double, count]
-            library.mpt_masked_magnitude.restype = count
-            library.mpt_signed.argtypes = [pointer, pointer, ctypes.c_float, count, pointer]
-            library.mpt_score_gradient.argtypes = [pointer, pointer, ctypes.c_float, pointer, pointer, count, pointer]
-            return library
     return None
+
+
+def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
+    pointer, count = ctypes.c_void_p, ctypes.c_int64
+    library.mpt_largest.argtypes = [pointer, ctypes.c_int, pointer, count, count, *[pointer] * 4]
+    library.mpt_count.argtypes = [pointer, count, count, pointer]
+    library.mpt_masked_magnitude.argtypes = [pointer, pointer, ctypes.c_double, count]
+    library.mpt_masked_magnitude.restype = count
+    library.mpt_signed.argtypes = [pointer, pointer, ctypes.c_float, count, pointer]
+    library.mpt_score_gradient.argtypes = [pointer, pointer, ctypes.c_float, pointer, pointer, count, pointer]
+    return library
 
 
 def suit(*tensors: Tensor | None) -> bool:

@@ -31,7 +31,7 @@ class Latent:
     `index` is the place of this one among them.
     hints: where selections ended a step ago; they save time and change nothing.
 
-    The properties follow from W alone. Where W is frozen, one Latent serves all steps, so each is worked out once.
+    The properties follow from W alone. Where W is frozen each is worked out once and handed on (`take_over`).
     """
 
     weight: Tensor
@@ -50,6 +50,12 @@ class Latent:
         if name not in self.hints or self.hints[name].device != values.device:
             self.hints[name] = no_hints(values)
         return largest(values, count, absolute, among, self.hints[name])
+
+    def take_over(self, other: Latent) -> None:
+        """Take what was worked out of the same W from `other`."""
+        for name in ("order", "nonnegative", "top_of_all", "top_of_kept"):
+            if name in vars(other):
+                vars(self)[name] = vars(other)[name]
 
     @cached_property
     def order(self) -> Tensor:

@@ -133,12 +133,14 @@ class GlobalRanking:
     def mask_of(self, index: int) -> Tensor:
         """The mask of the layer at this place: bool, shape of its scores."""
         scores = [cast(Tensor, layer.scores) for layer in self.layers]
-        versions = tuple((id(s), s._version) for s in scores)
+        versions = tuple((id(s), 0 if s.is_inference() else s._version) for s in scores)
         # A layer that asks again starts a new pass: scores written through `.data` have no new version either.
-        if versions != self._versions or index not in self._masks:
-            self._masks = dict(enumerate(_ranked_together(scores, self.prune_rate)))
-            self._versions = versions
-        return self._masks.pop(index)
+        mask = self._masks.pop(index, None) if versions == self._versions else None
+        if mask is None:
+            masks = dict(enumerate(_ranked_together(scores, self.prune_rate)))
+            mask = masks.pop(index)
+            self._masks, self._versions = masks, versions
+        return mask
 
     def forget(self) -> None:
         """Rank anew when next asked."""

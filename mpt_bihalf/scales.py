@@ -30,17 +30,14 @@ def kaiming(weight: Tensor, mask: Tensor | None) -> Tensor:
 def l1(weight: Tensor, mask: Tensor | None) -> Tensor:
     """The mean magnitude of the kept weights, the MPT code's gain: sum(M abs(W)) / K. A 0-dim tensor of W's dtype."""
     kept = _kept(weight, mask)
-    if mask is None or weight.dtype == torch.float64:
-        total = (weight if mask is None else weight * mask).abs().sum(dtype=_wide(weight))
-    else:
+    if mask is not None and weight.dtype == torch.float32 and kernels.suit(weight, mask):
         # In whole units of 2^-30 of the largest magnitude: such a sum is the same in whatever order it is taken.
-        low, high = weight.float().aminmax()
-        units = torch.ldexp(torch.ones_like(high), 30 - torch.frexp(torch.maximum(-low, high)).exponent)
-        if kernels.suit(weight, mask):
-            count = torch.full((), kernels.masked_magnitude(weight, mask, float(units)), device=weight.device)
-        else:
-            count = torch.where(mask, weight.float(), 0).abs().mul(units).long().sum()
-        total = count / units
+        low, high = weight.aminmax()
+        exponent = torch.frexp(torch.maximum(-low, high)).exponent
+        units = 2.0 ** min(30 - int(exponent), 126)
+        total = torch.full((), kernels.masked_magnitude(weight, mask, units) / units, device=weight.device)
+    else:
+        total = (weight if mask is None else torch.where(mask, weight, 0)).abs().sum(dtype=_wide(weight))
     return torch.where(kept > 0, total / kept, 0).to(weight.dtype)
 
 

@@ -69,5 +69,6 @@ def _lowest_chosen(values: Tensor, count: int | Tensor) -> Tensor:
     """The `count`-th largest value of each row: [R, 1]; of a row with none to choose, any value."""
     size = values.shape[1]
     if isinstance(count, int):
-        return values.kthvalue(min(size - count, size - 1) + 1, dim=1, keepdim=True).values
+        rank = min(size - count, size - 1)
+        return values.sort(dim=1).values[:, rank : rank + 1]
     return values.sort(dim=1).values.gather(1, (size - count).clamp(max=size - 1).unsqueeze(1))

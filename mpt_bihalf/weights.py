@@ -21,7 +21,7 @@ from . import kernels
 from .counts import Number, fraction_within
 from .gradients import LATENT_GRADIENTS, SCORE_GRADIENTS, Gradient
 from .latent import Latent
-from .masks import SCOPES, GlobalRanking, check_places
+from .masks import SCOPES, GlobalRanking, check_places, edge_popup
 from .methods import Method, find_method
 from .scales import SCALES, Scale
 from .transport import check_rankable
@@ -50,7 +50,7 @@ class BinaryWeight(nn.Module):
         self.index = 0
         self.register_parameter("scores", nn.Parameter(torch.zeros_like(weight)) if self._frozen else None)
         self._hints: dict[str, Tensor] = {}
-        self._kept_latent: tuple[tuple[Any, ...], Latent] | None = None
+        self._before: tuple[Tensor, tuple[Any, ...], Latent] | None = None  # weight, its state, what came of it
 
     @property
     def _frozen(self) -> bool:
@@ -80,18 +80,20 @@ class BinaryWeight(nn.Module):
         return latent, mask, self.method.binarizer(latent, mask)
 
     def _look_at(self, weight: Tensor) -> Latent:
-        """A Latent of this weight: a new one each time W trains, the same one as long as a frozen W does not change."""
-        now = (
-            *(id(weight), weight._version, weight.data_ptr() if not weight.is_meta else 0, id(self.scores)),
-            *(self.prune_rate, self.p_pos, self.scope),
-        )
-        if self._frozen and self._kept_latent is not None and self._kept_latent[0] == now:
-            return self._kept_latent[1]
-        settings = self.prune_rate, self.p_pos, self.scope, self.ranking, self.index, self._hints
+        """A Latent of this weight. As long as a frozen W does not change, what follows from it is worked out once.
+
+        Changes are seen by the tensor's version, as autograd sees them: write to W under `torch.no_grad()`, not through
+        `.data`.
+        """
         scores = None if self.scores is None else self.scores.detach()
-        latent = Latent(weight.detach(), scores, *settings)
-        if self._frozen and not torch.is_inference_mode_enabled():  # its tensors could not be used in training
-            self._kept_latent = now, latent
+        settings = self.prune_rate, self.p_pos, self.scope
+        latent = Latent(weight.detach(), scores, *settings, self.ranking, self.index, self._hints)
+        # Tensors made in inference mode could not be used in training.
+        if self._frozen and not weight.is_inference() and not torch.is_inference_mode_enabled():
+            now = (weight._version, 0 if weight.is_meta else weight.data_ptr(), settings)
+            if self._before is not None and self._before[0] is weight and self._before[1] == now:
+                latent.take_over(self._before[2])
+            self._before = weight, now, latent
         return latent
 
     def extra_repr(self) -> str:
@@ -187,16 +189,14 @@ def binarize_weights(
     if init == "keep":
         for name, layer in layers.items():
             check_rankable(layer.weight, f"the weight of layer {name!r}")
-    if not method.scoped:
-        scope = "layer"
-    ranking = GlobalRanking(prune_rate) if scope == "global" else None
+    ranking = GlobalRanking(prune_rate) if scope == "global" and method.mask is edge_popup else None
     if ranking is not None:
         check_places([layer.weight.numel() for layer in layers.values()], prune_rate)
 
     generator = torch.default_generator if seed is None else torch.Generator().manual_seed(seed)
     if init != "keep":
         for layer in layers.values():
-            _draw_latent(layer.weight, 1.0 if method.mask is None else float(kept), init, generator)
+            draw_latent(layer.weight, 1.0 if method.mask is None else float(kept), init, generator)
     if method.binarizer is None:
         return model
     for index, layer in enumerate(layers.values()):
@@ -331,6 +331,10 @@ def _layers_to_binarize(model: nn.Module, skip: Sequence[str] | str) -> dict[str
     for name, layer in layers.items():
         if _is_binarized(layer):
             raise ValueError(f"layer {name!r} is binarized already; bake_weights(model) gives a plain copy")
+        if parametrize.is_parametrized(layer, "weight") or "weight" not in layer._parameters:
+            raise ValueError(f"layer {name!r}: its weight is computed (weight_norm?), not a parameter; name it in skip")
+        if layer.weight.is_complex():
+            raise ValueError(f"layer {name!r} has complex weights")
         if nn.parameter.is_lazy(layer.weight):
             raise ValueError(f"layer {name!r} has no weight yet: run the model once on an input before binarizing it")
         if layer.weight.numel() == 0:
@@ -338,8 +342,10 @@ def _layers_to_binarize(model: nn.Module, skip: Sequence[str] | str) -> dict[str
     return layers
 
 
-def _draw_latent(weight: Tensor, kept: float, init: str, generator: torch.Generator) -> None:
+def draw_latent(weight: Tensor, kept: float, init: str, generator: torch.Generator) -> None:
     """Kaiming normal over the `kept` share of the fan-in, drawn where the generator lives: the same on every device."""
+    if weight.is_meta:
+        return
     std = sqrt(2 / (kept * weight[0].numel()))
     draw = torch.randn(weight.shape, generator=generator, device=generator.device)
     with torch.no_grad():
@@ -348,6 +354,8 @@ def _draw_latent(weight: Tensor, kept: float, init: str, generator: torch.Genera
 
 def _draw_scores(scores: Tensor, generator: torch.Generator) -> None:
     """Kaiming uniform with a = sqrt(5): uniform within 1 / sqrt(fan-in)."""
+    if scores.is_meta:
+        return
     bound = 1 / sqrt(scores[0].numel())
     draw = torch.rand(scores.shape, generator=generator, device=generator.device)
     with torch.no_grad():

@@ -14,8 +14,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from mpt_bihalf.data import cache
-
+from . import cache
 from .dataset import DataError, Dataset, ImageSet, resize
 from .locations import cache_root
 

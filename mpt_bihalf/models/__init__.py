@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
+from ..weights import BINARIZABLE, draw_latent
 from .conv import conv_network
 
 MODELS: dict[str, Callable[[int, int, tuple[int, int]], nn.Module]] = {
@@ -37,4 +38,10 @@ def create_model(
     with torch.random.fork_rng(devices=[], enabled=seed is not None):
         if seed is not None:
             torch.default_generator.manual_seed(seed)
-        return MODELS[name](num_classes, in_channels, size)
+        model = MODELS[name](num_classes, in_channels, size)
+    # Drawn on the host, so that a seed gives the same weights on every device.
+    generator = torch.default_generator if seed is None else torch.Generator().manual_seed(seed)
+    for layer in model.modules():
+        if isinstance(layer, BINARIZABLE):
+            draw_latent(layer.weight, 1.0, "kaiming_normal", generator)
+    return model

@@ -39,10 +39,6 @@ def conv_network(depth: int) -> Callable[[int, int, tuple[int, int]], nn.Module]
             nn.ReLU(inplace=True),
             nn.Linear(256, num_classes, bias=False),
         ]
-        network = nn.Sequential(*layers)
-        for layer in network:
-            if isinstance(layer, nn.Conv2d | nn.Linear):
-                nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-        return network
+        return nn.Sequential(*layers)
 
     return build

@@ -30,7 +30,7 @@ def draw_sweep(records: list[dict[str, Any]]) -> Figure:
     panels = figure.subplots(rows, columns, squeeze=False).flatten()
     for panel, (title, part) in zip(panels, parts, strict=False):
         for method, curve in part.groupby("method", sort=False):
-            place = ORDER.index(method) if method in ORDER else len(ORDER) - 1
+            place = list(dict.fromkeys([*ORDER, *part["method"]])).index(method) % len(COLOURS)
             colour = COLOURS[place]
             if METHODS[method].mask is None:
                 setting = curve.iloc[0]

@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from ..data import Dataset, load_dataset
 from ..training import Run, train
-from ..training.loop import check_fits
+from ..training.loop import check_fits, check_network
 from .records import read_result, run_folder
 
 
@@ -22,7 +22,10 @@ def run_all(runs: list[Run], out: Path) -> None:
         return load_dataset(name, root or None, image_size or None)
 
     missing = [run for run in runs if read_result(run_folder(out, run), run) is None]
-    for run in dict.fromkeys(replace(run, seed=0) for run in missing):
+    settings = list(dict.fromkeys(replace(run, seed=0) for run in missing))
+    for run in settings:
+        check_network(run)
+    for run in settings:
         check_fits(run, data(run.data, run.data_root, run.image_size))
     done = len(runs) - len(missing)
     if done:

@@ -47,7 +47,8 @@ class PruneSweep:
     threads: int | None = None
     """CPU threads of a run; 0: one a core (default: the recipe's)"""
     grid: list[str] = field(default_factory=list)
-    """any other field of a run with its values, e.g. lr=0.1,0.05 scale=kaiming,l1"""
+    """any other field of a run (python -m mpt_bihalf train --help lists them) with its values, e.g. lr=0.1,0.05
+    scale=kaiming,l1; the items of one value are joined by +, e.g. milestones=10+20,15"""
     recipe: str = "quick"
     """quick: minutes on the embedded data; paper: the settings of the paper's Fig. 8"""
     out: str = "runs/prune_sweep"

@@ -23,7 +23,7 @@ class LayerLog:
 
     def measure(self, model: nn.Module, epoch: int) -> list[Figures]:
         """A row of figures for each layer: entropies in bits, shares in [0, 1], flips counted since the last call."""
-        rows = []
+        names, values = [], []
         now = _signs(model)
         for name, binary in now.items():
             flips = measures.flips(self._before[name], binary)
@@ -36,10 +36,13 @@ class LayerLog:
                 "flips_to_negative": flips.to_negative,
                 "mask_change": measures.mask_change(self._before[name], binary),
             }
-            values = torch.stack([value.float() for value in figures.values()]).tolist()  # the device is read once
-            rows.append(
-                {"epoch": epoch, "layer": name, "weights": binary.numel(), **dict(zip(figures, values, strict=True))}
-            )
+            names.append(name)
+            values.append(torch.stack([value.float() for value in figures.values()]))
+        read = torch.stack(values).tolist() if values else []  # the device is waited for once
+        rows = [
+            {"epoch": epoch, "layer": name, "weights": now[name].numel(), **dict(zip(figures, row, strict=True))}
+            for name, row in zip(names, read, strict=True)
+        ]
         self._before = now
         return rows
 

@@ -54,6 +54,7 @@ def train(run: Run, folder: Path, dataset: Dataset | None = None, progress: bool
     reproducible_kernels()
     keep_freed_memory()
     device = torch.device(run.device)
+    check_network(run)
     dataset = (dataset or load_run_data(run)).to(device)
     check_fits(run, dataset)
     dataset, validation = dataset.hold_out(run.holdout) if run.holdout else (dataset, None)
@@ -118,6 +119,12 @@ def check_fits(run: Run, dataset: Dataset) -> None:
         raise ValueError(f"batch_size {run.batch_size} is more than the {images} training images of {run.data}")
     with torch.device("meta"):
         build_model(run, dataset)
+
+
+def check_network(run: Run) -> None:
+    """Raise ValueError for what can be told to be wrong without the data: layers to skip, a given image size."""
+    with torch.device("meta"):
+        build_network(run, 10, 3, run.image_size or 64)
 
 
 def resume(folder: Path, run: Run, dataset: Dataset) -> tuple[nn.Module, Optimizer, History]:
@@ -252,9 +259,10 @@ def _means(totals: Tensor, images: int, split: str) -> dict[str, float]:
 
 
 def check_finite(model: nn.Module, figures: dict[str, Any]) -> None:
-    """Raise Diverged, naming the layer where it is one, for a NaN in what was trained or a loss that is not finite."""
+    """Raise Diverged, naming the layer where it is one, for a NaN in what was trained or a figure not finite."""
     layer = find_nan(model)
     if layer is not None:
         raise Diverged(f"NaN in layer {layer!r} in epoch {figures['epoch']}")
-    if not isfinite(figures["train_loss"]):
-        raise Diverged(f"the training loss is {figures['train_loss']} in epoch {figures['epoch']}")
+    for name, value in figures.items():
+        if not isfinite(value):
+            raise Diverged(f"{name} is {value} in epoch {figures['epoch']}")
