@@ -2,7 +2,6 @@ import platform
 from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
-from setuptools.command.build_ext import build_ext
 
 TEST = ["hypothesis", "ipykernel", "mypy", "nbclient", "nbformat", "POT", "pytest", "pytest-timeout", "ruff", "scipy"]
 
@@ -11,13 +10,6 @@ FLAVOURS = {} if platform.system() == "Windows" else {"any": []}  # the flags ar
 if FLAVOURS and platform.machine() in ("x86_64", "AMD64"):
     FLAVOURS |= {"avx2": ["-march=x86-64-v3"], "avx512": ["-march=x86-64-v4", "-mprefer-vector-width=512"]}
 FLAGS = ["-O3", "-std=c++17", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off"]
-
-
-class BuildKernels(build_ext):
-    """Plain shared libraries, not Python modules: there is no init function to export."""
-
-    def get_export_symbols(self, ext):
-        return ext.export_symbols
 
 
 setup(
@@ -41,7 +33,6 @@ setup(
         )
         for flavour, flags in FLAVOURS.items()
     ],
-    cmdclass={"build_ext": BuildKernels},
     python_requires=">=3.10",
     install_requires=[
         "matplotlib>=3.7",

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
-import tempfile
 from pathlib import Path
 
 import torch
 from torch import Tensor
+
+from ..files import write_whole
 
 
 def read(file: Path, fingerprint: str) -> dict[str, Tensor] | None:
@@ -28,22 +28,10 @@ def write(file: Path, fingerprint: str, tensors: dict[str, Tensor]) -> None:
 
     Two processes may do so at once: whichever is later wins, and a reader sees one or the other, never a mixture.
     """
-    temporary: str | None = None
-    try:
+    state = {"fingerprint": fingerprint, "digest": _digest(tensors), "tensors": tensors}
+    with contextlib.suppress(OSError, RuntimeError):  # torch turns a full disk into a RuntimeError
         file.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=file.name, suffix=".part", dir=file.parent)
-        with os.fdopen(handle, "wb") as stream:
-            torch.save({"fingerprint": fingerprint, "digest": _digest(tensors), "tensors": tensors}, stream)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, file)
-        temporary = None
-    except (OSError, RuntimeError):  # torch turns a full disk into a RuntimeError
-        pass
-    finally:
-        if temporary is not None:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
+        write_whole(file, lambda stream: torch.save(state, stream))
 
 
 def _digest(tensors: dict[str, Tensor]) -> str:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from mpt_bihalf import files
 from mpt_bihalf.data import cache
 
 
@@ -85,7 +86,7 @@ def test_a_write_that_fails_leaves_the_old_file_whole(
     def full(*args: object) -> None:
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(cache.os, failing, full)
+    monkeypatch.setattr(files.os, failing, full)
     cache.write(file, "new", tensors)
     assert cache.read(file, "new") is None and cache.read(file, "old") is not None
     assert list(tmp_path.iterdir()) == [file]
