@@ -14,8 +14,11 @@ from tabulate import tabulate
 from tqdm import tqdm
 
 
-def in_turn(tasks: dict[str, Callable[[], object]], rounds: int, warm_up: int = 2) -> dict[str, list[float]]:
-    """Seconds of each task in each round, A B C A B C: what disturbs the machine disturbs all alike."""
+def in_turn(tasks: dict[str, Callable[[], object]], rounds: int, warm_up: int = 8) -> dict[str, list[float]]:
+    """Seconds of each task in each round, A B C A B C: what disturbs the machine disturbs all alike.
+
+    The rounds of `warm_up` do not count: a selection finds its bracket in the first steps, and memory comes to rest.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in tasks}
     for number in tqdm(range(-warm_up, rounds), unit="round", leave=False, disable=None):
         for name, task in tasks.items():

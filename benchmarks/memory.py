@@ -6,6 +6,7 @@ Each method trains a few steps in a process of its own; what it needs beyond the
 from __future__ import annotations
 
 import resource
+import statistics
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -34,6 +35,8 @@ class Memory:
     """images a step"""
     steps: int = 4
     """steps"""
+    runs: int = 5
+    """processes for each method, in turn; the median of their peaks counts, as they differ by some 30 MiB"""
     one: str = ""
     """train this method alone, in this process, and print its peak in KiB"""
     json: bool = False
@@ -63,16 +66,16 @@ def main() -> None:
         f"--{name.replace('_', '-')}={getattr(options, name)}" for name in ("model", "prune_rate", "batch_size")
     ]
 
-    def child(method: str) -> int:
-        command = [sys.executable, __file__, *settings, f"--steps={options.steps}", f"--one={method}"]
-        return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-
-    dense = child("dense")
-    rows: list[dict[str, object]] = [{"method": "dense", "peak, MiB": dense / 1024}]
-    for method in options.methods:
-        found = child(method)
-        more = 1024 * (found - dense) / weights
-        rows.append({"method": method, "peak, MiB": found / 1024, "bytes more for each weight": more})
+    peaks: dict[str, list[int]] = {method: [] for method in ["dense", *options.methods]}
+    for _ in range(options.runs):
+        for method, found in peaks.items():
+            command = [sys.executable, __file__, *settings, f"--steps={options.steps}", f"--one={method}"]
+            found.append(int(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
+    median = {method: statistics.median(found) for method, found in peaks.items()}
+    rows: list[dict[str, object]] = []
+    for method, peak_now in median.items():
+        more = 1024 * (peak_now - median["dense"]) / weights
+        rows.append({"method": method, "peak, MiB": peak_now / 1024, "bytes more for each weight": more})
     show(rows, options.json)
 
 

@@ -42,6 +42,8 @@ def binary_scores(g: Tensor, latent: Latent, positive: Tensor, alpha: Tensor) ->
 def _signed(g: Tensor, factor: Tensor, latent: Latent, positive: Tensor) -> Tensor:
     """g abs(factor) b sign(S), with sign(0) = +1."""
     assert latent.scores is not None, "a score gradient needs scores"
+    if latent.scores.is_contiguous():
+        g = g.contiguous()  # that of a convolution in channels-last is not
     if factor.numel() in (1, g.numel()) and kernels.suit(g, factor, positive, latent.scores):
         return kernels.score_gradient(g, factor, positive, latent.scores)
     magnitude = g * factor.abs()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ from .devices import host_reads_free
 
 # One is built for each, as an installation may be moved: torch says what this machine can run.
 FLAVOURS = {"AVX512": ("avx512", "avx2", "any"), "AVX2": ("avx2", "any")}
+
+BLOCK = 2**18  # elements that are looked at together without the compiled loops: they stay in a cache
 
 SIGN_BIT = torch.iinfo(torch.int32).min
 
@@ -66,27 +69,29 @@ def suit(*tensors: Tensor | None) -> bool:
 def largest(values: Tensor, counts: Tensor, hints: Tensor, absolute: bool, among: Tensor | None) -> Tensor:
     """See `selection.largest`. counts: int64 [R]; hints: float32 [R, 2], where to look, changed in place."""
     rows, size = values.shape
-    totals = None if among is None else count(among)
     if compiled():
+        totals = None if among is None else count(among)
         out = torch.empty((rows, size), dtype=torch.bool, device=values.device)
         _call("largest", values, absolute, among, rows, size, counts.contiguous(), totals, hints, out)
         return out
-    ranked = (values.detach().abs() if absolute else values.detach()).numpy()
-    all_of_row = np.full(rows, size) if totals is None else totals.numpy()
     members = None if among is None else among.numpy()
-    wanted, looks = counts.numpy(), hints.numpy()
-    cuts, places = _find_cuts(ranked, wanted, all_of_row, members, looks)
-    chosen = ranked >= cuts[:, None]
-    if members is not None or np.count_nonzero(chosen) != wanted.sum():
-        ties = np.flatnonzero(ranked == cuts[:, None])
-        chosen.reshape(-1)[ties[ties % size < places[ties // size]]] = False
+    looked_at, wanted = values.detach().numpy(), counts.numpy()
+    cuts, places = _find_cuts(looked_at, absolute, members, wanted, hints.numpy())
+    chosen = np.empty((rows, size), bool)
+    for flat, lines, ranked in _blocks(looked_at, absolute):
+        part = chosen.reshape(-1)[flat].reshape(ranked.shape)
+        np.greater_equal(ranked, cuts[lines, None], out=part)
+        ties = ranked == cuts[lines, None]
+        if np.count_nonzero(ties) > len(ties):
+            at = np.flatnonzero(ties) + flat.start
+            chosen.reshape(-1)[at[at % size < places[at // size]]] = False
     return torch.from_numpy(chosen)
 
 
 def count(mask: Tensor) -> Tensor:
     """How many are True in each row: int64 [R] of bool [R, D]."""
     if not compiled():
-        return torch.tensor([np.count_nonzero(row) for row in mask.numpy()], dtype=torch.int64, device=mask.device)
+        return torch.from_numpy(_count_rows(mask.numpy()))
     totals = torch.empty(mask.shape[0], dtype=torch.int64, device=mask.device)
     _call("count", mask, *mask.shape, totals)
     return totals
@@ -106,8 +111,10 @@ def signed(positive: Tensor, mask: Tensor | None, alpha: Tensor) -> Tensor:
         out = torch.empty(positive.shape, dtype=torch.float32, device=positive.device)
         _call("signed", positive, mask, float(alpha), positive.numel(), out)
         return out
-    signs = (~positive).view(torch.uint8).int().mul_(SIGN_BIT).bitwise_xor_(alpha.reshape(()).view(torch.int32))
-    return (signs if mask is None else signs.bitwise_and_(_bits(mask))).view(torch.float32)
+    signs = positive.view(torch.int8) * 2 - 1
+    if mask is not None:
+        signs *= mask.view(torch.int8)
+    return signs.float().mul_(alpha)
 
 
 def score_gradient(g: Tensor, magnitude: Tensor, positive: Tensor, scores: Tensor) -> Tensor:
@@ -117,9 +124,14 @@ def score_gradient(g: Tensor, magnitude: Tensor, positive: Tensor, scores: Tenso
         weight, alpha = (magnitude, 0.0) if magnitude.numel() == g.numel() > 1 else (None, float(magnitude))
         _call("score_gradient", g, weight, alpha, positive, scores, g.numel(), out)
         return out
-    product = g * magnitude.abs()
-    against = (positive ^ (scores >= 0)).view(torch.uint8).int().mul_(SIGN_BIT)
-    return product.view(torch.int32).bitwise_xor_(against).view(torch.float32)
+    out = torch.empty_like(g)
+    flat = [tensor.reshape(-1).split(BLOCK) for tensor in (out, g, positive, scores)]
+    weights = magnitude.reshape(-1).split(BLOCK) if magnitude.numel() == g.numel() else [magnitude] * len(flat[0])
+    for part, of_loss, sign, score, weight in zip(*flat, weights, strict=True):
+        torch.mul(of_loss, weight.abs(), out=part)
+        against = (sign ^ (score >= 0)).view(torch.uint8).int().mul_(SIGN_BIT)
+        part.view(torch.int32).bitwise_xor_(against)
+    return out
 
 
 def _call(name: str, *arguments: Tensor | float | None) -> int:
@@ -136,74 +148,118 @@ Array = NDArray[Any]
 
 
 @np.errstate(invalid="ignore")  # infinite values make hints that are none
-def _find_cuts(ranked: Array, counts: Array, totals: Array, among: Array | None, hints: Array) -> tuple[Array, Array]:
+def _find_cuts(values: Array, absolute: bool, among: Array | None, counts: Array, hints: Array) -> tuple[Array, Array]:
     """Value and index of the lowest chosen element of each row; (inf, D) where none is to be.
 
     Three looks at the most: around the hint, at what a sample says (Floyd and Rivest 1975), at everything.
     """
-    rows, size = ranked.shape
-    cuts, places = np.full(rows, np.inf, ranked.dtype), np.full(rows, size)
+    rows, size = values.shape
+    cuts, places = np.full(rows, np.inf, values.dtype), np.full(rows, size)
     pending = np.flatnonzero(counts > 0)
     for look in ("hint", "sample", "all"):
-        pending_now = pending[~np.isnan(hints[pending, 0])] if look == "hint" else pending
-        if not len(pending_now):
+        rows_now = pending[~np.isnan(hints[pending, 0])] if look == "hint" else pending
+        if not len(rows_now):
             continue
-        whole = len(pending_now) == rows
-        part = ranked if whole else ranked[pending_now]
-        members = among if whole or among is None else among[pending_now]
-        wanted = counts[pending_now]
+        whole = len(rows_now) == rows
+        part = values if whole else values[rows_now]
+        members = among if whole or among is None else among[rows_now]
+        wanted = counts[rows_now]
         if look == "hint":
-            middle, half = hints[pending_now].T
+            middle, half = hints[rows_now].T
             low, high = middle - half, middle + half
         elif look == "sample":
-            low, high = _sample_brackets(part, members, wanted / totals[pending_now])
+            low, high = _sample_brackets(part, absolute, members, wanted)
         else:
             low, high = np.full(len(part), -np.inf), np.full(len(part), np.inf)
-        value, place, found = _cuts_within(part, members, wanted, low, high)
-        done = pending_now[found]
-        cuts[done], places[done] = value[found], place[found]
-        moved = np.abs(cuts[done] - hints[done, 0])
-        width = ((high - low) / 2)[found]
-        hints[done, 1] = np.where(np.isnan(moved), width / 4, np.maximum(2 * moved, width / 2))
-        hints[done, 1] = np.where(np.isfinite(hints[done, 1]), hints[done, 1], np.abs(cuts[done]) / 16)
-        hints[done, 0] = cuts[done]
+        bounds = low.astype(values.dtype), high.astype(values.dtype)
+        value, place, found, candidates = _cuts_within(part, absolute, members, wanted, *bounds)
+        done = rows_now[found]
+        if len(done):
+            cuts[done], places[done] = value[found], place[found]
+            moved, half = np.abs(cuts[done] - hints[done, 0]), ((high - low) / 2)[found]
+            usual = np.mean(moved) if rows > 1 else 0  # rows of a layer move alike
+            narrower = np.where(candidates[found] > size / 256 + 16, half / 2, half)
+            half = np.where(np.isnan(moved), half / 4, np.fmax(4 * moved, np.fmax(narrower, 8 * usual)))
+            hints[done, 1] = np.where(np.isfinite(half), half, np.abs(cuts[done]) / 16)
+            hints[done, 0] = cuts[done]
+        if found.all() and len(rows_now) == len(pending):
+            break
         pending = np.setdiff1d(pending, done)
     return cuts, places
 
 
 def _cuts_within(
-    ranked: Array, among: Array | None, wanted: Array, low: Array, high: Array
-) -> tuple[Array, Array, Array]:
-    """Value, index, and whether it was found, of each row's `wanted`-th largest member, looked for in [low, high]."""
-    rows, size = ranked.shape
-    above = ranked > high.astype(ranked.dtype)[:, None]
-    inside = ranked >= low.astype(ranked.dtype)[:, None]
-    if among is not None:
-        above &= among
-        inside &= among
-    inside ^= above
-    candidates = np.flatnonzero(inside)
-    row = candidates // size
-    numbers = np.bincount(row, minlength=rows)
-    rank = wanted - np.array([np.count_nonzero(line) for line in above])
+    values: Array, absolute: bool, among: Array | None, wanted: Array, low: Array, high: Array
+) -> tuple[Array, Array, Array, Array]:
+    """Each row's `wanted`-th largest member, looked for in [low, high]: value, index, if found, how many members."""
+    rows, size = values.shape
+    above, pieces, places = np.zeros(rows, int), [], []
+    for flat, lines, ranked in _blocks(values, absolute):
+        higher = ranked > high[lines, None]
+        inside = ranked >= low[lines, None]
+        inside ^= higher
+        if among is not None:
+            members = among.reshape(-1)[flat].reshape(ranked.shape)
+            higher &= members
+            inside &= members
+        above[lines] += _count_rows(higher)
+        at = np.flatnonzero(inside)
+        pieces.append(ranked.reshape(-1)[at])
+        places.append(at + flat.start)
+    rank, candidates = wanted - above, np.concatenate(places)
+    numbers = np.bincount(candidates // size, minlength=rows)
     found = (rank >= 1) & (rank <= numbers)
-    values = ranked.reshape(-1)[candidates]
-    ascending = np.lexsort((candidates, values, row))
-    at = ascending[(numbers.cumsum() - rank)[found]]
-    value, place = np.zeros(rows, ranked.dtype), np.zeros(rows, int)
-    value[found], place[found] = values[at], candidates[at] % size
-    return value, place, found
+    value, place = np.zeros(rows, values.dtype), np.zeros(rows, int)
+    if not found.any():
+        return value, place, found, numbers
+    # The candidates as a table, a line for each row, filled up at the end.
+    real = np.arange(numbers.max()) < numbers[:, None]
+    table = np.full(real.shape, -np.inf, values.dtype)
+    table[real] = np.concatenate(pieces)
+    table, real, rank, first = table[found], real[found], rank[found], (numbers.cumsum() - numbers)[found]
+    in_order = np.sort(table, axis=1) if len(table) > 1 else np.partition(table, -rank[0], axis=1)
+    value[found] = cut = np.take_along_axis(in_order, -rank[:, None], axis=1)[:, 0]
+    # Of equal candidates the last are chosen, as many as the rank still asks for.
+    ties = (table == cut[:, None]) & real
+    surplus = _count_rows(ties) - (rank - _count_rows(table > cut[:, None]))
+    column = (ties.cumsum(axis=1, dtype=np.int32) > surplus[:, None]).argmax(axis=1)
+    place[found] = candidates[first + column] % size
+    return value, place, found, numbers
 
 
-def _sample_brackets(ranked: Array, among: Array | None, share: Array) -> tuple[Array, Array]:
-    """Values that very likely enclose the cut with this share at or above it, from an even sample of each row."""
-    rows, size = ranked.shape
+def _blocks(values: Array, absolute: bool) -> Iterator[tuple[slice, slice, Array]]:
+    """The rows in parts that stay in the processor's cache: place in the flat array, rows, what is ranked [rows, D]."""
+    rows, size = values.shape
+    step = min(size, BLOCK) * max(1, BLOCK // size) if size else 1
+    flat, magnitudes = values.reshape(-1), np.empty(step, values.dtype)
+    for row in range(0, rows, max(1, BLOCK // size)):
+        lines = slice(row, min(row + max(1, BLOCK // size), rows))
+        for start in range(row * size, lines.stop * size, step):
+            place = slice(start, min(start + step, lines.stop * size))
+            part = flat[place]
+            ranked = np.abs(part, out=magnitudes[: len(part)]) if absolute else part
+            yield place, lines, ranked.reshape(lines.stop - lines.start, -1)
+
+
+def _count_rows(mask: Array) -> Array:
+    """How many are True in each row, by the faster way for rows of this length."""
+    if mask.shape[1] > 4096:
+        return np.array([np.count_nonzero(row) for row in mask])
+    return np.add.reduce(mask.view(np.int8), axis=1, dtype=np.int32).astype(int)
+
+
+def _sample_brackets(values: Array, absolute: bool, among: Array | None, wanted: Array) -> tuple[Array, Array]:
+    """Values that very likely enclose the `wanted`-th largest member of each row, from an even sample of it."""
+    rows, size = values.shape
     step = max(1, size // max(256, int(size ** (2 / 3))))
-    sample = ranked[:, ::step].astype(np.float64)
+    sample = values[:, ::step].astype(np.float64)
+    if absolute:
+        np.abs(sample, out=sample)
     if among is not None:
         sample[~among[:, ::step]] = np.nan  # sorted to the end
     sample.sort(axis=1)
     m = (~np.isnan(sample)).sum(1)
+    share = wanted / (size if among is None else _count_rows(among))
     middle, margin = m * (1 - share), 3.5 * np.sqrt(m * share * (1 - share)) + 4
     left, right = np.floor(middle - margin).astype(int), np.ceil(middle + margin).astype(int)
     lines = np.arange(rows)
