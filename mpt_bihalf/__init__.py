@@ -2,13 +2,22 @@
 
 from . import measures
 from .binarizers import BINARIZERS
-from .gradients import LATENT_GRADIENTS, SCORE_GRADIENTS
+from .bop import Bop, parameter_groups
+from .gradients import LATENT_GRADIENTS, SCORE_GRADIENTS, Ede
 from .masks import MASKS, global_score_masks, score_mask
 from .methods import METHODS, Method
 from .models import MODELS, create_model
 from .scales import SCALES
 from .transport import binarize
-from .weights import bake_weights, binarize_weights, binary_layers, binary_weights, find_nan
+from .weights import (
+    bake_weights,
+    binarize_weights,
+    binary_layers,
+    binary_weights,
+    find_nan,
+    set_progress,
+    shuffle_scores,
+)
 
 __version__ = "0.1.0"
 
@@ -20,6 +29,8 @@ __all__ = [
     "MODELS",
     "SCALES",
     "SCORE_GRADIENTS",
+    "Bop",
+    "Ede",
     "Method",
     "bake_weights",
     "binarize",
@@ -30,5 +41,8 @@ __all__ = [
     "find_nan",
     "global_score_masks",
     "measures",
+    "parameter_groups",
     "score_mask",
+    "set_progress",
+    "shuffle_scores",
 ]

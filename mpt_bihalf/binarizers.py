@@ -11,6 +11,7 @@ from typing import TypeAlias
 from torch import Tensor
 
 from .latent import Latent
+from .standardise import wide_rows
 from .transport import transported
 
 Binarizer: TypeAlias = Callable[[Latent, Tensor | None], Tensor]
@@ -19,6 +20,12 @@ Binarizer: TypeAlias = Callable[[Latent, Tensor | None], Tensor]
 def sign(latent: Latent, mask: Tensor | None) -> Tensor:
     """sign(W), each weight by itself; sign(0) = +1 (Rastegari et al. 2016)."""
     return latent.nonnegative
+
+
+def standardised_sign(latent: Latent, mask: Tensor | None) -> Tensor:
+    """sign of the filter's W less its mean, so of W standardised (Qin et al. 2020); sign(0) = +1."""
+    rows = wide_rows(latent.weight)
+    return (rows >= rows.mean(1, keepdim=True)).view(latent.weight.shape)
 
 
 def fixed(latent: Latent, mask: Tensor | None) -> Tensor:
@@ -31,4 +38,10 @@ def extremes(latent: Latent, mask: Tensor | None) -> Tensor:
     return latent.top_of_kept
 
 
-BINARIZERS: dict[str, Binarizer] = {"sign": sign, "transport": transported, "fixed": fixed, "extremes": extremes}
+BINARIZERS: dict[str, Binarizer] = {
+    "sign": sign,
+    "standardised-sign": standardised_sign,
+    "transport": transported,
+    "fixed": fixed,
+    "extremes": extremes,
+}

@@ -82,7 +82,7 @@ def largest(values: Tensor, counts: Tensor, hints: Tensor, absolute: bool, among
         part = chosen.reshape(-1)[flat].reshape(ranked.shape)
         np.greater_equal(ranked, cuts[lines, None], out=part)
         ties = ranked == cuts[lines, None]
-        if np.count_nonzero(ties) > len(ties):
+        if np.count_nonzero(ties) > np.count_nonzero(places[lines] < size):  # more than the lowest chosen ones
             at = np.flatnonzero(ties) + flat.start
             chosen.reshape(-1)[at[at % size < places[at // size]]] = False
     return torch.from_numpy(chosen)
@@ -106,15 +106,16 @@ def masked_magnitude(weight: Tensor, mask: Tensor, units: float) -> int:
 
 
 def signed(positive: Tensor, mask: Tensor | None, alpha: Tensor) -> Tensor:
-    """+alpha or -alpha by `positive`, 0 outside `mask`: float32 in the shape of `positive`. alpha: one element."""
-    if compiled():
+    """+alpha or -alpha by `positive`, 0 outside `mask`: alpha's dtype, the shape of `positive`.
+
+    alpha: broadcasts over `positive`. Unlike the other functions here this one is for any device and dtype.
+    """
+    if compiled() and alpha.numel() == 1 and suit(positive, mask, alpha):
         out = torch.empty(positive.shape, dtype=torch.float32, device=positive.device)
         _call("signed", positive, mask, float(alpha), positive.numel(), out)
         return out
-    signs = positive.view(torch.int8) * 2 - 1
-    if mask is not None:
-        signs *= mask.view(torch.int8)
-    return signs.float().mul_(alpha)
+    signs = positive.to(torch.int8).mul_(2).sub_(1)
+    return (signs if mask is None else signs.mul_(mask)).to(alpha.dtype).mul_(alpha)
 
 
 def score_gradient(g: Tensor, magnitude: Tensor, positive: Tensor, scores: Tensor) -> Tensor:

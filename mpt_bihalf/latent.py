@@ -29,6 +29,7 @@ class Latent:
     prune_rate: fraction pruned, in [0, 1). p_pos: prior of +1, in [0, 1].
     scope: what scores are ranked within: `layer`, `filter` or `global`; for the last, `ranking` ranks all layers and
     `index` is the place of this one among them.
+    progress: how far the training is, epoch / epochs in [0, 1), for gradients with a schedule.
     hints: where selections ended a step ago; they save time and change nothing.
 
     The properties follow from W alone. Where W is frozen each is worked out once and handed on (`take_over`).
@@ -41,6 +42,7 @@ class Latent:
     scope: str = "layer"
     ranking: GlobalRanking | None = None
     index: int = 0
+    progress: float = 0.0
     hints: dict[str, Tensor] = field(default_factory=dict)
 
     def largest(

@@ -58,6 +58,19 @@ def flips(before: Tensor, after: Tensor) -> Flips:
     return Flips(((before < 0) & (after > 0)).sum(), ((before > 0) & (after < 0)).sum())
 
 
+def cut_off(weight: Tensor, binary: Tensor) -> Tensor:
+    """Half-way between the lowest latent weight that is +1 and the highest that is -1, per filter: [F], of W's dtype.
+
+    weight: W; binary: B of it. For a filter of one sign only, the extreme of that sign; NaN where none is kept.
+    """
+    rows, signs = filters(weight.detach()), filters(binary)
+    lowest = rows.masked_fill(signs <= 0, torch.inf).amin(1)
+    highest = rows.masked_fill(signs >= 0, -torch.inf).amax(1)
+    middle = (lowest + highest) / 2
+    one_sign = torch.where(lowest.isinf(), highest, lowest)
+    return torch.where(lowest.isinf() | highest.isinf(), torch.where(one_sign.isinf(), torch.nan, one_sign), middle)
+
+
 def mask_change(before: Tensor, after: Tensor) -> Tensor:
     """Share of the weights that are kept in one of the two states and pruned in the other: 0-dim, in [0, 1]."""
     return ((before != 0) != (after != 0)).float().mean()

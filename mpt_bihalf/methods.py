@@ -17,7 +17,8 @@ from .transport import transported
 class Method:
     """How a layer's weight comes to be. Compose your own from the parts, or `dataclasses.replace` one of `METHODS`.
 
-    trains: `weights` (W) or `scores` (S, over frozen W).
+    trains: `weights` (W), `scores` (S, over frozen W), or `signs` (b itself, kept in the place of W, flipped by
+        `bop.Bop`).
     binarizer: (latent, mask) -> bool, True = +1; None leaves W as it is (dense).
     mask: latent -> bool, True = kept; None keeps all. With `trains="scores"` a mask that looks at the scores.
     scale: (weight, mask) -> positive alpha that broadcasts over W.
@@ -27,7 +28,7 @@ class Method:
     """
 
     name: str
-    trains: Literal["weights", "scores"]
+    trains: Literal["weights", "scores", "signs"]
     binarizer: Binarizer | None
     mask: MaskRule | None = None
     scale: Scale = SCALES["kaiming"]
@@ -37,14 +38,14 @@ class Method:
     balanced: bool = False
 
     def __post_init__(self) -> None:
-        if self.trains not in ("weights", "scores"):
-            raise ValueError(f"a method trains 'weights' or 'scores', not {self.trains!r}")
+        if self.trains not in ("weights", "scores", "signs"):
+            raise ValueError(f"a method trains 'weights', 'scores' or 'signs', not {self.trains!r}")
         if self.trains == "scores" and (self.mask is None or self.binarizer is None):
             raise ValueError(f"method {self.name!r} trains scores: it needs a mask rule and a binarizer")
-        if self.trains == "weights" and self.mask in (masks.edge_popup, masks.balanced):
-            raise ValueError(f"method {self.name!r} trains weights: its mask rule needs scores")
-        if self.binarizer is None and self.mask is not None:
-            raise ValueError(f"method {self.name!r} has a mask but no binarizer")
+        if self.trains != "scores" and self.mask in (masks.edge_popup, masks.balanced):
+            raise ValueError(f"method {self.name!r} trains {self.trains}: its mask rule needs scores")
+        if self.binarizer is None and (self.mask is not None or self.trains == "signs"):
+            raise ValueError(f"method {self.name!r} needs a binarizer")
 
     @property
     def gradient(self) -> Gradient:
@@ -57,6 +58,14 @@ METHODS: dict[str, Method] = {
     for method in (
         Method("dense", "weights", binarizer=None),
         Method("sign", "weights", binarizers.sign),
+        Method(
+            "irnet",
+            "weights",
+            binarizers.standardised_sign,
+            scale=SCALES["power-of-two"],
+            latent_gradient=LATENT_GRADIENTS["ede"],
+        ),
+        Method("bop", "signs", binarizers.sign),
         Method("bihalf", "weights", transported, balanced=True),
         Method("mpt-sign", "scores", binarizers.sign, masks.edge_popup, SCALES["l1"], scoped=True),
         Method("mpt-bihalf", "scores", transported, masks.edge_popup, scoped=True, balanced=True),

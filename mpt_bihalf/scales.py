@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 
 from . import kernels
+from .latent import filters
 from .selection import count_kept
+from .standardise import few_filters, standardised
 
 Scale: TypeAlias = Callable[[Tensor, Tensor | None], Tensor]
 
@@ -41,6 +43,23 @@ def l1(weight: Tensor, mask: Tensor | None) -> Tensor:
     return torch.where(kept > 0, total / kept, 0).to(weight.dtype)
 
 
+def power_of_two(weight: Tensor, mask: Tensor | None) -> Tensor:
+    """2^round(log2 m) per filter, m = mean abs of the kept weights standardised, so a shift (Qin et al. 2020, Eq. 8).
+
+    Returns [F, 1, ...] in W's dtype; 1 for a filter whose weights are all equal, 0 for one that keeps none.
+    """
+    rows = filters(weight)
+    kept = torch.ones_like(rows[:, :1], dtype=torch.bool) if mask is None else filters(mask)
+    means = []
+    for part, counted in few_filters(rows, kept):
+        magnitude = standardised(part).abs_()
+        means.append(magnitude.mean(1) if mask is None else magnitude.mul_(counted).sum(1) / counted.sum(1))
+    mean = torch.cat(means)  # NaN for a filter that keeps none
+    power = torch.where(mean > 0, mean, 1).log2().round()
+    alpha = torch.where(mean >= 0, torch.ldexp(torch.ones_like(mean), power), 0)
+    return alpha.to(weight.dtype).view(-1, *[1] * (weight.dim() - 1))
+
+
 def _kept(weight: Tensor, mask: Tensor | None) -> Tensor:
     """How many weights are kept, in a float dtype that can say."""
     if mask is None:
@@ -53,4 +72,4 @@ def _wide(weight: Tensor) -> torch.dtype:
     return torch.promote_types(weight.dtype, torch.float32)
 
 
-SCALES: dict[str, Scale] = {"kaiming": kaiming, "l1": l1}
+SCALES: dict[str, Scale] = {"kaiming": kaiming, "l1": l1, "power-of-two": power_of_two}

@@ -20,14 +20,14 @@ from torch.nn.utils import parametrize
 from . import kernels
 from .counts import Number, fraction_within
 from .gradients import LATENT_GRADIENTS, SCORE_GRADIENTS, Gradient
-from .latent import Latent
+from .latent import Latent, filters
 from .masks import SCOPES, GlobalRanking, check_places, edge_popup
 from .methods import Method, find_method
 from .scales import SCALES, Scale
 from .transport import check_rankable
 
 BINARIZABLE = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
-INITS = ("kaiming_normal", "signed_constant", "keep")
+INITS = ("kaiming_normal", "signed_constant", "equal_bits", "keep")
 SKIP_RULES = ("first", "last", "downsample")
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -38,6 +38,7 @@ class BinaryWeight(nn.Module):
     """The parametrization: latent weight in, alpha * B out (`binary` gives B itself).
 
     scores: trained float tensor in the shape of the weight under the frozen-weight methods, else None.
+    progress: how far the training is (`set_progress`), for gradients with a schedule.
     """
 
     scores: nn.Parameter | None
@@ -48,6 +49,7 @@ class BinaryWeight(nn.Module):
         self.prune_rate, self.p_pos, self.scope = prune_rate, p_pos, scope
         self.ranking: GlobalRanking | None = None
         self.index = 0
+        self.progress = 0.0
         self.register_parameter("scores", nn.Parameter(torch.zeros_like(weight)) if self._frozen else None)
         self._hints: dict[str, Tensor] = {}
         self._before: tuple[Tensor, tuple[Any, ...], Latent] | None = None  # weight, its state, what came of it
@@ -70,7 +72,7 @@ class BinaryWeight(nn.Module):
     def binary(self, weight: Tensor) -> Tensor:
         """B of the latent `weight`: -1, 0 (pruned), +1 in its shape and dtype."""
         _, mask, positive = self._decide(weight)
-        return _signs(positive, mask, weight.new_ones(()))
+        return kernels.signed(positive, mask, weight.new_ones(()))
 
     @torch.no_grad()
     def _decide(self, weight: Tensor) -> tuple[Latent, Tensor | None, Tensor]:
@@ -87,7 +89,7 @@ class BinaryWeight(nn.Module):
         """
         scores = None if self.scores is None else self.scores.detach()
         settings = self.prune_rate, self.p_pos, self.scope
-        latent = Latent(weight.detach(), scores, *settings, self.ranking, self.index, self._hints)
+        latent = Latent(weight.detach(), scores, *settings, self.ranking, self.index, self.progress, self._hints)
         # Tensors made in inference mode could not be used in training.
         if self._frozen and not weight.is_inference() and not torch.is_inference_mode_enabled():
             now = (weight._version, 0 if weight.is_meta else weight.data_ptr(), settings)
@@ -116,7 +118,7 @@ class _StraightThrough(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(weight, scores, positive, alpha)  # lets autograd notice a change before the backward pass
         ctx.latent, ctx.method = latent, method
-        return _signs(positive, mask, alpha).contiguous(memory_format=_layout(weight))
+        return kernels.signed(positive, mask, alpha).contiguous(memory_format=_layout(weight))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -124,13 +126,6 @@ class _StraightThrough(torch.autograd.Function):
         gradient = ctx.method.gradient(grads[0], ctx.latent, positive, alpha)
         of_weight, of_scores = (None, gradient) if ctx.method.trains == "scores" else (gradient, None)
         return of_weight, of_scores, None, None, None, None, None
-
-
-def _signs(positive: Tensor, mask: Tensor | None, alpha: Tensor) -> Tensor:
-    if alpha.numel() == 1 and kernels.suit(positive, mask, alpha):
-        return kernels.signed(positive, mask, alpha)
-    signed = torch.where(positive, alpha, -alpha)
-    return signed if mask is None else torch.where(mask, signed, 0)
 
 
 def _layout(weight: Tensor) -> torch.memory_format:
@@ -152,6 +147,7 @@ def binarize_weights(
     latent_gradient: str | Gradient | None = None,
     score_gradient: str | Gradient | None = None,
     train_affine: bool = False,
+    learn_mask: bool = True,
 ) -> Model:
     """Put a method on every convolution and linear weight of `model`, in place, and return the model.
 
@@ -166,12 +162,15 @@ def binarize_weights(
     skip: layers to leave as they are, by name (as in `model.named_modules()`) or by rule: `first` and `last` of the
         convolution and linear layers, `downsample` (a residual network's shortcut convolutions), `none`.
     init: how latent weights begin: `kaiming_normal` (fan-in, gain sqrt(2), the fan being the connections kept),
-        `signed_constant` (that standard deviation times the sign of a draw), or `keep` those there. Scores always begin
-        Kaiming uniform with a = sqrt(5).
+        `signed_constant` (that standard deviation times the sign of a draw), `equal_bits` (in each filter w and -w for
+        each draw w, so that sign, irnet and bihalf all begin with the same signs, half of them +1), or `keep` those
+        there. Scores always begin Kaiming uniform with a = sqrt(5).
     seed: of the draws; None draws from torch's global generator. A seed gives the same values on every device.
     scale, latent_gradient, score_gradient: other parts than the method's own, by name or as a function.
     train_affine: under the frozen-weight methods, train biases and the affine parameters of norms too ('+BN').
         By default those are frozen; the layers in `skip` stay as they are, trainable.
+    learn_mask: False freezes the scores as they were drawn: a random mask of the same count, the control for what
+        learning the mask brings.
 
     Raises ValueError for anything unknown or out of range, and then leaves the model as it was.
 
@@ -206,12 +205,38 @@ def binarize_weights(
             ranking.layers.append(binary)
         if binary.scores is not None:
             _draw_scores(binary.scores, generator)
+            binary.scores.requires_grad_(learn_mask)
             layer.weight.requires_grad_(False)
+        if method.trains == "signs":
+            with torch.no_grad():
+                layer.weight.copy_(torch.where(layer.weight >= 0, 1, -1))
         # unsafe: shape and dtype are right by construction, and a global ranking can answer only once all are there.
         parametrize.register_parametrization(layer, "weight", binary, unsafe=True)
     if method.trains == "scores" and not train_affine:
         _freeze_affine(model, layers.values())
     return model
+
+
+def set_progress(model: nn.Module, progress: float) -> None:
+    """Tell the binarized layers how far the training is: epoch / epochs, in [0, 1) (EDE's schedule follows it)."""
+    for _, part, _ in binary_layers(model):
+        part.progress = progress
+
+
+@torch.no_grad()
+def shuffle_scores(model: nn.Module, seed: int) -> None:
+    """Permute the scores of each layer at random, in place: a mask of the same counts that knows no place.
+
+    Within the filters where the mask rule ranks within filters, so that each keeps as many as before. The control for
+    what a finished mask owes to where its weights are, beyond how many each layer keeps.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    for _, part, weight in binary_layers(model):
+        if part.scores is not None:
+            whole = part.method.scoped and part.scope != "filter"
+            rows = part.scores.reshape(1, -1) if whole else filters(part.scores)
+            order = torch.rand(rows.shape, generator=generator).argsort(1).to(rows.device)
+            part.scores.copy_(rows.gather(1, order).view(weight.shape))
 
 
 def binary_layers(model: nn.Module) -> Iterator[tuple[str, BinaryWeight, Tensor]]:
@@ -348,8 +373,22 @@ def draw_latent(weight: Tensor, kept: float, init: str, generator: torch.Generat
         return
     std = sqrt(2 / (kept * weight[0].numel()))
     draw = torch.randn(weight.shape, generator=generator, device=generator.device)
+    if init == "signed_constant":
+        draw = torch.where(draw >= 0, 1.0, -1.0)
+    elif init == "equal_bits":
+        draw = _paired(draw, generator)
     with torch.no_grad():
-        weight.copy_(draw.mul_(std) if init == "kaiming_normal" else torch.where(draw >= 0, std, -std))
+        weight.copy_(draw.mul_(std))
+
+
+def _paired(draw: Tensor, generator: torch.Generator) -> Tensor:
+    """In each filter half of the draws and their negatives, in random order; a weight left over is barely positive."""
+    rows = filters(draw)
+    half = rows[:, : rows.shape[1] // 2]
+    left_over = half.abs().amin(1, keepdim=True) if half.numel() else rows.abs()
+    paired = torch.cat([half, -half, left_over], dim=1)[:, : rows.shape[1]]
+    order = torch.rand(rows.shape, generator=generator, device=generator.device).argsort(1)
+    return paired.gather(1, order).view(draw.shape)
 
 
 def _draw_scores(scores: Tensor, generator: torch.Generator) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
-from math import floor, sqrt
+from math import floor, fsum, log2, sqrt
 from typing import Any
 
 import pytest
@@ -100,8 +100,10 @@ def decide(
         count = kept_of(size, prune_rate)
         plus_count = half_up(p_pos, count)
         plus = [positives(row, keep, p_pos) for row, keep in zip(rows, kept, strict=True)]
-        if method in ("sign", "mpt-sign", "magnitude-sign"):
+        if method in ("sign", "bop", "mpt-sign", "magnitude-sign"):
             plus = [[w >= 0 for w in row] for row in rows]
+        if method == "irnet":
+            plus = [[w >= fsum(row) / size for w in row] for row in rows]
         if method == "magnitude-bihalf":
             plus = [top(row, plus_count) for row in rows]
             kept = [
@@ -134,6 +136,24 @@ def kaiming_scale(mask: Tensor) -> float:
 def l1_scale(weight: Tensor, mask: Tensor) -> float:
     kept = [abs(w) for w, m in zip(weight.flatten().tolist(), mask.flatten().tolist(), strict=True) if m]
     return sum(kept) / len(kept) if kept else 0.0
+
+
+def power_of_two_scale(weight: Tensor, mask: Tensor) -> Tensor:
+    """Per filter 2^round(log2 m), m the mean magnitude of its kept standardised weights; 0 where none is kept."""
+    alphas = []
+    for row, kept in zip(rows_of(weight), rows_of(mask), strict=True):
+        mean = fsum(row) / len(row)
+        deviation = sqrt(fsum((w - mean) ** 2 for w in row) / (len(row) - 1))
+        magnitudes = [abs(w - mean) / deviation for w, keep in zip(row, kept, strict=True) if keep]
+        alphas.append(2.0 ** round(log2(fsum(magnitudes) / len(magnitudes))) if magnitudes else 0.0)
+    return torch.tensor(alphas, dtype=torch.float64).view(-1, *[1] * (weight.dim() - 1))
+
+
+def scale_of(method: str, weight: Tensor, mask: Tensor) -> float | Tensor:
+    """The scale of a method by its closed form."""
+    if method == "irnet":
+        return power_of_two_scale(weight, mask).to(weight)
+    return l1_scale(weight, mask) if method == "mpt-sign" else kaiming_scale(mask)
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from tests.reference import decide
 
 FIRST_METHOD_WITH = {
     "sign": "mpt-sign",
+    "standardised-sign": "irnet",
     "transport": "mpt-bihalf",
     "fixed": "mpt-balanced",
     "extremes": "magnitude-bihalf",

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mpt_bihalf import LATENT_GRADIENTS, METHODS, SCORE_GRADIENTS, binarize_weights
-from tests.reference import SCORE_METHODS, decide, kaiming_scale, l1_scale
+from mpt_bihalf import METHODS, SCORE_GRADIENTS, Ede, binarize_weights, set_progress
+from tests.reference import SCORE_METHODS, decide, kaiming_scale, l1_scale, one_line_error, scale_of
 
 WEIGHT_METHODS = [name for name in METHODS if name not in (*SCORE_METHODS, "dense")]
 SCOPES = ["layer", "filter", "global"]
@@ -37,22 +37,84 @@ def sign(x: Tensor) -> Tensor:
     return torch.where(x >= 0, 1.0, -1.0)
 
 
-@pytest.mark.parametrize("rule", list(LATENT_GRADIENTS))
+@pytest.mark.parametrize("rule", ["scaled", "unscaled"])
 @pytest.mark.parametrize("method", WEIGHT_METHODS)
 def test_latent_weights_get_the_gradient_of_the_weight_in_use(method: str, rule: str, device: torch.device) -> None:
     layer, c = layer_with(method, device, latent_gradient=rule)
     mask, _ = decide(method, [latent_of(layer)], [], 0.4, 0.35)[0]
     (layer.weight * c).sum().backward()
-    alpha = {"scaled": kaiming_scale(mask), "unscaled": 1.0}[rule]
+    alpha = scale_of(method, latent_of(layer), mask) if rule == "scaled" else 1.0
     assert torch.allclose(latent_of(layer).grad, alpha * c, rtol=1e-12, atol=0)
 
 
-@pytest.mark.parametrize("method", WEIGHT_METHODS)
+@pytest.mark.parametrize("method", [name for name in WEIGHT_METHODS if name != "irnet"])
 def test_latent_weights_get_the_scaled_gradient_by_default(method: str, device: torch.device) -> None:
     layer, c = layer_with(method, device)
     (layer.weight * c).sum().backward()
     mask, _ = decide(method, [latent_of(layer)], [], 0.4, 0.35)[0]
     assert torch.allclose(latent_of(layer).grad, kaiming_scale(mask) * c, rtol=1e-12, atol=0)
+
+
+def ede(weight: Tensor, g: Tensor, alpha: Tensor | float, t: float) -> Tensor:
+    """The gradient of IR-Net written plainly, the chain through mean and deviation left to autograd."""
+    weight = weight.detach().requires_grad_()
+    rows = weight.flatten(1)
+    x = (rows - rows.mean(1, keepdim=True)) / rows.std(1, keepdim=True)
+    slope = max(1 / t, 1) * t * (1 - torch.tanh(t * x) ** 2)
+    x.backward((slope * (alpha * g).flatten(1)).detach())
+    return weight.grad
+
+
+@pytest.mark.parametrize("t0", [1e-1, 1e-3])
+@pytest.mark.parametrize("progress", [0.0, 0.3, 0.99])
+@pytest.mark.parametrize("method", WEIGHT_METHODS)
+def test_ede_follows_its_formula_and_schedule(method: str, progress: float, t0: float, device: torch.device) -> None:
+    layer, c = layer_with(method, device, latent_gradient=Ede(t0))
+    set_progress(layer, progress)
+    (layer.weight * c).sum().backward()
+    mask, _ = decide(method, [latent_of(layer)], [], 0.4, 0.35)[0]
+    t = 10 ** (torch.tensor(t0).double().log10() * (1 - progress) + progress)  # geometric from t0 to 10
+    expected = ede(latent_of(layer), c, scale_of(method, latent_of(layer), mask), float(t))
+    assert torch.allclose(latent_of(layer).grad, expected, rtol=1e-6, atol=1e-9)
+
+
+def test_irnet_has_ede_from_a_tenth_to_ten() -> None:
+    rule = METHODS["irnet"].latent_gradient
+    assert [rule.sharpness(share) for share in (0.0, 0.5, 1.0)] == pytest.approx([0.1, 1.0, 10.0])
+    layer, c = layer_with("irnet", torch.device("cpu"))
+    (layer.weight * c).sum().backward()
+    mask = torch.ones_like(c, dtype=torch.bool)
+    assert torch.allclose(
+        latent_of(layer).grad, ede(latent_of(layer), c, scale_of("irnet", latent_of(layer), mask), 0.1)
+    )
+
+
+def test_ede_of_many_filters_is_that_of_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = binarize_weights(nn.Linear(300, 700, bias=False, dtype=torch.float64), "irnet", seed=0)
+    c = torch.randn(700, 300, dtype=torch.float64)
+    (layer.weight * c).sum().backward()
+    whole = latent_of(layer).grad.clone()
+    for filter_ in (0, 436, 437, 699):
+        one = binarize_weights(nn.Linear(300, 1, bias=False, dtype=torch.float64), "irnet")
+        with torch.no_grad():
+            latent_of(one).copy_(latent_of(layer)[filter_ : filter_ + 1])
+        (one.weight * c[filter_]).sum().backward()
+        assert torch.allclose(latent_of(one).grad[0], whole[filter_], rtol=1e-12)
+
+
+@pytest.mark.parametrize("shape", [(3, 1), (4, 1, 1, 1), (2, 5)])
+def test_a_filter_of_equal_weights_has_finite_scale_and_gradient(shape: tuple[int, ...]) -> None:
+    layer = nn.Linear(shape[1], shape[0], bias=False) if len(shape) == 2 else nn.Conv2d(1, 4, 1, bias=False)
+    nn.init.constant_(layer.weight, 0.25)
+    binarize_weights(layer, "irnet", init="keep")
+    layer.weight.sum().backward()
+    assert layer.weight.eq(1).all() and latent_of(layer).grad.isfinite().all()
+
+
+def test_t0_must_be_above_zero() -> None:
+    for t0 in (0.0, -1.0, float("nan"), float("inf")):
+        with one_line_error("t0"):
+            Ede(t0)
 
 
 @pytest.mark.parametrize("scale", ["kaiming", "l1"])

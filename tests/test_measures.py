@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from mpt_bihalf.measures import (
     bernoulli_entropy,
+    cut_off,
     entropy,
     filter_entropy,
     filter_positive_share,
@@ -98,3 +99,9 @@ def test_even_split_of_more_weights_than_float32_can_count_still_has_entropy_one
 @pytest.mark.parametrize("measure", [positive_share, entropy, filter_entropy, filter_positive_share, kept_share])
 def test_measures_need_no_values_on_the_host(measure: object) -> None:
     assert measure(torch.empty(3, 4, device="meta")).is_meta
+
+
+def test_the_cut_off_lies_half_way_between_the_signs() -> None:
+    weight = torch.tensor([[-3.0, 1, 2, 8], [1, 2, 3, 4], [1, 2, 3, 4], [5, 6, 7, 8], [-2, -1, 0, 3]])
+    binary = torch.tensor([[-1.0, -1, 1, 1], [1, 1, 1, 1], [-1, -1, -1, -1], [0, 0, 0, 0], [-1, 0, 0, 1]])
+    assert cut_off(weight, binary).nan_to_num(99).tolist() == [1.5, 1, 4, 99, 0.5]

@@ -18,15 +18,15 @@ from tests.reference import BIT_RATIO_METHODS, MASKED_METHODS, SCORE_METHODS, on
 def test_each_method_trains_masks_and_scales_as_specified(name: str) -> None:
     method = METHODS[name]
     assert method.name == name
-    assert method.trains == ("scores" if name in SCORE_METHODS else "weights")
+    assert method.trains == ("scores" if name in SCORE_METHODS else "signs" if name == "bop" else "weights")
     assert (method.mask is not None) == (name in MASKED_METHODS)
     assert method.balanced == (name in BIT_RATIO_METHODS)
     assert method.scoped == (name in ("mpt-sign", "mpt-bihalf"))
-    assert method.scale is SCALES["l1" if name == "mpt-sign" else "kaiming"]
+    assert method.scale is SCALES[{"mpt-sign": "l1", "irnet": "power-of-two"}.get(name, "kaiming")]
 
 
 def test_the_methods_of_the_paper_and_its_baselines_are_there() -> None:
-    assert {"dense", "sign", *BIT_RATIO_METHODS, *MASKED_METHODS} <= set(METHODS)
+    assert {"dense", "sign", "irnet", "bop", *BIT_RATIO_METHODS, *MASKED_METHODS} <= set(METHODS)
 
 
 def test_a_method_is_found_by_name_or_is_itself() -> None:
@@ -54,6 +54,8 @@ def test_methods_are_values() -> None:
         {"trains": "scores", "binarizer": BINARIZERS["sign"]},
         {"trains": "scores", "binarizer": None, "mask": MASKS["edge-popup"]},
         {"trains": "weights", "binarizer": None, "mask": MASKS["magnitude"]},
+        {"trains": "signs", "binarizer": None},
+        {"trains": "signs", "binarizer": BINARIZERS["sign"], "mask": MASKS["balanced"]},
     ],
 )
 def test_parts_that_do_not_go_together_are_an_error(parts: dict) -> None:

@@ -56,6 +56,8 @@ def test_no_score_is_sorted_on_the_cpu(method: str) -> None:
 MOST = {
     "dense": 0,
     "sign": 3,
+    "irnet": 20,
+    "bop": 10,
     "bihalf": 3,
     "mpt-sign": 3,
     "mpt-bihalf": 4,

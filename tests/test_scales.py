@@ -6,10 +6,14 @@ import pytest
 import torch
 
 from mpt_bihalf import SCALES
-from tests.reference import kaiming_scale, l1_scale
+from tests.reference import kaiming_scale, l1_scale, power_of_two_scale
 
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
-CLOSED_FORMS = {"kaiming": lambda weight, mask: kaiming_scale(mask), "l1": l1_scale}
+CLOSED_FORMS = {
+    "kaiming": lambda weight, mask: kaiming_scale(mask),
+    "l1": l1_scale,
+    "power-of-two": lambda weight, mask: power_of_two_scale(weight.double(), mask),
+}
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -22,15 +26,17 @@ def test_scale_is_its_closed_form_over_the_kept_weights(
     weight = torch.randn(6, 5, 3, 3, generator=generator).to(device, dtype)
     mask = (torch.rand(6, 5, 3, 3, generator=generator) < share).to(device)
     alpha = SCALES[name](weight, mask)
-    assert alpha.dtype == dtype and alpha.device == weight.device and alpha.dim() == 0
-    assert float(alpha) == pytest.approx(CLOSED_FORMS[name](weight, mask), rel=2 * torch.finfo(dtype).eps)
+    assert alpha.dtype == dtype and alpha.device == weight.device
+    assert alpha.shape == ((6, 1, 1, 1) if name == "power-of-two" else ())
+    expected = torch.as_tensor(CLOSED_FORMS[name](weight, mask), dtype=torch.float64)
+    assert torch.allclose(alpha.double().cpu(), expected, rtol=2 * torch.finfo(dtype).eps, atol=0)
 
 
 @pytest.mark.parametrize("name", list(SCALES))
 def test_no_mask_is_a_mask_of_ones(name: str) -> None:
     weight = torch.randn(4, 7, dtype=torch.float64)
     everything = torch.ones_like(weight, dtype=torch.bool)
-    assert float(SCALES[name](weight, None)) == pytest.approx(float(SCALES[name](weight, everything)), rel=1e-14)
+    assert torch.allclose(SCALES[name](weight, None), SCALES[name](weight, everything), rtol=1e-14)
 
 
 def test_kaiming_is_the_root_of_two_over_the_connections_when_nothing_is_pruned() -> None:
@@ -40,7 +46,7 @@ def test_kaiming_is_the_root_of_two_over_the_connections_when_nothing_is_pruned(
 @pytest.mark.parametrize("name", list(SCALES))
 def test_a_layer_that_keeps_nothing_has_scale_zero(name: str, device: torch.device) -> None:
     weight = torch.randn(3, 4, device=device)
-    assert SCALES[name](weight, torch.zeros_like(weight, dtype=torch.bool)) == 0
+    assert not SCALES[name](weight, torch.zeros_like(weight, dtype=torch.bool)).any()
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -49,8 +55,19 @@ def test_a_layer_that_keeps_nothing_has_scale_zero(name: str, device: torch.devi
 def test_half_precision_does_not_overflow(name: str, masked: bool, dtype: torch.dtype) -> None:
     weight = torch.full((400, 1_000), 2.0, dtype=dtype)  # count and sum lie beyond the 65,504 of float16
     mask = torch.ones_like(weight, dtype=torch.bool) if masked else None
-    expected = {"kaiming": sqrt(2 / 1_000), "l1": 2.0}[name]
-    assert float(SCALES[name](weight, mask)) == pytest.approx(expected, rel=torch.finfo(dtype).eps)
+    expected = {"kaiming": sqrt(2 / 1_000), "l1": 2.0, "power-of-two": 1.0}[name]
+    assert SCALES[name](weight, mask).flatten().tolist() == pytest.approx(
+        [expected] * SCALES[name](weight, mask).numel(), rel=torch.finfo(dtype).eps
+    )
+
+
+def test_the_power_of_two_scale_is_an_exact_power_whatever_the_spread() -> None:
+    rows = torch.randn(40, 500, generator=torch.Generator().manual_seed(0)) ** torch.tensor([1, 3, 5, 9]).repeat(
+        10
+    ).unsqueeze(1)
+    alpha = SCALES["power-of-two"](rows * 10.0 ** torch.linspace(-7, 7, 40).unsqueeze(1), None).flatten()
+    assert all(float(a).hex().startswith("0x1.0000000000000p") for a in alpha) and len(alpha.unique()) > 2
+    assert torch.equal(alpha, power_of_two_scale(rows, torch.ones_like(rows, dtype=torch.bool)).flatten().float())
 
 
 @pytest.mark.parametrize("name", list(SCALES))

@@ -29,7 +29,7 @@ def save_checkpoint(folder: Path, run: Run, model: nn.Module, optimizer: Optimiz
     write_whole(folder / CHECKPOINT, lambda file: torch.save(state, file))
 
 
-def load_checkpoint(folder: Path, run: Run, model: nn.Module, optimizer: Optimizer) -> History | None:
+def load_checkpoint(folder: Path, run: Run, model: nn.Module, optimizer: Optimizer | None) -> History | None:
     """Put the last checkpoint's state into model and optimizer and return its history; None if there is none.
 
     Nothing but tensors and plain values is unpickled. Raises ValueError for a file that is no checkpoint of this run;
@@ -44,9 +44,9 @@ def load_checkpoint(folder: Path, run: Run, model: nn.Module, optimizer: Optimiz
             raise ValueError("it belongs to another run")
         history = _sound(state["history"], run)
         model.load_state_dict(state["model"])
-        if state["optimizer"] is not None:
+        if optimizer and state["optimizer"] is not None:
             optimizer.load_state_dict(state["optimizer"])
-        elif len(history["epochs"]) < run.epochs:
+        elif optimizer and len(history["epochs"]) < run.epochs:
             raise ValueError("it has no optimizer to go on with")
     except Exception as fault:  # a file that is truncated, corrupted or something else makes torch raise many kinds
         reason = f"{type(fault).__name__}: {fault}".splitlines()[0]
@@ -55,10 +55,10 @@ def load_checkpoint(folder: Path, run: Run, model: nn.Module, optimizer: Optimiz
 
 
 def _sound(history: Any, run: Run) -> History:
-    epochs, layers = history["epochs"], history["layers"]
+    epochs, layers, trace = history["epochs"], history["layers"], history["trace"]
     if [row["epoch"] for row in epochs] != list(range(1, len(epochs) + 1)) or not 0 < len(epochs) <= run.epochs:
         raise ValueError("its history is not that of this run")
-    if not all(isinstance(row, dict) for row in layers):
+    if not all(isinstance(row, dict) for row in [*layers, *trace]):
         raise ValueError("its history of the layers is damaged")
     return history
 

@@ -29,7 +29,7 @@ class Run:
     """One training run. Options that a method does not look at are set to their defaults, so equal runs are equal."""
 
     method: str = "mpt-bihalf"
-    """dense, sign, bihalf, mpt-sign, mpt-bihalf, mpt-balanced, magnitude-sign or magnitude-bihalf"""
+    """dense, sign, irnet, bop, bihalf, mpt-sign, mpt-bihalf, mpt-balanced, magnitude-sign or magnitude-bihalf"""
     model: str = "conv2"
     """the network: conv2, conv4, conv6 or conv8"""
     data: str = "digits"
@@ -47,15 +47,17 @@ class Run:
     skip: tuple[str, ...] = ()
     """layers left real-valued: names, or the rules first, last, downsample; none skips none"""
     init: str = "kaiming_normal"
-    """how latent weights begin: kaiming_normal or signed_constant"""
+    """how latent weights begin: kaiming_normal, signed_constant or equal_bits (pairs w, -w: half of the signs +1)"""
     scale: str = ""
-    """size of a binary weight: kaiming or l1; empty: the method's own"""
-    latent_gradient: str = "scaled"
-    """gradient of trained latent weights: scaled (alpha g) or unscaled (g)"""
+    """size of a binary weight: kaiming, l1 or power-of-two; empty: the method's own"""
+    latent_gradient: str = ""
+    """gradient of trained latent weights: scaled (alpha g), unscaled (g) or ede (IR-Net's); empty: the method's own"""
     score_gradient: str = "latent"
     """gradient of trained scores: latent (MPT's) or binary (exact straight-through)"""
     train_affine: bool = False
     """under frozen weights, train biases and norm affines too (+BN)"""
+    learn_mask: bool = True
+    """under frozen weights, learn the scores; if not, the mask stays the random one that they begin with (a control)"""
     epochs: int = 10
     """passes over the training set"""
     batch_size: int = 128
@@ -63,11 +65,15 @@ class Run:
     optimizer: Literal["sgd", "adam"] = "sgd"
     """sgd (with momentum) or adam"""
     lr: float = 0.1
-    """initial learning rate"""
+    """initial learning rate (of bop's real-valued parameters; its binary ones have none)"""
     momentum: float = 0.9
     """of sgd"""
     weight_decay: float = 1e-4
     """on every trained tensor"""
+    bop_gamma: float = 1e-4
+    """of bop: how fast the mean gradient follows, in [0, 1]"""
+    bop_tau: float = 1e-8
+    """of bop: how large the mean gradient must be for a flip"""
     schedule: Literal["cosine", "step", "constant"] = "cosine"
     """learning rate: cosine to 0 per step, times 0.1 at the milestones, or constant"""
     milestones: tuple[int, ...] = ()
@@ -78,6 +84,8 @@ class Run:
     """of the weights, the scores, the order of the images and their augmentation"""
     device: str = "auto"
     """auto (an accelerator if there is one), cpu, or any torch device"""
+    trace: int = 0
+    """record flips, entropies and magnitudes of each layer every so many steps, in trace.csv; 0: none"""
     precision: Literal["fp32", "bf16"] = "fp32"
     """bf16 computes layers in mixed precision; masks and signs are decided in fp32 either way"""
     threads: int = 0
@@ -91,7 +99,7 @@ class Run:
             ("scope", SCOPES),
             ("init", [init for init in INITS if init != "keep"]),
             ("scale", ["", *SCALES]),
-            ("latent_gradient", LATENT_GRADIENTS),
+            ("latent_gradient", ["", *LATENT_GRADIENTS]),
             ("score_gradient", SCORE_GRADIENTS),
             ("optimizer", ["sgd", "adam"]),
             ("schedule", ["cosine", "step", "constant"]),
@@ -110,12 +118,17 @@ class Run:
             ("image_size", 0, 1024),
             ("seed", 0, 2**63 - 1),
             ("threads", 0, 1024),
+            ("trace", 0, 1_000_000),
         ):
             if not lowest <= getattr(self, field) <= highest:
                 raise ValueError(f"{field} must lie in {lowest} to {highest}, not {getattr(self, field)}")
-        for field in ("lr", "weight_decay"):
+        for field in ("lr", "weight_decay", "bop_tau"):
             if not 0 <= getattr(self, field) < float("inf"):
                 raise ValueError(f"{field} must be a finite number of at least 0, not {getattr(self, field)}")
+        if not 0 <= self.bop_gamma <= 1:
+            raise ValueError(f"bop_gamma must lie in [0, 1], not {self.bop_gamma}")
+        if self.method == "bop" and self.optimizer != "sgd":
+            raise ValueError("bop flips its binary weights and trains the rest by sgd: leave --optimizer at sgd")
         if not 0 <= self.momentum < 1:
             raise ValueError(f"momentum must lie in [0, 1), not {self.momentum}")
         if self.schedule == "step" and not self.milestones:
@@ -127,8 +140,10 @@ class Run:
     def _canonise(self) -> None:
         method = find_method(self.method)
         names = {scale: name for name, scale in SCALES.items()}
+        gradients = {gradient: name for name, gradient in LATENT_GRADIENTS.items()}
         canonical: dict[str, Any] = {
             "scale": self.scale or names[method.scale],
+            "latent_gradient": self.latent_gradient or gradients[method.latent_gradient],
             "skip": tuple(dict.fromkeys(name for name in self.skip if name != "none")),
             "milestones": tuple(self.milestones) if self.schedule == "step" else (),
         }
@@ -140,8 +155,10 @@ class Run:
             canonical["scope"] = "layer"
         if not method.balanced:
             canonical["p_pos"] = 0.5
-        if method.trains == "weights":
-            canonical |= {"score_gradient": "latent", "train_affine": False}
+        if method.trains != "signs":
+            canonical |= {"bop_gamma": Run.bop_gamma, "bop_tau": Run.bop_tau}
+        if method.trains != "scores":
+            canonical |= {"score_gradient": "latent", "train_affine": False, "learn_mask": True}
         else:
             canonical["latent_gradient"] = "scaled"
         if method.binarizer is None:

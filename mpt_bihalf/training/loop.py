@@ -21,14 +21,15 @@ from torch.nn.utils import parametrize
 from torch.optim import SGD, Adam, Optimizer
 from tqdm import tqdm
 
+from ..bop import Bop, parameter_groups
 from ..data import Dataset, evaluation_batches, load_dataset, training_batches
 from ..devices import fused_optimizers, keep_freed_memory, reproducible_kernels
 from ..files import write_csv, write_json
 from ..models import create_model
-from ..weights import binarize_weights, find_nan
+from ..weights import binarize_weights, find_nan, set_progress
 from .checkpoint import CHECKPOINT, History, load_checkpoint, save_checkpoint
 from .config import Run
-from .log import Curves, LayerLog
+from .log import Curves, LayerLog, Trace
 
 EVALUATION_BATCH = 500
 RESULT = "result.json"
@@ -44,9 +45,9 @@ def train(run: Run, folder: Path, dataset: Dataset | None = None, progress: bool
     """Train one run in its folder, from its last checkpoint if there is one, and return its result.
 
     run: resolved (`Run.resolved`). dataset: the run's data if loaded already. The folder gets `config.json`,
-    `environment.json`, `metrics.csv` (a row an epoch), `layers.csv` (a row a layer and epoch), `checkpoint.pt`,
-    TensorBoard events, `times.json`, and `result.json` when the run is finished, or has diverged: then its `status`
-    says so and why, and there are no figures.
+    `environment.json`, `metrics.csv` (a row an epoch), `layers.csv` (a row a layer and epoch), `trace.csv` (a row a
+    layer and traced step, with `run.trace`), `checkpoint.pt`, TensorBoard events, `times.json`, and `result.json` when
+    the run is finished, or has diverged: then its `status` says so and why, and there are no figures.
 
     Raises ValueError for data and models that do not fit the run.
     """
@@ -65,7 +66,8 @@ def train(run: Run, folder: Path, dataset: Dataset | None = None, progress: bool
     steps = len(dataset.train) // run.batch_size
     first = len(history["epochs"])
     log = LayerLog(model)
-    curves = Curves(folder, first + 1)
+    trace = Trace(model, run.trace)
+    curves = Curves(folder, first + 1, first * steps + 1)
     bar = tqdm(
         desc=run.name,
         total=run.epochs * steps,
@@ -79,19 +81,21 @@ def train(run: Run, folder: Path, dataset: Dataset | None = None, progress: bool
         for epoch in range(first, run.epochs):
             totals = torch.zeros(3, device=device)
             model.train()
+            set_progress(model, epoch / run.epochs)
             for step, (x, y) in enumerate(training_batches(dataset, run.batch_size, run.seed, epoch)):
                 set_learning_rate(optimizer, run, epoch, epoch * steps + step, run.epochs * steps)
                 totals += train_step(model, optimizer, x, y, run.precision)
+                trace.look(epoch * steps + step + 1, last=step + 1 == steps)
                 bar.update()
             figures = {"epoch": epoch + 1, **_means(totals, steps * run.batch_size, "train")}
             if validation is not None:
                 figures |= evaluate(model, evaluation_batches(validation, dataset, EVALUATION_BATCH), "validation", run)
             figures |= evaluate(model, evaluation_batches(dataset.test, dataset, EVALUATION_BATCH), "test", run)
             check_finite(model, figures)
-            layers = log.measure(model, epoch + 1)
-            history["epochs"].append(figures)
-            history["layers"].extend(layers)
-            curves.add(figures, layers, optimizer.param_groups[0]["lr"])
+            layers, traced = log.measure(model, epoch + 1), trace.rows(epoch + 1)
+            for name, rows in (("epochs", [figures]), ("layers", layers), ("trace", traced)):
+                history[name].extend(rows)
+            curves.add(figures, layers, traced, optimizer.param_groups[0]["lr"] if optimizer else 0.0)
             bar.set_postfix({"test top-1": f"{figures['test_top1']:.2f}%", "loss": f"{figures['train_loss']:.3f}"})
             save_checkpoint(folder, run, model, optimizer if epoch + 1 < run.epochs else None, history)
         result = {"status": FINISHED, **summarise(history["epochs"])}
@@ -100,11 +104,17 @@ def train(run: Run, folder: Path, dataset: Dataset | None = None, progress: bool
     finally:
         bar.close()
         curves.close()
-    write_csv(folder / "metrics.csv", history["epochs"])
-    write_csv(folder / "layers.csv", history["layers"])
+    write_history(folder, history)
     write_json(folder / "times.json", {"seconds": round(time.perf_counter() - started, 3), "from_epoch": first})
     write_json(folder / RESULT, result)
     return result
+
+
+def write_history(folder: Path, history: History) -> None:
+    """A file for each kind of figures that the run has."""
+    for name, rows in (("metrics", history["epochs"]), ("layers", history["layers"]), ("trace", history["trace"])):
+        if rows or name != "trace":
+            write_csv(folder / f"{name}.csv", rows)
 
 
 def load_run_data(run: Run) -> Dataset:
@@ -121,13 +131,16 @@ def check_fits(run: Run, dataset: Dataset) -> None:
         build_model(run, dataset)
 
 
-def check_network(run: Run) -> None:
-    """Raise ValueError for what can be told to be wrong without the data: layers to skip, a given image size."""
+def check_network(run: Run) -> nn.Module:
+    """The run's network as far as it is known without the data, with no memory for its weights.
+
+    Raises ValueError for what can be told to be wrong by then: layers to skip, a given image size.
+    """
     with torch.device("meta"):
-        build_network(run, 10, 3, run.image_size or 64)
+        return build_network(run, 10, 3, run.image_size or 64)
 
 
-def resume(folder: Path, run: Run, dataset: Dataset) -> tuple[nn.Module, Optimizer, History]:
+def resume(folder: Path, run: Run, dataset: Dataset) -> tuple[nn.Module, Optimizer | None, History]:
     """Model, optimizer and history as the last checkpoint has them, or new ones where there is none to go on from.
 
     A checkpoint that cannot be used is put aside, and the run starts over.
@@ -141,10 +154,10 @@ def resume(folder: Path, run: Run, dataset: Dataset) -> tuple[nn.Module, Optimiz
         tqdm.write(f"{fault}; it is kept as {aside}, and the run starts over", file=sys.stderr)
         model, optimizer = build(run, dataset)  # loading may have got half-way
         history = None
-    return model, optimizer, history or {"epochs": [], "layers": []}
+    return model, optimizer, history or {"epochs": [], "layers": [], "trace": []}
 
 
-def build(run: Run, dataset: Dataset) -> tuple[nn.Module, Optimizer]:
+def build(run: Run, dataset: Dataset) -> tuple[nn.Module, Optimizer | None]:
     """The run's network and optimizer at its start, on the device of the data."""
     model = build_model(run, dataset).to(dataset.train.images.device)
     return model, build_optimizer(run, model)
@@ -174,36 +187,47 @@ def build_network(run: Run, num_classes: int, in_channels: int, image_size: int)
         latent_gradient=run.latent_gradient,
         score_gradient=run.score_gradient,
         train_affine=run.train_affine,
+        learn_mask=run.learn_mask,
     )
 
 
-def build_optimizer(run: Run, model: nn.Module) -> Optimizer:
-    """The run's optimizer over what its method trains, fused where torch has that."""
+def build_optimizer(run: Run, model: nn.Module) -> Optimizer | None:
+    """The run's optimizer over what its method trains, fused where torch has that; None where nothing is trained."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if not trained:
+        return None
     fused = fused_optimizers(trained[0].device)
     if run.optimizer == "adam":
         return Adam(trained, run.lr, weight_decay=run.weight_decay, fused=fused)
+    if run.method == "bop":
+        sgd = {"momentum": run.momentum, "weight_decay": run.weight_decay, "fused": fused}
+        return Bop(parameter_groups(model), run.lr, run.bop_gamma, run.bop_tau, **sgd)
     return SGD(trained, run.lr, momentum=run.momentum, weight_decay=run.weight_decay, fused=fused)
 
 
-def set_learning_rate(optimizer: Optimizer, run: Run, epoch: int, step: int, steps: int) -> None:
+def set_learning_rate(optimizer: Optimizer | None, run: Run, epoch: int, step: int, steps: int) -> None:
     """The learning rate of this step of `steps` (both counted over the whole run)."""
     factor = 1.0
     if run.schedule == "cosine":
         factor = (1 + cos(pi * step / steps)) / 2
     elif run.schedule == "step":
         factor = 0.1 ** sum(epoch >= milestone for milestone in run.milestones)
-    for group in optimizer.param_groups:
+    for group in optimizer.param_groups if optimizer else ():
         group["lr"] = run.lr * factor
 
 
-def train_step(model: nn.Module, optimizer: Optimizer, x: Tensor, y: Tensor, precision: str = "fp32") -> Tensor:
-    """One step on a batch x [B, C, H, W], y [B]; returns [loss sum, top-1 hits, top-5 hits], without waiting."""
-    optimizer.zero_grad(set_to_none=True)
+def train_step(model: nn.Module, optimizer: Optimizer | None, x: Tensor, y: Tensor, precision: str = "fp32") -> Tensor:
+    """One step on a batch x [B, C, H, W], y [B]; returns [loss sum, top-1 hits, top-5 hits], without waiting.
+
+    Without an optimizer, where nothing is trained, the batch is only looked at.
+    """
+    if optimizer:
+        optimizer.zero_grad(set_to_none=True)
     logits = _logits(model, x, precision)
     loss = F.cross_entropy(logits, y)
-    loss.backward()
-    optimizer.step()
+    if optimizer:
+        loss.backward()
+        optimizer.step()
     return _totals(logits.detach(), y, loss.detach() * len(y))
 
 

@@ -13,7 +13,11 @@ from mpt_bihalf.training import Run, train
 from mpt_bihalf.training.checkpoint import CHECKPOINT, load_checkpoint, save_checkpoint
 from mpt_bihalf.training.loop import build_model, build_optimizer
 
-HISTORY = {"epochs": [{"epoch": 1, "test_top1": 12.5}], "layers": [{"epoch": 1, "layer": "0", "flips": 3.0}]}
+HISTORY = {
+    "epochs": [{"epoch": 1, "test_top1": 12.5}],
+    "layers": [{"epoch": 1, "layer": "0", "flips": 3.0}],
+    "trace": [],
+}
 
 
 class Trap:

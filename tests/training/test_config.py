@@ -25,26 +25,32 @@ DEPENDS = {
     "latent_gradient": ({"method": "bihalf"}, "scaled", "unscaled"),
     "score_gradient": ({}, "latent", "binary"),
     "train_affine": ({}, False, True),
+    "learn_mask": ({}, True, False),
     "epochs": ({}, 10, 11),
     "batch_size": ({}, 128, 64),
     "optimizer": ({}, "sgd", "adam"),
     "lr": ({}, 0.1, 0.2),
     "momentum": ({}, 0.9, 0.8),
     "weight_decay": ({}, 1e-4, 1e-5),
+    "bop_gamma": ({"method": "bop"}, 1e-4, 1e-3),
+    "bop_tau": ({"method": "bop"}, 1e-8, 1e-6),
     "schedule": ({}, "cosine", "constant"),
     "milestones": ({"schedule": "step"}, (3,), (3, 5)),
     "holdout": ({}, 0.0, 0.1),
     "seed": ({}, 0, 1),
     "device": ({}, "cpu", "cuda"),
+    "trace": ({}, 0, 5),
     "precision": ({}, "fp32", "bf16"),
     "threads": ({}, 1, 2),
 }
 
 IGNORED = [
     ("sign", {"prune_rate": 0.9, "p_pos": 0.3, "scope": "global", "score_gradient": "binary", "train_affine": True}),
+    ("irnet", {"prune_rate": 0.9, "p_pos": 0.3, "scope": "global", "learn_mask": False, "bop_gamma": 0.5}),
+    ("bop", {"prune_rate": 0.9, "p_pos": 0.3, "scope": "global", "learn_mask": False, "score_gradient": "binary"}),
     ("bihalf", {"prune_rate": 0.9, "scope": "filter", "score_gradient": "binary", "train_affine": True}),
     ("dense", {"prune_rate": 0.9, "p_pos": 0.3, "scale": "l1", "skip": ("first",), "latent_gradient": "unscaled"}),
-    ("mpt-sign", {"p_pos": 0.3, "latent_gradient": "unscaled"}),
+    ("mpt-sign", {"p_pos": 0.3, "latent_gradient": "unscaled", "bop_tau": 0.5}),
     ("mpt-bihalf", {"latent_gradient": "unscaled"}),
     ("mpt-balanced", {"scope": "global", "latent_gradient": "unscaled"}),
     ("magnitude-sign", {"p_pos": 0.3, "scope": "global", "score_gradient": "binary", "train_affine": True}),
@@ -93,7 +99,13 @@ def test_options_that_other_options_make_void_do_not_make_another_run() -> None:
 
 @pytest.mark.parametrize(
     ("method", "scale"),
-    [("mpt-sign", "l1"), ("mpt-bihalf", "kaiming"), ("mpt-balanced", "kaiming"), ("sign", "kaiming")],
+    [
+        ("irnet", "power-of-two"),
+        ("mpt-sign", "l1"),
+        ("mpt-bihalf", "kaiming"),
+        ("mpt-balanced", "kaiming"),
+        ("sign", "kaiming"),
+    ],
 )
 def test_naming_a_methods_own_scale_does_not_make_another_run(method: str, scale: str) -> None:
     assert Run(method=method, scale=scale) == Run(method=method)
@@ -136,10 +148,24 @@ def test_an_unknown_name_is_refused_in_one_line(field: str, value: str) -> None:
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("field", [name for name in UNKNOWN if name != "scale"])
+@pytest.mark.parametrize("field", [name for name in UNKNOWN if name not in ("scale", "latent_gradient")])
 def test_an_empty_name_is_refused(field: str) -> None:
     with pytest.raises(ValueError):
         Run(**{field: ""})  # type: ignore[arg-type]
+
+
+def test_a_methods_own_latent_gradient_can_be_named() -> None:
+    assert (
+        Run(method="irnet", latent_gradient="ede")
+        == Run(method="irnet")
+        != Run(method="irnet", latent_gradient="scaled")
+    )
+    assert Run(method="bihalf").latent_gradient == "scaled"
+
+
+def test_bop_has_no_other_optimizer() -> None:
+    with pytest.raises(ValueError, match="optimizer"):
+        Run(method="bop", optimizer="adam")
 
 
 def test_an_unknown_model_is_told_the_known_ones() -> None:

@@ -9,12 +9,13 @@ import pytest
 import torch
 from scipy.stats import entropy
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.summary.writer import event_file_writer
 from torch import nn
 
-from mpt_bihalf import binarize_weights
+from mpt_bihalf import binarize_weights, binary_layers, binary_weights
 from mpt_bihalf.data import Dataset
 from mpt_bihalf.training import Run, loop, train
-from mpt_bihalf.training.log import Curves, LayerLog
+from mpt_bihalf.training.log import TRACED, Curves, LayerLog
 
 LAYERS = ["0", "2", "6", "8", "10"]
 MEASURES = ["weights", "entropy", "filter_entropy", "positive_share", "kept", "flips_to_positive"]
@@ -110,16 +111,20 @@ def test_learning_rate_curve_ends_with_that_of_the_last_step(trained: Callable[.
     assert [value for _, value in curves_of(folder)["learning_rate"]] == pytest.approx(expected, rel=1e-6)
 
 
-def test_a_resumed_curve_has_each_point_once(tmp_path: Path) -> None:
+def test_a_resumed_curve_has_each_point_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Files of one second are read in the order of their numbers' digits; a run's goes are seconds apart.
+    monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(0))
     for first, last in ((1, 3), (3, 4), (2, 5)):
-        curves = Curves(tmp_path, first)
+        curves = Curves(tmp_path, first, 10 * first)
         for epoch in range(first, last + 1):
-            curves.add({"epoch": epoch, "test_loss": first + epoch / 10}, [], 0.1)
+            trace = [{"step": 10 * epoch, "layer": "0", **dict.fromkeys(TRACED, first + epoch / 10)}]
+            curves.add({"epoch": epoch, "test_loss": first + epoch / 10}, [], trace, 0.1)
         curves.close()
     # The last go began at epoch 2, so only epoch 1 is of the first.
     points = curves_of(tmp_path)["loss/test"]
     assert [step for step, _ in points] == [1, 2, 3, 4, 5]
     assert [value for _, value in points] == pytest.approx([1.1, 2.2, 2.3, 2.4, 2.5])
+    assert curves_of(tmp_path / "trace")["cut_off/0"] == [(10 * step, value) for step, value in points]
 
 
 def test_flips_are_counted_from_one_call_to_the_next() -> None:
@@ -142,3 +147,101 @@ def test_flips_are_counted_from_one_call_to_the_next() -> None:
     assert (row["flips_to_positive"], row["flips_to_negative"]) == (1, 1)
     (row,) = log.measure(model, 3)
     assert (row["flips_to_positive"], row["flips_to_negative"]) == (0, 0)
+
+
+def traced(folder: Path) -> pd.DataFrame:
+    return pd.read_csv(folder / "trace.csv", dtype={"layer": str}).set_index(["step", "layer"])
+
+
+@pytest.mark.parametrize("method", ["sign", "irnet", "bihalf", "mpt-sign"])
+def test_a_trace_is_that_of_the_weights_at_each_step(
+    method: str, tmp_path: Path, small: Dataset, make_run: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run(method=method, prune_rate=0.5, epochs=2, lr=0.5, trace=1, scale="kaiming")
+    states, gradients = [binary_weights(loop.build_model(run, small))], []
+    step_of = loop.train_step
+
+    def keep(model: nn.Module, *others: object) -> torch.Tensor:
+        totals = step_of(model, *others)  # type: ignore[arg-type]
+        states.append(binary_weights(model))
+        layers = {
+            name: (weight.detach().clone(), part.scores, weight.grad) for name, part, weight in binary_layers(model)
+        }
+        gradients.append({n: (w, (g if s is None else s.grad).clone()) for n, (w, s, g) in layers.items()})
+        return totals
+
+    monkeypatch.setattr(loop, "train_step", keep)
+    train(run, tmp_path, small, progress=False)
+    rows = traced(tmp_path)
+    assert list(rows.index) == [(step, layer) for step in range(1, 9) for layer in LAYERS]
+    assert rows["epoch"].tolist() == [1] * 20 + [2] * 20
+    for step, layer in rows.index:
+        before, now = (states[i][layer].flatten(1).numpy() for i in (step - 1, step))
+        weight, gradient = (tensor.flatten(1).numpy() for tensor in gradients[step - 1][layer])
+        counts = [[(row == 1).sum(), (row == -1).sum()] for row in now]
+        entropies = [entropy(pair, base=2) if sum(pair) else 0 for pair in counts]
+        shares = [pair[0] / sum(pair) for pair in counts if sum(pair)]
+        up, down = (before == -1) & (now == 1), (before == 1) & (now == -1)
+        found = rows.loc[(step, layer)]
+        expected = {
+            "filter_entropy": np.mean(entropies),
+            "filter_entropy_std": np.std(entropies),
+            "latent_magnitude": np.abs(weight).mean(),
+            "gradient_magnitude": np.abs(gradient).mean(),
+            "flips_to_positive": up.sum(),
+            "flips_to_negative": down.sum(),
+            "first_filter_to_positive": up[0].sum(),
+            "first_filter_to_negative": down[0].sum(),
+        }
+        assert found[list(expected)].to_dict() == pytest.approx(expected, rel=1e-4, abs=1e-6), (step, layer)
+        if len(shares) == len(now):
+            assert [found["filter_share_lowest"], found["filter_share_highest"]] == pytest.approx(
+                [min(shares), max(shares)]
+            )
+        if method == "bihalf":
+            cuts = [
+                np.sort(row)[(len(row) - 1) // 2 :][:2] if len(row) % 2 == 0 else np.sort(row)[len(row) // 2 - 1 :][:2]
+                for row in weight
+            ]
+            assert found["cut_off"] == pytest.approx(np.abs([cut.mean() for cut in cuts]).mean(), rel=1e-4)
+    assert (rows["flips_to_positive"].sum() > 0) == (method != "mpt-sign")
+
+
+def test_a_sparser_trace_counts_the_same_flips_and_has_the_last_step_of_each_epoch(
+    trained: Callable[..., tuple[Run, Path]],
+) -> None:
+    fine, coarse = (traced(trained(f"every {n}", method="sign", lr=0.5, trace=n)[1]) for n in (1, 3))
+    assert sorted(set(coarse.index.get_level_values("step"))) == [3, 4, 7, 8]
+    for name in ("flips_to_positive", "flips_to_negative", "first_filter_to_positive"):
+        assert coarse.groupby("layer")[name].sum().equals(fine.groupby("layer")[name].sum())
+    assert coarse["cut_off"].equals(fine["cut_off"][coarse.index])
+
+
+def test_a_trace_does_not_change_the_training(trained: Callable[..., tuple[Run, Path]], weights_of: Callable) -> None:
+    plain, watched = (weights_of(trained(f"every {n}", method="mpt-bihalf", trace=n)[1]) for n in (0, 1))
+    assert all(torch.equal(plain[name], watched[name]) for name in plain)
+
+
+def test_without_a_trace_there_is_no_file(trained: Callable[..., tuple[Run, Path]]) -> None:
+    _, folder = trained()
+    assert not (folder / "trace.csv").exists() and not (folder / "trace").exists()
+
+
+def test_an_interrupted_trace_goes_on_with_the_same_rows(
+    tmp_path: Path, small: Dataset, make_run: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run(method="irnet", epochs=3, trace=3)
+    train(run, tmp_path / "whole", small, progress=False)
+    save = loop.save_checkpoint
+
+    def stop(*arguments: object) -> None:
+        save(*arguments)  # type: ignore[arg-type]
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(loop, "save_checkpoint", stop)
+    with pytest.raises(KeyboardInterrupt):
+        train(run, tmp_path / "cut", small, progress=False)
+    monkeypatch.setattr(loop, "save_checkpoint", save)
+    train(run, tmp_path / "cut", small, progress=False)
+    assert (tmp_path / "cut" / "trace.csv").read_bytes() == (tmp_path / "whole" / "trace.csv").read_bytes()
+    assert curves_of(tmp_path / "cut" / "trace") == curves_of(tmp_path / "whole" / "trace")
