@@ -3,7 +3,7 @@ from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
 
-TEST = ["hypothesis", "ipykernel", "mypy", "nbclient", "nbformat", "POT", "pytest", "pytest-timeout", "ruff", "scipy"]
+TEST = ["hypothesis", "ipykernel", "mypy", "nbclient", "nbformat", "POT", "pytest", "pytest-timeout", "ruff"]
 
 # One library for each kind of processor, as an installation may be moved to, or shared with, another machine.
 FLAVOURS = {} if platform.system() == "Windows" else {"any": []}  # the flags are those of GCC and Clang
@@ -20,7 +20,7 @@ setup(
     long_description_content_type="text/markdown",
     license="MIT",
     packages=find_packages(include=["mpt_bihalf", "mpt_bihalf.*"]),
-    package_data={"mpt_bihalf": ["py.typed", "kernels.cpp"]},
+    package_data={"mpt_bihalf": ["py.typed", "kernels.cpp", "report/published.csv"]},
     # Optional: without a compiler the same is done in torch, with the same bits.
     ext_modules=[
         Extension(
@@ -40,6 +40,7 @@ setup(
         "pandas>=2.0",
         "platformdirs>=3.0",
         "scikit-learn>=1.3",
+        "scipy>=1.11",
         "simple-parsing>=0.1.6",
         "tabulate>=0.9",
         "tensorboard>=2.12",

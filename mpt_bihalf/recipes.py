@@ -8,7 +8,10 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Recipe:
-    """Defaults of a sweep. `run` holds further fields of each `Run`."""
+    """Defaults of an experiment. `run` holds further fields of each `Run`, `of_method` those of one method's.
+
+    `varied` holds the values of fields that the experiment compares.
+    """
 
     data: str
     models: tuple[str, ...]
@@ -16,6 +19,8 @@ class Recipe:
     trials: int
     epochs: int
     run: dict[str, Any] = field(default_factory=dict)
+    of_method: dict[str, dict[str, Any]] = field(default_factory=dict)
+    varied: dict[str, tuple[Any, ...]] = field(default_factory=dict)
 
 
 PRUNE_SWEEP = {
@@ -38,4 +43,61 @@ PRUNE_SWEEP = {
         epochs=100,
         run={"batch_size": 128, "lr": 0.1, "weight_decay": 1e-4},
     ),
+}
+
+# Minutes on data that needs no download, and the paper's own settings for the Conv networks.
+_QUICK = {"batch_size": 64, "threads": 1}
+_PAPER = {"batch_size": 128, "lr": 0.1, "weight_decay": 1e-4}
+_FULL = ("sign", "irnet", "bihalf")
+# IR-Net's own scale, 2^round(log2 m), is near 1: without batch norm activations then grow by sqrt(D / 2) a layer, and
+# Conv2 learns little. With the Kaiming scale all three methods differ in their signs and gradients alone.
+_OF_METHOD = {"irnet": {"scale": "kaiming"}}
+
+# Fig. 1a: the entropy of the weights while training.
+WEIGHT_ENTROPY = {
+    "quick": Recipe("digits", ("conv2",), _FULL, 3, 5, {**_QUICK, "trace": 2}, _OF_METHOD),
+    "paper": Recipe("cifar10", ("conv2",), _FULL, 5, 100, {**_PAPER, "trace": 100}, _OF_METHOD),
+}
+# Fig. 2: the bit flips of one filter, all methods from the same signs, half of them +1.
+BIT_FLIPS = {
+    "quick": Recipe("digits", ("conv2",), _FULL, 3, 5, {**_QUICK, "trace": 1, "init": "equal_bits"}, _OF_METHOD),
+    "paper": Recipe("cifar10", ("conv2",), _FULL, 5, 100, {**_PAPER, "trace": 50, "init": "equal_bits"}, _OF_METHOD),
+}
+# Fig. 3: what weight decay and a decaying learning rate do. In 200 steps weight decay shows only where it is strong.
+DECAY = {
+    "quick": Recipe(
+        "digits", ("conv2",), ("bihalf",), 3, 10, {**_QUICK, "trace": 5}, varied={"weight_decay": (0.0, 1e-3, 1e-2)}
+    ),
+    "paper": Recipe(
+        "cifar10", ("conv2",), ("bihalf",), 5, 100, {**_PAPER, "trace": 100}, varied={"weight_decay": (0.0, 1e-4, 5e-4)}
+    ),
+}
+# Fig. 4: many trainings of two methods.
+REPEATED_TRAININGS = {
+    "quick": Recipe("digits", ("conv2",), ("sign", "bihalf"), 20, 3, _QUICK),
+    "paper": Recipe("cifar10", ("conv2",), ("sign", "bihalf"), 100, 100, _PAPER),
+}
+# Fig. 5: accuracy against the share of +1.
+BIT_RATIO = {
+    "quick": Recipe("digits", ("conv2",), ("bihalf", "sign", "irnet"), 3, 3, {**_QUICK, "trace": 1}, _OF_METHOD),
+    "paper": Recipe(
+        "cifar10",
+        ("conv2",),
+        ("bihalf", "sign", "irnet"),
+        5,
+        100,
+        {**_PAPER, "trace": 100},
+        _OF_METHOD,
+        varied={"data": ("cifar10", "cifar100")},
+    ),
+}
+# Table 2: networks and methods.
+METHOD_COMPARISON = {
+    "quick": Recipe("digits", ("conv2", "conv4"), _FULL, 5, 4, _QUICK, _OF_METHOD),
+    "paper": Recipe("cifar10", ("conv2", "conv4", "conv6", "conv8"), _FULL, 5, 100, _PAPER, _OF_METHOD),
+}
+# What learning a mask brings over a random one of the same count.
+MASK_CONTROLS = {
+    "quick": Recipe("digits", ("conv2",), ("mpt-sign", "mpt-bihalf", "mpt-balanced"), 3, 3, _QUICK),
+    "paper": Recipe("cifar10", ("conv2",), ("mpt-sign", "mpt-bihalf", "mpt-balanced"), 5, 100, _PAPER),
 }

@@ -2,20 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import partial
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ..files import write_whole
 from ..methods import METHODS
 from .tables import split_settings, summarise_trials
 
-# Okabe and Ito's palette: told apart by readers with any colour vision.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
-MARKERS = "osD^vP*X"
-ORDER = ("mpt-sign", "mpt-bihalf", "mpt-balanced", "magnitude-sign", "magnitude-bihalf", "sign", "bihalf", "dense")
+# Okabe and Ito's palette and two more: told apart by readers with any colour vision.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442", "#882255", "#999999")
+MARKERS = "osD^vP*X<>"
+# What compares the ways to binarize all weights has them in these, whatever stands beside them.
+OWN_COLOUR = {"bihalf": COLOURS[0], "sign": COLOURS[1], "irnet": COLOURS[2]}
+ORDER = (
+    "mpt-sign",
+    "mpt-bihalf",
+    "mpt-balanced",
+    "magnitude-sign",
+    "magnitude-bihalf",
+    "sign",
+    "bihalf",
+    "dense",
+    "irnet",
+    "bop",
+)
 
 
 def draw_sweep(records: list[dict[str, Any]]) -> Figure:
@@ -60,6 +77,19 @@ def draw_sweep(records: list[dict[str, Any]]) -> Figure:
         f"mean and standard deviation of {trials} trial{'s' * (trials > 1)}", fontsize="small", color="0.4"
     )
     return figure
+
+
+def method_colours(methods: Iterable[str]) -> dict[str, str]:
+    """A colour for each method: bihalf, sign and irnet have the same in every figure, the others what is left."""
+    left = cycle(COLOURS[len(OWN_COLOUR) :])
+    return {method: OWN_COLOUR.get(method) or next(left) for method in dict.fromkeys(methods)}
+
+
+def draw_mean(panel: Axes, trials: pd.DataFrame, x: str, y: str, **style: Any) -> None:
+    """Column `y` against column `x`: a line of the means over the trials in a band from the lowest to the highest."""
+    points = trials.groupby(x)[y].agg(["mean", "min", "max"])
+    (line,) = panel.plot(points.index, points["mean"], **style)
+    panel.fill_between(points.index, points["min"], points["max"], color=line.get_color(), alpha=0.15, linewidth=0)
 
 
 def save_figure(figure: Figure, path: Path) -> list[Path]:

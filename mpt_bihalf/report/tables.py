@@ -48,7 +48,7 @@ def split_settings(summary: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
             for name in varied:
                 chosen &= (block[name] == point[name]) | ignored[name]
             extra = [f"{name} {point[name]}" for name in varied]
-            parts.append((", ".join([str(model), _short(str(data)), *extra]), block[chosen]))
+            parts.append((", ".join([str(model), short_data(str(data)), *extra]), block[chosen]))
     return parts
 
 
@@ -88,5 +88,6 @@ def _cells(row: pd.DataFrame, methods: list[str]) -> list[str]:
     return cells
 
 
-def _short(data: str) -> str:
+def short_data(data: str) -> str:
+    """A data set's name as a title has it: of a folder its last part."""
     return Path(data).name if data.startswith("folder:") else data

@@ -2,129 +2,96 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields
 from decimal import Decimal, InvalidOperation
 from itertools import product
-from typing import Any, get_type_hints
+from typing import Any, ClassVar, get_type_hints
 
 from ..methods import find_method
-from ..recipes import PRUNE_SWEEP
+from ..recipes import PRUNE_SWEEP, Recipe
 from ..training import Run
+from .experiment import Experiment, words
 
 # Fields of a run that a sweep has options of its own for.
 OPTION_OF = {"prune_rate": "--rates", "model": "--models", "method": "--methods", "seed": "--seed and --trials"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class PruneSweep:
+class PruneSweep(Experiment):
     """What to sweep. An option that is not given takes the recipe's value."""
+
+    recipes: ClassVar[dict[str, Recipe]] = PRUNE_SWEEP
 
     rates: str = "0.1..0.9"
     """fractions PRUNED (the reference MPT code's flag counts the kept): 0.1..0.9 (steps of 0.1), 0.1..0.9:0.2 (steps of
     0.2), 0.5, or several with commas"""
-    models: list[str] = field(default_factory=list)
-    """networks, e.g. conv2 conv4 (default: the recipe's)"""
     methods: list[str] = field(default_factory=list)
     """methods, e.g. mpt-sign mpt-bihalf; one without a mask runs once and is drawn as a line (default: the recipe's)"""
-    data: str = ""
-    """digits, fashion-mnist, cifar10, cifar100, or folder:PATH (default: the recipe's)"""
-    data_root: str = ""
-    """where data sets lie or are downloaded to (default: the user's cache folder)"""
-    image_size: int = 0
-    """resize images to this many pixels a side on load; 0 keeps their size"""
-    epochs: int | None = None
-    """passes over the training set, a run (default: the recipe's)"""
-    trials: int | None = None
-    """runs of each setting, with seeds counted up from --seed (default: the recipe's)"""
-    seed: int = 0
-    """seed of the first trial"""
     scope: str = "layer"
     """what edge-popup ranks scores within: layer, filter or global"""
     skip: list[str] = field(default_factory=list)
     """layers left real-valued: names, or the rules first, last, downsample; none skips none"""
-    device: str = "auto"
-    """auto (an accelerator if there is one), cpu, or any torch device"""
-    threads: int | None = None
-    """CPU threads of a run; 0: one a core (default: the recipe's)"""
     grid: list[str] = field(default_factory=list)
     """any other field of a run (python -m mpt_bihalf train --help lists them) with its values, e.g. lr=0.1,0.05
     scale=kaiming,l1; the items of one value are joined by +, e.g. milestones=10+20,15"""
-    recipe: str = "quick"
-    """quick: minutes on the embedded data; paper: the settings of the paper's Fig. 8"""
     out: str = "runs/prune_sweep"
     """folder for runs, results.csv, table and figure"""
 
     def runs(self) -> list[Run]:
         """All runs of the sweep, each once, trials innermost. Raises ValueError, naming the option at fault."""
-        if self.recipe not in PRUNE_SWEEP:
-            raise ValueError(f"unknown recipe {self.recipe!r}; known: {', '.join(PRUNE_SWEEP)}")
-        recipe = PRUNE_SWEEP[self.recipe]
-        trials = recipe.trials if self.trials is None else self.trials
-        if not 1 <= trials <= 10_000:
-            raise ValueError(f"trials must lie in 1 to 10,000, not {trials}")
+        self.chosen_recipe()
         rates = parse_rates(self.rates)
-        models, methods = _words(self.models) or recipe.models, _words(self.methods) or recipe.methods
-        settings = {
-            **recipe.run,
-            "data": self.data or recipe.data,
-            "data_root": self.data_root,
-            "image_size": self.image_size,
-            "epochs": recipe.epochs if self.epochs is None else self.epochs,
-            "scope": self.scope,
-            "skip": tuple(_words(self.skip)),
-            "device": self.device,
-        }
-        if self.threads is not None:
-            settings["threads"] = self.threads
-        found: dict[Run, None] = {}
-        for further in grid_points(self.grid):
-            for model, method in product(models, methods):
-                masked = find_method(method).mask is not None
-                for rate in rates if masked else [0.0]:
-                    run = Run(**{**settings, **further, "model": model, "method": method, "prune_rate": rate})
-                    for trial in range(trials):
-                        found[replace(run, seed=self.seed + trial).resolved()] = None
-        return list(found)
+        common = {"scope": self.scope, "skip": tuple(words(self.skip))}
+        points = grid_points(self.grid)
+
+        def vary(method: str) -> Iterator[dict[str, Any]]:
+            for point, rate in product(points, rates if find_method(method).mask is not None else [0.0]):
+                yield {**common, **point, "prune_rate": rate}
+
+        return self.runs_of(vary)
 
 
-def parse_rates(text: str) -> list[float]:
-    """Prune rates, ascending, each once: `0.1..0.9` (steps of 0.1), `0.1..0.9:0.2`, `0.5`, or several with commas.
+def parse_rates(text: str, name: str = "rates") -> list[float]:
+    """Rates, ascending, each once: `0.1..0.9` (steps of 0.1), `0.1..0.9:0.2`, `0.5`, or several with commas.
 
     Raises ValueError, naming the part at fault, for anything else or a rate outside [0, 1).
+    name: what the message calls them.
     """
+    told = f"{name} {text!r}"
     rates: set[Decimal] = set()
     for part in text.split(","):
         if ".." in part:
             bounds, _, step_text = part.partition(":")
             first_text, _, last_text = bounds.partition("..")
-            first, last = _rate(first_text, text), _rate(last_text, text)
-            step = _decimal(step_text, text) if ":" in part else Decimal("0.1")
+            first, last = _rate(first_text, told), _rate(last_text, told)
+            step = _decimal(step_text, told) if ":" in part else Decimal("0.1")
             if step <= 0:
-                raise ValueError(f"rates {text!r}: the step {step_text} must be above 0")
+                raise ValueError(f"{told}: the step {step_text} must be above 0")
             if first > last:
-                raise ValueError(f"rates {text!r}: the range {bounds.strip()} runs backwards")
+                raise ValueError(f"{told}: the range {bounds.strip()} runs backwards")
             if (last - first) / step > 10_000:
-                raise ValueError(f"rates {text!r}: the step {step_text} gives more than 10,000 rates")
+                raise ValueError(f"{told}: the step {step_text} gives more than 10,000 rates")
             rates.update(first + i * step for i in range(int((last - first) / step) + 1))
         else:
-            rates.add(_rate(part, text))
+            rates.add(_rate(part, told))
     return sorted(float(rate) for rate in rates)
 
 
-def _rate(part: str, text: str) -> Decimal:
-    rate = _decimal(part, text)
+def _rate(part: str, told: str) -> Decimal:
+    rate = _decimal(part, told)
     if not 0 <= rate < 1 or float(rate) == 1:
-        raise ValueError(f"rates {text!r}: {part.strip()} is not in [0, 1)")
+        raise ValueError(f"{told}: {part.strip()} is not in [0, 1)")
     return rate
 
 
-def _decimal(part: str, text: str) -> Decimal:
+def _decimal(part: str, told: str) -> Decimal:
     try:
         value = Decimal(part.strip())
     except InvalidOperation:
         value = Decimal("nan")
     if not value.is_finite() or (value and not -15 <= value.adjusted() <= 15):
-        raise ValueError(f"rates {text!r}: {part.strip()!r} is not a number; write e.g. 0.5, 0.1..0.9 or 0.1..0.9:0.2")
+        raise ValueError(f"{told}: {part.strip()!r} is not a number; write e.g. 0.5, 0.1..0.9 or 0.1..0.9:0.2")
     return value
 
 
@@ -146,11 +113,6 @@ def grid_points(grid: list[str]) -> list[dict[str, Any]]:
             raise ValueError(f"grid {entry!r}: {name} is given twice")
         axes[name] = [_as_type(types[name], value.strip(), entry) for value in values.split(",")]
     return [dict(zip(axes, point, strict=True)) for point in product(*axes.values())]
-
-
-def _words(entries: list[str]) -> list[str]:
-    """The entries of an option that takes several, given with spaces or with commas."""
-    return [word for entry in entries for word in entry.split(",")]
 
 
 def _as_type(kind: Any, text: str, entry: str) -> Any:

@@ -16,7 +16,7 @@ from ..methods import METHODS
 from ..training import Run
 from ..training.loop import DIVERGED, FIGURES, FINISHED, RESULT
 
-SETTING = ("method", "prune_rate", "seed")
+SETTING = ("model", "data", "method", "prune_rate", "p_pos", "weight_decay", "schedule", "seed")
 
 
 def run_folder(out: Path, run: Run) -> Path:
@@ -51,10 +51,19 @@ def find_runs(out: Path) -> list[Run]:
 
 
 def read_layers(out: Path, runs: list[Run]) -> pd.DataFrame:
-    """The figures of every layer and epoch of these runs, with the run's method, prune_rate and seed beside them."""
+    """The figures of every layer and epoch of these runs, with the fields of `SETTING` beside them."""
+    return _read_rows(out, runs, "layers.csv")
+
+
+def read_trace(out: Path, runs: list[Run]) -> pd.DataFrame:
+    """The figures of every layer and traced step of these runs, with the fields of `SETTING` beside them."""
+    return _read_rows(out, runs, "trace.csv")
+
+
+def _read_rows(out: Path, runs: list[Run], name: str) -> pd.DataFrame:
     frames = []
     for run in runs:
-        file = run_folder(out, run) / "layers.csv"
+        file = run_folder(out, run) / name
         if file.exists() and file.stat().st_size > 1:
             frames.append(pd.read_csv(file, dtype={"layer": str}).assign(**{n: getattr(run, n) for n in SETTING}))
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -26,24 +27,30 @@ def cache_folder(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.M
     return folder
 
 
-@pytest.fixture(scope="session")
-def script() -> dict[str, Any]:
-    return runpy.run_path(str(SCRIPT))
+@cache
+def script(name: str) -> dict[str, Any]:
+    return runpy.run_path(str(ROOT / "experiments" / f"{name}.py"))
 
 
 @pytest.fixture
-def sweep(script: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
-    """Run the script's command in this process; its exit status."""
+def experiment(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    """Run the command of the experiment of this name in this process; its exit status."""
 
-    def do(*arguments: str) -> int:
-        monkeypatch.setattr(sys, "argv", ["prune_sweep.py", *arguments])
+    def do(name: str, *arguments: str) -> int:
+        monkeypatch.setattr(sys, "argv", [f"{name}.py", *arguments])
         try:
-            run_command(script["main"])
+            run_command(script(name)["main"])
         except SystemExit as end:
             return int(end.code or 0)
         return 0
 
     return do
+
+
+@pytest.fixture
+def sweep(experiment: Callable[..., int]) -> Callable[..., int]:
+    """Run the pruning sweep in this process; its exit status."""
+    return partial(experiment, "prune_sweep")
 
 
 @pytest.fixture

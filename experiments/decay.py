@@ -1,0 +1,63 @@
+"""What weight decay and learning-rate decay do to latent weights and flips (Fig. 3): python experiments/decay.py"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import product
+from typing import Any, ClassVar
+
+from mpt_bihalf.commandline import parse, run_command
+from mpt_bihalf.files import output_folder, write_csv
+from mpt_bihalf.recipes import DECAY, Recipe
+from mpt_bihalf.report.decay import (
+    CLAIM,
+    decay_curves,
+    decay_finding,
+    decay_rows,
+    decay_runs,
+    decay_steps,
+    draw_decay,
+)
+from mpt_bihalf.report.outcome import conclude
+from mpt_bihalf.sweep import Experiment, read_records, read_trace, run_all
+from mpt_bihalf.sweep.experiment import refuse_dense
+from mpt_bihalf.training import Run
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decay(Experiment):
+    """Which runs to do, each at a constant and at a cosine learning rate. What is not given is the recipe's."""
+
+    recipes: ClassVar[dict[str, Recipe]] = DECAY
+
+    weight_decays: list[float] = field(default_factory=list)
+    """weight decays to compare, e.g. 0 1e-4 5e-4 (default: the recipe's)"""
+    out: str = "runs/decay"
+    """folder for runs, table, figure and curves"""
+
+    def runs(self) -> list[Run]:
+        """All runs, each once, trials innermost. Raises ValueError, naming the option at fault."""
+        decays = self.weight_decays or self.chosen_recipe().varied["weight_decay"]
+
+        def vary(method: str) -> Iterator[dict[str, Any]]:
+            refuse_dense(method)
+            for decay, schedule in product(decays, ("constant", "cosine")):
+                yield {"weight_decay": decay, "schedule": schedule}
+
+        return self.runs_of(vary)
+
+
+def main() -> None:
+    options = parse(Decay, "Compare weight decays, and a constant with a cosine learning rate.")
+    out = output_folder(options.out)
+    runs = options.runs()
+    run_all(runs, out)
+
+    records = read_records(out, runs)
+    steps = decay_steps(records, read_trace(out, runs))
+    write_csv(out / "decay_steps.csv", steps.to_dict("records"))
+    each = decay_runs(records, steps)
+    conclude(out, "decay", decay_rows(each), draw_decay(steps), decay_curves(steps), decay_finding(each), CLAIM)
+
+
+if __name__ == "__main__":
+    run_command(main)

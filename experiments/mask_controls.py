@@ -1,0 +1,78 @@
+"""What learning a mask brings over a random or a shuffled one: python experiments/mask_controls.py"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import product
+from typing import Any, ClassVar
+
+import pandas as pd
+from tqdm import tqdm
+
+from mpt_bihalf.commandline import parse, run_command
+from mpt_bihalf.files import output_folder
+from mpt_bihalf.methods import find_method
+from mpt_bihalf.recipes import MASK_CONTROLS, Recipe
+from mpt_bihalf.report.mask_controls import (
+    CLAIM,
+    draw_mask_controls,
+    mask_controls_curves,
+    mask_controls_finding,
+    mask_controls_rows,
+)
+from mpt_bihalf.report.outcome import conclude
+from mpt_bihalf.sweep import Experiment, parse_rates, read_records, run_all
+from mpt_bihalf.sweep.records import run_folder
+from mpt_bihalf.training import Run
+from mpt_bihalf.training.controls import evaluate_shuffled
+from mpt_bihalf.training.loop import FINISHED, load_run_data
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskControls(Experiment):
+    """Which runs to do, each with a learned mask and with a random one. What is not given is the recipe's."""
+
+    recipes: ClassVar[dict[str, Recipe]] = MASK_CONTROLS
+
+    rates: str = "0.1..0.9:0.2"
+    """fractions PRUNED: 0.1..0.9:0.2 (steps of 0.2), 0.5, or several with commas"""
+    out: str = "runs/mask_controls"
+    """folder for runs, table, figure and curves"""
+
+    def runs(self) -> list[Run]:
+        """All runs, each once, trials innermost. Raises ValueError, naming the option at fault."""
+        rates = parse_rates(self.rates)
+
+        def vary(method: str) -> Iterator[dict[str, Any]]:
+            if find_method(method).trains != "scores":
+                raise ValueError(f"methods: {method} learns no mask")
+            for rate, learn in product(rates, (True, False)):
+                # A mask that does not learn is the same after one epoch as after many.
+                yield {"prune_rate": rate, "learn_mask": learn} | ({} if learn else {"epochs": 1})
+
+        return self.runs_of(vary)
+
+
+def main() -> None:
+    options = parse(MaskControls, "Compare learned masks with random ones of the same count, and with shuffled ones.")
+    out = output_folder(options.out)
+    runs = options.runs()
+    run_all(runs, out)
+
+    frame = pd.DataFrame(read_records(out, runs))
+    frame["mask"] = frame["learn_mask"].map({True: "learned", False: "random"})
+    finished = {row["run"] for row in frame.to_dict("records") if row["status"] == FINISHED}
+    data = load_run_data(runs[0])
+    shuffled = []
+    for run in tqdm([run for run in runs if run.learn_mask], desc="shuffled masks", unit="run", disable=None):
+        if run.name in finished:
+            figures = evaluate_shuffled(run, run_folder(out, run), data)
+            setting = {name: getattr(run, name) for name in ("model", "method", "prune_rate", "seed")}
+            shuffled.append(setting | {"mask": "shuffled"} | figures)
+    frame = pd.concat([frame, pd.DataFrame(shuffled)], ignore_index=True)
+    rows = mask_controls_rows(frame)
+    figure, curves = draw_mask_controls(frame), mask_controls_curves(frame)
+    conclude(out, "mask_controls", rows, figure, curves, mask_controls_finding(rows), CLAIM)
+
+
+if __name__ == "__main__":
+    run_command(main)

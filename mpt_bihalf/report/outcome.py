@@ -1,0 +1,67 @@
+"""What an experiment leaves: a table, a figure, curves, and two lines that say what they show."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from math import isnan
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+from tabulate import tabulate
+from torch.utils.tensorboard import SummaryWriter
+
+from ..commandline import curves_command
+from ..files import write_csv, write_text
+from .figures import save_figure
+
+Rows = Sequence[dict[str, Any]]
+Curves = dict[str, Sequence[tuple[int, float]]]
+
+STYLES = {".txt": "simple", ".md": "github", ".tex": "latex_booktabs"}
+
+
+def conclude(
+    out: Path, name: str, rows: Rows, figure: Figure, curves: Curves, finding: str, claim: str, runs: bool = True
+) -> None:
+    """Write the outcome below `out` and print it.
+
+    rows: the table of the experiment, also as `name`.csv, .txt, .md and .tex. figure: `name`.png and .pdf. curves:
+    (step, value) by tag, for TensorBoard. finding: one line that the records say; claim: one line that the paper says.
+    runs: whether runs with curves of their own lie below `out`.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    table = write_table(out / name, rows)
+    png, pdf = save_figure(figure, out / name)
+    write_curves(out / "curves", curves)
+    print(f"\n{table}\n\nmeasured: {finding}\npaper:    {claim}\n")
+    print(f"table:    {out / name}.csv, .txt, .md, .tex\nfigure:   {png}, {pdf}")
+    print(f"curves:   {curves_command(out if runs else out / 'curves')}")
+
+
+def write_table(path: Path, rows: Rows) -> str:
+    """Write the rows as `path`.csv, .txt, .md and .tex; returns them as text. NaN is written as what is missing."""
+    rows = [{name: None if _is_nan(value) else value for name, value in row.items()} for row in rows]
+    write_csv(path.with_name(path.name + ".csv"), rows)
+    written = {
+        ending: tabulate(rows, headers="keys", tablefmt=style, floatfmt=".4g", missingval="-")
+        for ending, style in STYLES.items()
+    }
+    for ending, text in written.items():
+        write_text(path.with_name(path.name + ending), text + "\n")
+    return written[".txt"]
+
+
+def write_curves(folder: Path, curves: Curves) -> None:
+    """TensorBoard curves in the place of those that are in the folder."""
+    shutil.rmtree(folder, ignore_errors=True)
+    writer = SummaryWriter(str(folder))
+    for tag, points in curves.items():
+        for step, value in points:
+            writer.add_scalar(tag, value, step)
+    writer.close()
+
+
+def _is_nan(value: Any) -> bool:
+    return isinstance(value, float) and isnan(value)

@@ -1,0 +1,92 @@
+"""What the experiments' command lines have in common: options that stand for a grid of runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+from itertools import product
+from typing import Any, ClassVar
+
+from ..methods import find_method
+from ..recipes import Recipe
+from ..training import Run
+
+MOST_TRIALS = 10_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """Which runs to do. An option that is not given takes the recipe's value."""
+
+    recipes: ClassVar[dict[str, Recipe]]
+
+    models: list[str] = field(default_factory=list)
+    """networks, e.g. conv2 conv4 (default: the recipe's)"""
+    methods: list[str] = field(default_factory=list)
+    """methods (default: the recipe's)"""
+    data: str = ""
+    """digits, fashion-mnist, cifar10, cifar100, or folder:PATH (default: the recipe's)"""
+    data_root: str = ""
+    """where data sets lie or are downloaded to (default: the user's cache folder)"""
+    image_size: int = 0
+    """resize images to this many pixels a side on load; 0 keeps their size"""
+    epochs: int | None = None
+    """passes over the training set, a run (default: the recipe's)"""
+    trials: int | None = None
+    """runs of each setting, with seeds counted up from --seed (default: the recipe's)"""
+    seed: int = 0
+    """seed of the first trial"""
+    device: str = "auto"
+    """auto (an accelerator if there is one), cpu, or any torch device"""
+    threads: int | None = None
+    """CPU threads of a run; 0: one a core (default: the recipe's)"""
+    recipe: str = "quick"
+    """quick: minutes on the embedded data; paper: the paper's own settings"""
+    out: str = "runs"
+    """folder for runs, tables and figures"""
+
+    def runs_of(self, vary: Callable[[str], Iterable[dict[str, Any]]]) -> list[Run]:
+        """All runs, each once, trials innermost; `vary` gives the settings of a method, as fields of a run.
+
+        Raises ValueError, naming the option at fault.
+        """
+        recipe = self.chosen_recipe()
+        trials = recipe.trials if self.trials is None else self.trials
+        if not 1 <= trials <= MOST_TRIALS:
+            raise ValueError(f"trials must lie in 1 to {MOST_TRIALS:,}, not {trials}")
+        settings = {
+            **recipe.run,
+            "data": self.data or recipe.data,
+            "data_root": self.data_root,
+            "image_size": self.image_size,
+            "epochs": recipe.epochs if self.epochs is None else self.epochs,
+            "device": self.device,
+        }
+        if self.threads is not None:
+            settings["threads"] = self.threads
+        models, methods = words(self.models) or recipe.models, words(self.methods) or recipe.methods
+        found: dict[Run, None] = {}
+        for model, method in product(models, methods):
+            for changes in vary(method):
+                own = recipe.of_method.get(method, {})
+                run = Run(**{**settings, **own, **changes, "model": model, "method": method})
+                for trial in range(trials):
+                    found[replace(run, seed=self.seed + trial).resolved()] = None
+        return list(found)
+
+    def chosen_recipe(self) -> Recipe:
+        """The recipe of the name given; ValueError for another."""
+        if self.recipe not in self.recipes:
+            raise ValueError(f"unknown recipe {self.recipe!r}; known: {', '.join(self.recipes)}")
+        return self.recipes[self.recipe]
+
+
+def words(entries: list[str]) -> list[str]:
+    """The entries of an option that takes several, given with spaces or with commas."""
+    return [word for entry in entries for word in entry.split(",")]
+
+
+def refuse_dense(method: str) -> None:
+    """ValueError for a method that has no binary weights to look at, or is unknown."""
+    if find_method(method).binarizer is None:
+        raise ValueError(f"method {method!r} has no binary weights to look at")

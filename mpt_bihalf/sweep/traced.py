@@ -1,0 +1,33 @@
+"""Experiments that look into the layers of a network while it trains."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from ..training import Run
+from ..training.loop import check_network
+from ..weights import binary_layers
+from .experiment import Experiment, refuse_dense
+
+
+@dataclass(frozen=True, kw_only=True)
+class TracedExperiment(Experiment):
+    """Runs of methods with binary weights. An option that is not given takes the recipe's value."""
+
+    layer: str = ""
+    """the binarized layer to look at, by name"""
+
+    def runs(self) -> list[Run]:
+        """All runs, each once, trials innermost. Raises ValueError, naming the option at fault."""
+
+        def vary(method: str) -> list[dict[str, Any]]:
+            refuse_dense(method)
+            return [{}]
+
+        runs = self.runs_of(vary)
+        for run in {run.model: run for run in runs if self.layer}.values():
+            layers = [name for name, *_ in binary_layers(check_network(run))]
+            if self.layer not in layers:
+                raise ValueError(f"{run.model} has no binarized layer {self.layer!r}; it has {', '.join(layers)}")
+        return runs

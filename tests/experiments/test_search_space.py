@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+import csv
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+SCRIPT = Path(__file__).parents[2] / "experiments" / "search_space.py"
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, str(SCRIPT), *arguments], capture_output=True, text=True, check=False)
+
+
+def test_the_experiment_leaves_table_figure_and_curves_and_says_what_they_show(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    ended = run("--out", str(out))
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stderr == ""
+    names = {f"search_space{ending}" for ending in (".csv", ".txt", ".md", ".tex", ".png", ".pdf")}
+    assert {path.name for path in out.iterdir()} == {*names, "curves"}
+
+    lines = ended.stdout.splitlines()
+    (measured,) = (line for line in lines if line.startswith("measured: "))
+    (paper,) = (line for line in lines if line.startswith("paper: "))
+    assert "keep 66 of 76" in measured and "924 of 4,096" in measured
+    assert "4,096 combinations give 76" in paper and "924 bi-half ones 66" in paper
+    assert (out / "search_space.txt").read_text().strip() in ended.stdout
+
+    with (out / "search_space.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert (rows[6]["negatives"], rows[6]["combinations"], rows[6]["boundaries"]) == ("6", "924", "66")
+
+    events = EventAccumulator(str(out / "curves"))
+    events.Reload()
+    for tag in ("combinations", "boundaries"):
+        points = [(point.step, point.value) for point in events.Scalars(tag)]
+        assert points == [(int(row["negatives"]), float(row[tag])) for row in rows]
+
+
+def test_the_grid_is_that_of_the_options(tmp_path: Path) -> None:
+    ended = run("--step", "0.5", "--extent", "0.5", "--out", str(tmp_path))
+    assert ended.returncode == 0, ended.stderr
+    assert "of 76" not in ended.stdout.split("paper:")[0]
+
+
+def assert_one_line(err: str) -> None:
+    assert err.startswith("error: "), err
+    assert err.count("\n") == 1, err
+
+
+def test_a_bad_option_ends_the_process_with_one_line_and_changes_nothing(tmp_path: Path) -> None:
+    ended = run("--out", str(tmp_path / "out"), "--step=0")
+    assert ended.returncode == 2
+    assert_one_line(ended.stderr)
+    assert ended.stdout == ""
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "bad",
+    ["--step=-1", "--step=nan", "--step=inf", "--step=0.001", "--step=10", "--step=x", "--step=", "--extent=0",
+     "--extent=-5", "--extent=nan", "--extent=1e999", "--out=", "--stpe=1"],
+)  # fmt: skip
+def test_each_bad_option_is_told(
+    bad: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["search_space.py", "--out", str(tmp_path / "out"), bad])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(str(SCRIPT), run_name="__main__")
+    assert end.value.code == 2
+    assert_one_line(capsys.readouterr().err)
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,252 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.stats import entropy
+
+from mpt_bihalf.report.figures import save_figure
+from mpt_bihalf.report.weight_entropy import (
+    CLAIM,
+    draw_weight_entropy,
+    highest_entropy,
+    weight_entropy_curves,
+    weight_entropy_finding,
+    weight_entropy_layers,
+    weight_entropy_rows,
+    weight_entropy_runs,
+    weight_entropy_steps,
+)
+
+Record = dict[str, Any]
+Trials = Callable[..., list[Record]]
+
+ODD = entropy([5, 4], base=2)  # nine weights
+CONNECTIONS = {"0": 9, "2": 16}
+STEPS = (2, 4, 5)
+
+
+def trace_of(
+    method: str, seed: int, entropies: dict[str, list[float]], spread: float = 0.0, model: str = "conv2"
+) -> pd.DataFrame:
+    """The trace of a run with these layers and, at each of `STEPS`, entropies."""
+    return pd.DataFrame(
+        [
+            {
+                "model": model,
+                "data": "digits",
+                "method": method,
+                "seed": seed,
+                "step": step,
+                "layer": layer,
+                "connections": CONNECTIONS[layer],
+                "filter_entropy": values[place],
+                "filter_entropy_std": spread,
+                **shares(CONNECTIONS[layer], values[place]),
+            }
+            for place, step in enumerate(STEPS)
+            for layer, values in entropies.items()
+        ]
+    )
+
+
+def shares(connections: int, bits: float) -> dict[str, float]:
+    """Lowest and highest share of +1, alike: the most equal, or three fewer."""
+    most = connections - connections // 2
+    share = (most if bits >= highest_entropy(np.array([connections])) - 1e-9 else most - 3) / connections
+    return {"filter_share_lowest": float(np.float32(share)), "filter_share_highest": float(np.float32(share))}
+
+
+def falling(start: float, end: float) -> dict[str, list[float]]:
+    """Both layers fall (or rise) as much, from the most possible less `start` to that less `end`, in the last step."""
+    return {"0": [ODD - start, ODD - start, ODD - end], "2": [1 - start, 1 - start, 1 - end]}
+
+
+def measured(trials: Trials, methods: dict[str, list[dict[str, list[float]]]]) -> tuple[list[Record], pd.DataFrame]:
+    """Records and trace of these methods: the entropies of each trial."""
+    records = [record for method, runs in methods.items() for record in trials(method, 0.0, [90.0] * len(runs))]
+    traces = [trace_of(method, seed, run) for method, runs in methods.items() for seed, run in enumerate(runs)]
+    return records, pd.concat(traces, ignore_index=True)
+
+
+def rows_of(records: list[Record], trace: pd.DataFrame, layer: str = "") -> list[Record]:
+    steps = weight_entropy_steps(weight_entropy_layers(records, trace, layer))
+    return weight_entropy_rows(weight_entropy_runs(records, steps))
+
+
+@pytest.fixture
+def paper(trials: Trials) -> tuple[list[Record], pd.DataFrame]:
+    """As the paper says: bihalf at the most possible, the others below it."""
+    return measured(
+        trials,
+        {
+            "sign": [falling(0.01, 0.02), falling(0.01, 0.03), falling(0.02, 0.025)],
+            "irnet": [falling(0.002, 0.004), falling(0.001, 0.002), falling(0.002, 0.003)],
+            "bihalf": [falling(0, 0)] * 3,
+        },
+    )
+
+
+@pytest.fixture
+def reverse(trials: Trials) -> tuple[list[Record], pd.DataFrame]:
+    return measured(
+        trials,
+        {"sign": [falling(0, 0)] * 2, "bihalf": [falling(0.03, 0.01), falling(0.02, 0.015)]},
+    )
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 9, 27, 576, 577])
+def test_the_highest_entropy_is_that_of_the_most_equal_split(count: int) -> None:
+    best = max(entropy([ones, count - ones], base=2) for ones in range(count + 1))
+    assert highest_entropy(np.array([count])) == pytest.approx(best, abs=1e-12)
+
+
+def test_layers_count_alike_and_the_spread_is_that_within_a_layer(trials: Trials) -> None:
+    trace = trace_of("sign", 0, {"0": [0.5, 0.6, 0.7], "2": [0.9, 0.9, 0.8]})
+    trace.loc[trace["layer"] == "2", "filter_entropy_std"] = 0.2
+    steps = weight_entropy_steps(weight_entropy_layers(trials("sign", 0.0, [90.0]), trace))
+    assert list(steps["step"]) == list(STEPS)
+    assert list(steps["entropy"]) == pytest.approx([0.7, 0.75, 0.75])
+    assert list(steps["spread"]) == pytest.approx([0.2 / 2**0.5] * 3)
+    assert list(steps["possible"]) == pytest.approx([(ODD + 1) / 2] * 3)
+
+
+def test_one_layer_can_be_looked_at(paper: tuple[list[Record], pd.DataFrame]) -> None:
+    layers = weight_entropy_layers(*paper, "2")
+    assert set(layers["layer"]) == {"2"}
+    rows = {row["method"]: row for row in rows_of(*paper, "2")}
+    assert (rows["bihalf"]["end"], rows["bihalf"]["possible"]) == (1, 1)
+    assert rows["sign"]["end"] == pytest.approx(0.975)
+
+
+def test_a_row_has_the_figures_of_its_method(paper: tuple[list[Record], pd.DataFrame]) -> None:
+    records, trace = paper
+    trace.loc[trace["method"] == "sign", "filter_entropy_std"] = 0.1
+    rows = rows_of(records, trace)
+    most = (ODD + 1) / 2
+    assert [row["method"] for row in rows] == ["sign", "irnet", "bihalf"]
+    expected = {"end": most - 0.025, "end_std": 0.005, "start": most - 0.04 / 3, "spread": 0.1, "possible": most}
+    expected |= {"lowest": most - 0.03, "short": 0.03, "difference": -0.025}
+    assert {name: rows[0][name] for name in expected} == pytest.approx(expected)
+    assert rows[0]["trials"] == 3 and rows[0]["diverged"] == 0
+
+
+def test_with_a_mask_the_most_possible_is_not_known(trials: Trials) -> None:
+    (row,) = rows_of(trials("mpt-sign", 0.5, [90.0]), trace_of("mpt-sign", 0, falling(0.1, 0.1)))
+    assert np.isnan(row["possible"]) and np.isnan(row["short"]) and row["exact"] is None
+    assert row["end"] == pytest.approx((ODD + 1) / 2 - 0.1)
+    assert "allows" not in weight_entropy_finding([row])
+
+
+def test_the_finding_as_the_paper_claims(paper: tuple[list[Record], pd.DataFrame]) -> None:
+    assert weight_entropy_finding(rows_of(*paper)) == (
+        "conv2 on digits: bits of entropy at the end: bihalf 0.9955, "
+        "irnet 0.9925 (0.0030 less than bihalf, p = 0.035), sign 0.9705 (0.0250 less than bihalf, p = 0.013); "
+        "every filter always at the most that an odd or even count allows: bihalf; "
+        "on average below it by up to: sign 0.03, irnet 0.004; change while training: sign -0.0117, irnet -0.0013"
+    )
+
+
+def test_the_finding_is_reversed_with_the_records(reverse: tuple[list[Record], pd.DataFrame]) -> None:
+    assert weight_entropy_finding(rows_of(*reverse)) == (
+        "conv2 on digits: bits of entropy at the end: sign 0.9955 (0.0125 more than bihalf, p = 0.13, not told apart), "
+        "bihalf 0.9830; every filter always at the most that an odd or even count allows: sign; "
+        "on average below it by up to: bihalf 0.03; "
+        "change while training: bihalf +0.0125"
+    )
+
+
+def test_that_none_is_at_the_most_possible_or_changes_is_told(trials: Trials) -> None:
+    finding = weight_entropy_finding(rows_of(*measured(trials, {"bihalf": [falling(0.01, 0.01)] * 2})))
+    assert "always" not in finding
+    assert finding.endswith("below the most that an odd or even count allows by up to: bihalf 0.01; "
+                            "change while training: none")  # fmt: skip
+
+
+def test_one_filter_that_is_off_by_one_weight_counts_though_no_mean_shows_it(trials: Trials) -> None:
+    records, trace = measured(trials, {"bihalf": [falling(0, 0)] * 2})
+    assert rows_of(records, trace)[0]["exact"]
+    for column, share in (("filter_share_lowest", 7 / 16), ("filter_share_highest", 9 / 16)):
+        off = trace.copy()
+        off.loc[7, column] = share
+        assert off.loc[7, "layer"] == "2"
+        (row,) = rows_of(records, off)
+        assert not row["exact"]
+        assert "always" not in weight_entropy_finding([row])
+
+
+def test_either_side_of_an_odd_count_is_exact(trials: Trials) -> None:
+    records, trace = measured(trials, {"bihalf": [falling(0, 0)] * 2})
+    trace.loc[trace["layer"] == "0", "filter_share_lowest"] = float(np.float32(4 / 9))
+    assert rows_of(records, trace)[0]["exact"]
+
+
+def test_a_step_below_the_most_counts_though_the_end_is_there(trials: Trials) -> None:
+    rows = rows_of(*measured(trials, {"bihalf": [falling(0.002, 0)] * 2}))
+    assert "by up to: bihalf 0.002" in weight_entropy_finding(rows)
+
+
+def test_too_little_to_tell_is_told(trials: Trials) -> None:
+    one = weight_entropy_finding(rows_of(*measured(trials, {"sign": [falling(0, 0.1)], "bihalf": [falling(0, 0)]})))
+    assert "sign 0.8955 (0.1000 less than bihalf)" in one
+    assert one.endswith("one trial is too little to tell this from chance")
+    lost = trials("sign", 0.0, [None, None])
+    assert weight_entropy_finding(rows_of(lost, pd.DataFrame())) == (
+        "conv2 on digits: no run finished; 2 of 2 trainings of sign diverged"
+    )
+
+
+def test_the_figure_has_labels_units_and_legends(paper: tuple[list[Record], pd.DataFrame], tmp_path: Path) -> None:
+    layers = weight_entropy_layers(*paper)
+    figure = draw_weight_entropy(weight_entropy_steps(layers), layers)
+    left, right = figure.axes
+    assert (left.get_xlabel(), left.get_ylabel()) == ("training step", "entropy of the weights of a filter (bits)")
+    assert right.get_xlabel() == "layer (connections of a filter)"
+    assert right.get_ylabel() == "1 - entropy of the weights of a filter (bits)"
+    for panel, last in ((left, "most possible"), (right, "least possible")):
+        assert [text.get_text() for text in panel.get_legend().get_texts()] == ["sign", "irnet", "bihalf", last]
+    assert [label.get_text() for label in right.get_xticklabels()] == ["0\n(9)", "2\n(16)"]
+    assert all(path.exists() for path in save_figure(figure, tmp_path / "figure"))
+
+
+def test_curves_are_means_over_the_trials_and_bands_end_at_the_most_possible(
+    paper: tuple[list[Record], pd.DataFrame],
+) -> None:
+    records, trace = paper
+    layers = weight_entropy_layers(records, trace.assign(filter_entropy_std=0.01))
+    left, right = draw_weight_entropy(weight_entropy_steps(layers), layers).axes
+    most = (ODD + 1) / 2
+    assert list(left.lines[0].get_xdata()) == list(STEPS)
+    assert list(left.lines[0].get_ydata()) == pytest.approx([most - 0.04 / 3, most - 0.04 / 3, most - 0.025])
+    for band in left.collections:
+        assert band.get_paths()[0].vertices[:, 1].max() <= most + 1e-12
+    sign, _, bihalf = (line.get_ydata() for line in right.lines)
+    assert list(sign) == pytest.approx([1 - ODD + 0.025, 0.025])
+    assert list(bihalf) == pytest.approx([1 - ODD, 0])
+
+
+def test_one_layer_needs_one_panel(paper: tuple[list[Record], pd.DataFrame]) -> None:
+    layers = weight_entropy_layers(*paper, "0")
+    (panel,) = draw_weight_entropy(weight_entropy_steps(layers), layers).axes
+    assert panel.get_title() == "conv2, digits: layer 0"
+
+
+def test_nothing_finished_is_drawn_too(trials: Trials, tmp_path: Path) -> None:
+    layers = weight_entropy_layers(trials("sign", 0.0, [None]), pd.DataFrame())
+    steps = weight_entropy_steps(layers)
+    assert all(path.exists() for path in save_figure(draw_weight_entropy(steps, layers), tmp_path / "figure"))
+    assert weight_entropy_curves(steps) == {}
+
+
+def test_tensorboard_gets_the_means_over_the_trials(paper: tuple[list[Record], pd.DataFrame]) -> None:
+    curves = weight_entropy_curves(weight_entropy_steps(weight_entropy_layers(*paper)))
+    assert list(curves) == [f"entropy/conv2-digits-{method}" for method in ("sign", "irnet", "bihalf")]
+    assert curves["entropy/conv2-digits-sign"][-1] == (5, pytest.approx((ODD + 1) / 2 - 0.025))
+
+
+def test_the_claim_is_one_line() -> None:
+    assert "\n" not in CLAIM and "1 bit" in CLAIM
