@@ -261,15 +261,18 @@ int64_t mpt_masked_magnitude(const float *w, const uint8_t *mask, double units, 
     return total;
 }
 
-// out[i] = +alpha or -alpha by positive[i]; 0 where mask (if given) is 0.
-void mpt_signed(const uint8_t *positive, const uint8_t *mask, float alpha, int64_t size, float *out) {
-#pragma omp parallel for schedule(static) if (size > CHUNK)
-    for (int64_t begin = 0; begin < size; begin += CHUNK) {
-        const int64_t end = std::min(begin + CHUNK, size);
-        if (mask) {
-            for (int64_t i = begin; i < end; i++) out[i] = mask[i] ? (positive[i] ? alpha : -alpha) : 0.0f;
-        } else {
-            for (int64_t i = begin; i < end; i++) out[i] = positive[i] ? alpha : -alpha;
+// out[r, i] = +alpha[r] or -alpha[r] by positive[r, i]; 0 where mask (if given) is 0.
+void mpt_signed(const uint8_t *positive, const uint8_t *mask, const float *alphas, int64_t rows, int64_t size, float *out) {
+#pragma omp parallel for collapse(2) schedule(static) if (rows * size > CHUNK)
+    for (int64_t row = 0; row < rows; row++) {
+        for (int64_t start = 0; start < size; start += CHUNK) {
+            const int64_t begin = row * size + start, end = row * size + std::min(start + CHUNK, size);
+            const float alpha = alphas[row];
+            if (mask) {
+                for (int64_t i = begin; i < end; i++) out[i] = mask[i] ? (positive[i] ? alpha : -alpha) : 0.0f;
+            } else {
+                for (int64_t i = begin; i < end; i++) out[i] = positive[i] ? alpha : -alpha;
+            }
         }
     }
 }

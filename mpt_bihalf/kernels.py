@@ -49,7 +49,7 @@ def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
     library.mpt_count.argtypes = [pointer, count, count, pointer]
     library.mpt_masked_magnitude.argtypes = [pointer, pointer, ctypes.c_double, count]
     library.mpt_masked_magnitude.restype = count
-    library.mpt_signed.argtypes = [pointer, pointer, ctypes.c_float, count, pointer]
+    library.mpt_signed.argtypes = [pointer, pointer, pointer, count, count, pointer]
     library.mpt_score_gradient.argtypes = [pointer, pointer, ctypes.c_float, pointer, pointer, count, pointer]
     return library
 
@@ -110,9 +110,11 @@ def signed(positive: Tensor, mask: Tensor | None, alpha: Tensor) -> Tensor:
 
     alpha: broadcasts over `positive`. Unlike the other functions here this one is for any device and dtype.
     """
-    if compiled() and alpha.numel() == 1 and suit(positive, mask, alpha):
+    rows = alpha.numel()
+    one_or_each = rows == 1 or 0 < rows == positive.shape[0] == alpha.shape[0]  # one for all, or one a filter
+    if compiled() and one_or_each and suit(positive, mask, alpha):
         out = torch.empty(positive.shape, dtype=torch.float32, device=positive.device)
-        _call("signed", positive, mask, float(alpha), positive.numel(), out)
+        _call("signed", positive, mask, alpha, rows, positive.numel() // rows, out)
         return out
     signs = positive.to(torch.int8).mul_(2).sub_(1)
     return (signs if mask is None else signs.mul_(mask)).to(alpha.dtype).mul_(alpha)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .latent import filters
 
-ELEMENTS = 2**19  # in a part: enough to share among threads, few enough for a cache
+ELEMENTS = 2**18  # in a part: enough to share among threads, few enough for a cache
 
 
 def wide_rows(weight: Tensor) -> Tensor:
