@@ -1,4 +1,5 @@
 import platform
+import zlib
 from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
@@ -10,6 +11,8 @@ FLAVOURS = {} if platform.system() == "Windows" else {"any": []}  # the flags ar
 if FLAVOURS and platform.machine() in ("x86_64", "AMD64"):
     FLAVOURS |= {"avx2": ["-march=x86-64-v3"], "avx512": ["-march=x86-64-v4", "-mprefer-vector-width=512"]}
 FLAGS = ["-O3", "-std=c++17", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off"]
+# By this a library tells from which source it was built: an older one beside newer Python code is not used.
+FLAGS += [f"-DSOURCE={zlib.crc32(Path('mpt_bihalf/kernels.cpp').read_bytes())}u"]
 
 
 setup(

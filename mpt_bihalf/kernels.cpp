@@ -225,6 +225,9 @@ void top_of_rows(const float *x, const uint8_t *among, int64_t rows, int64_t siz
 
 extern "C" {
 
+// The checksum of this file as it was when it was compiled.
+uint32_t mpt_source() { return SOURCE; }
+
 // out[r, i] = 1 where x[r, i] (its magnitude, with `absolute`) is among the counts[r] largest of its row. With `among` only
 // its members count, totals[r] of them in the row; `out` says of every element whether it ranks at or above the lowest
 // chosen one.

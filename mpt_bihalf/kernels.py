@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import ctypes
 import os
+import warnings
+import zlib
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -24,6 +26,8 @@ from .devices import host_reads_free
 # One is built for each, as an installation may be moved: torch says what this machine can run.
 FLAVOURS = {"AVX512": ("avx512", "avx2", "any"), "AVX2": ("avx2", "any")}
 
+SOURCE = Path(__file__).with_name("kernels.cpp")
+
 BLOCK = 2**18  # elements that are looked at together without the compiled loops: they stay in a cache
 
 SIGN_BIT = torch.iinfo(torch.int32).min
@@ -38,12 +42,16 @@ def compiled() -> ctypes.CDLL | None:
         for file in Path(__file__).parent.glob(f"_kernels_{flavour}.*"):
             try:
                 return _declared(ctypes.CDLL(str(file)))
-            except (OSError, AttributeError):  # built for another machine, or from an older source
+            except (OSError, AttributeError):  # built for another machine, or from another source
                 continue
     return None
 
 
 def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
+    library.mpt_source.restype = ctypes.c_uint32
+    if library.mpt_source() != zlib.crc32(SOURCE.read_bytes()):
+        warnings.warn("the compiled loops are not those of this source and are not used: install again", stacklevel=2)
+        raise OSError
     pointer, count = ctypes.c_void_p, ctypes.c_int64
     library.mpt_largest.argtypes = [pointer, ctypes.c_int, pointer, count, count, *[pointer] * 4]
     library.mpt_count.argtypes = [pointer, count, count, pointer]

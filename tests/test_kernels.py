@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
@@ -161,3 +163,17 @@ def test_a_model_can_come_back_from_another_device() -> None:
     model.to("meta")(x.to("meta"))
     model.to_empty(device="cpu").load_state_dict(state)
     assert torch.equal(model(x), expected)
+
+
+def test_loops_built_from_another_source_are_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if kernels.compiled() is None:
+        pytest.skip("no compiled loops here")
+    changed = tmp_path / "kernels.cpp"
+    changed.write_bytes(kernels.SOURCE.read_bytes() + b"\n")
+    monkeypatch.setattr(kernels, "SOURCE", changed)
+    kernels.compiled.cache_clear()
+    try:
+        with pytest.warns(UserWarning, match="install again"):
+            assert kernels.compiled() is None
+    finally:
+        kernels.compiled.cache_clear()
