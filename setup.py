@@ -46,7 +46,7 @@ setup(
         "scipy>=1.11",
         "simple-parsing>=0.1.6",
         "tabulate>=0.9",
-        "tensorboard>=2.12",
+        "tensorboard>=2.15",
         "torch>=2.6",
         "torchvision>=0.21",
         "tqdm>=4.60",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import shlex
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,8 @@ from typing import Any, NoReturn, TypeVar
 
 import simple_parsing
 from simple_parsing.helpers.custom_actions import BooleanOptionalAction
+
+from .signals import raise_when_terminated
 
 Options = TypeVar("Options", bound=Any)
 
@@ -87,11 +90,12 @@ def curves_command(folder: Path) -> str:
 
 
 def run_command(command: Callable[[], object]) -> None:
-    """Run a command; what a user can mend ends it with one line and exit status 2, an interrupt with 130."""
+    """Run a command; what a user can mend ends it in one line and exit status 2, a signal with 128 and its number."""
     try:
-        command()
-    except KeyboardInterrupt:
-        print("interrupted: the same command goes on from here", file=sys.stderr)
-        sys.exit(130)
+        with raise_when_terminated():
+            command()
+    except KeyboardInterrupt as stop:
+        print(f"interrupted: {str(stop) or 'the same command goes on from here'}", file=sys.stderr)
+        sys.exit(128 + getattr(stop, "signum", signal.SIGINT))
     except (ValueError, OSError) as fault:
         fail(str(fault))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import platform
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -23,6 +25,18 @@ def pick_device(name: str) -> torch.device:
         here = "auto, cpu" + (f", {accelerator.type}" if accelerator else "")
         raise ValueError(f"device {name!r} is not available here; use one of: {here}") from None
     return torch.device("cpu") if device.type == "cpu" else device
+
+
+def device_name(device: torch.device) -> str:
+    """What is sold under the device's name: the processor's model, or the accelerator's."""
+    if device.type != "cpu":
+        return str(torch.get_device_module(device).get_device_name(device))
+    try:
+        facts = dict(line.split(":", 1) for line in Path("/proc/cpuinfo").read_text().splitlines() if ":" in line)
+    except OSError:  # not Linux
+        facts = {}
+    names = (value.strip() for name, value in facts.items() if name.strip() == "model name")
+    return next(names, platform.processor() or platform.machine())
 
 
 def host_reads_free(tensor: Tensor) -> bool:

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import csv
+import glob
 import io
 import json
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
 
 def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Let `write` fill a new file, then put it at once in the place of `path`; on failure `path` stays as it was."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    """Let `write` fill a new file, then put it at once in the place of `path`; on failure `path` stays as it was.
+
+    An OSError that knows no file, as that of a full disk, is given the name of `path`.
+    """
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=_temporary_prefix(path))
     try:
         with os.fdopen(handle, "wb") as file:
             write(file)
@@ -22,9 +26,18 @@ def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
             os.fsync(file.fileno())
         os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as fault:
         Path(temporary).unlink(missing_ok=True)
+        if isinstance(fault, OSError) and fault.filename is None:
+            fault.filename = str(path)
         raise
+
+
+def remove_leftovers(folder: Path, names: Iterable[str]) -> None:
+    """Remove what writers of files of these names have left behind unfinished in `folder`, as a killed one does."""
+    for name in names:
+        for leftover in folder.glob(glob.escape(_temporary_prefix(folder / name)) + "*"):
+            leftover.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -60,6 +73,10 @@ def output_folder(name: str) -> Path:
                 raise ValueError(f"the output folder {name!r} cannot be: {str(place)!r} is a file")
             break
     return folder
+
+
+def _temporary_prefix(path: Path) -> str:
+    return f".{path.name}."
 
 
 def _umask() -> int:

@@ -170,7 +170,7 @@ def test_a_run_killed_in_mid_epoch_ends_as_one_left_alone(tmp_path: Path) -> Non
     assert (folder / "result.json").read_text() in ended.stdout
     assert str(folder) in ended.stdout
 
-    train(run, whole, progress=False)
+    train(run, whole)
     for name in ("result.json", "metrics.csv", "layers.csv", "config.json"):
         assert (folder / name).read_bytes() == (whole / name).read_bytes(), name
     saved, expected = (torch.load(place / "checkpoint.pt", weights_only=True)["model"] for place in (folder, whole))

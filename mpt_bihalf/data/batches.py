@@ -18,8 +18,10 @@ from .dataset import DataError, Dataset, ImageSet
 Batches = Iterator[tuple[Tensor, Tensor]]
 
 
-def training_batches(dataset: Dataset, batch_size: int, seed: int, epoch: int, augment: bool = True) -> Batches:
-    """One epoch of the training set, shuffled, the last incomplete batch dropped.
+def training_batches(
+    dataset: Dataset, batch_size: int, seed: int, epoch: int, augment: bool = True, first: int = 0
+) -> Batches:
+    """One epoch of the training set from batch `first` on, shuffled, the last incomplete batch dropped.
 
     Yields (x, y): x float32 [batch_size, C, H, W], standardised, channels_last; y int64 [batch_size]; both on the
     device of the images. With `augment`, each image is padded by `dataset.crop_padding` pixels of black (black as in
@@ -36,7 +38,7 @@ def training_batches(dataset: Dataset, batch_size: int, seed: int, epoch: int, a
             f"batch size {batch_size} exceeds the {len(dataset.train)} training images of {dataset.name}; "
             f"use {len(dataset.train)} or less"
         )
-    return _training_batches(dataset, batch_size, seed, epoch, augment)
+    return _training_batches(dataset, batch_size, seed, epoch, augment, first)
 
 
 def evaluation_batches(images: ImageSet, dataset: Dataset, batch_size: int) -> Batches:
@@ -48,11 +50,11 @@ def evaluation_batches(images: ImageSet, dataset: Dataset, batch_size: int) -> B
     return _evaluation_batches(images, dataset, batch_size)
 
 
-def _training_batches(dataset: Dataset, batch_size: int, seed: int, epoch: int, augment: bool) -> Batches:
+def _training_batches(dataset: Dataset, batch_size: int, seed: int, epoch: int, augment: bool, first: int) -> Batches:
     pixels, labels = dataset.train.images.permute(0, 2, 3, 1), dataset.train.labels
     standardise = _standardiser(dataset, pixels.device)
     draws = _draws(len(dataset.train), 2 * dataset.crop_padding + 1, seed, epoch).to(pixels.device)
-    for start in range(0, len(dataset.train) - batch_size + 1, batch_size):
+    for start in range(first * batch_size, len(dataset.train) - batch_size + 1, batch_size):
         index, top, left, mirrored = draws[:, start : start + batch_size].unbind()
         batch = pixels[index]
         if augment and dataset.crop_padding:

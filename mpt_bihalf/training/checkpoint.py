@@ -2,70 +2,211 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+import io
+import zipfile
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from itertools import product
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
-from torch.optim import Optimizer
+from torch import Tensor, nn
+from torch.optim import Adam, Optimizer
 
 from ..files import write_whole
 from .config import Run
+from .log import MEASURED, TRACED, LayerLog, Trace
 
 CHECKPOINT = "checkpoint.pt"
 
 History = dict[str, list[dict[str, Any]]]
 
 
-def save_checkpoint(folder: Path, run: Run, model: nn.Module, optimizer: Optimizer | None, history: History) -> None:
-    """Write the state after the epochs in `history`, whole or not at all. A finished run needs no optimizer."""
-    state = {
-        "run": _plain(asdict(run)),
-        "model": model.state_dict(),
-        "optimizer": optimizer.state_dict() if optimizer else None,
-        "history": history,
+@dataclass
+class State:
+    """What a run has come to. `step`, `totals`, `log` and `trace` are of the epoch under way."""
+
+    model: nn.Module
+    optimizer: Optimizer | None
+    steps: int
+    """of an epoch"""
+    log: LayerLog
+    trace: Trace
+    totals: Tensor
+    """[3] float32 on the device: loss sum, top-1 hits, top-5 hits of the steps done"""
+    step: int = 0
+    """how many are done"""
+    history: History = field(default_factory=lambda: {"epochs": [], "layers": [], "trace": []})
+    """the rows of `metrics.csv`, `layers.csv` and `trace.csv`, of the epochs done"""
+
+    @classmethod
+    def begin(cls, run: Run, model: nn.Module, optimizer: Optimizer | None, steps: int) -> State:
+        device = next(model.parameters()).device
+        trace = Trace(model, run.trace, steps)
+        return cls(model, optimizer, steps, LayerLog(model), trace, torch.zeros(3, device=device))
+
+    @property
+    def epoch(self) -> int:
+        """How many epochs are done."""
+        return len(self.history["epochs"])
+
+    def end_epoch(self, **rows: list[dict[str, Any]]) -> None:
+        for name, those in rows.items():
+            self.history[name].extend(those)
+        self.step = 0
+        self.totals.zero_()
+
+
+def save_checkpoint(folder: Path, run: Run, state: State) -> None:
+    """Write the state whole or not at all. Raises OSError, naming the file, where there is no room, say."""
+    log, trace = state.log, state.trace
+    content = {
+        "run": {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(run).items()},
+        "model": state.model.state_dict(),
+        "optimizer": state.optimizer.state_dict() if state.optimizer and state.epoch < run.epochs else None,
+        "history": state.history,
+        "step": state.step,
+        "under_way": {"totals": state.totals, "signs": log.signs, "flips": trace.flips, "seen": trace.seen}
+        if state.step
+        else None,
     }
-    write_whole(folder / CHECKPOINT, lambda file: torch.save(state, file))
+    packed = io.BytesIO()  # of what goes wrong with a file torch makes a RuntimeError that does not tell
+    torch.save(content, packed)
+    write_whole(folder / CHECKPOINT, lambda file: file.write(packed.getbuffer()))
 
 
-def load_checkpoint(folder: Path, run: Run, model: nn.Module, optimizer: Optimizer | None) -> History | None:
-    """Put the last checkpoint's state into model and optimizer and return its history; None if there is none.
+def load_checkpoint(folder: Path, run: Run, model: nn.Module, optimizer: Optimizer | None, steps: int) -> State | None:
+    """The state of the last checkpoint, in this model and optimizer; None if there is none. steps: of an epoch.
 
-    Nothing but tensors and plain values is unpickled. Raises ValueError for a file that is no checkpoint of this run;
-    model and optimizer may then hold a part of it.
+    Nothing but tensors and plain values is unpickled, and of the optimizer nothing but tensors is taken. Raises
+    ValueError for a file that is no checkpoint of this run; model and optimizer may then hold a part of it. Raises
+    OSError for one that cannot be read.
     """
     path = folder / CHECKPOINT
     if not path.exists():
         return None
+    packed = io.BytesIO(path.read_bytes() if path.is_file() else b"")
     try:
-        state = torch.load(path, map_location=_device_of(model), weights_only=True)
-        if Run.from_dict(state["run"]).hash != run.hash:
+        _check_archive(packed)
+        content = torch.load(packed, map_location="cpu", weights_only=True)
+        if Run.from_dict(content["run"]).hash != run.hash:
             raise ValueError("it belongs to another run")
-        history = _sound(state["history"], run)
-        model.load_state_dict(state["model"])
-        if optimizer and state["optimizer"] is not None:
-            optimizer.load_state_dict(state["optimizer"])
-        elif optimizer and len(history["epochs"]) < run.epochs:
-            raise ValueError("it has no optimizer to go on with")
+        _load_model(model, content["model"])
+        state = State.begin(run, model, optimizer, steps)
+        state.history = _sound(content["history"], run, list(state.log.signs))
+        if content.get("step"):
+            _load_under_way(state, content["step"], **content["under_way"])
+        done = state.epoch * steps + state.step
+        if not 0 < done <= run.epochs * steps:
+            raise ValueError("it has gone further than the run")
+        if optimizer and state.epoch < run.epochs:
+            _load_optimizer(optimizer, content["optimizer"]["state"], done)
     except Exception as fault:  # a file that is truncated, corrupted or something else makes torch raise many kinds
+        if isinstance(fault, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(fault):
+            raise  # nothing is wrong with the file
         reason = f"{type(fault).__name__}: {fault}".splitlines()[0]
         raise ValueError(f"{path} is no checkpoint to go on from ({reason})") from fault
-    return history
+    return state
 
 
-def _sound(history: Any, run: Run) -> History:
-    epochs, layers, trace = history["epochs"], history["layers"], history["trace"]
-    if [row["epoch"] for row in epochs] != list(range(1, len(epochs) + 1)) or not 0 < len(epochs) <= run.epochs:
-        raise ValueError("its history is not that of this run")
-    if not all(isinstance(row, dict) for row in [*layers, *trace]):
-        raise ValueError("its history of the layers is damaged")
-    return history
+def _check_archive(packed: io.BytesIO) -> None:
+    # torch.load does not notice changed bytes inside a tensor.
+    with zipfile.ZipFile(packed) as archive:
+        parts = archive.infolist()
+        if (
+            any(part.compress_type for part in parts)
+            or sum(part.file_size for part in parts) > packed.getbuffer().nbytes
+        ):
+            raise ValueError("it is compressed")
+        damaged = archive.testzip()
+    if damaged is not None:
+        raise ValueError(f"its part {damaged!r} is damaged")
+    packed.seek(0)
 
 
-def _plain(values: dict[str, Any]) -> dict[str, Any]:
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+def _check_tensor(name: str, value: Any, like: Tensor) -> None:
+    kind = value.shape, value.dtype, value.layout, value.device.type
+    if kind != (like.shape, like.dtype, torch.strided, "cpu"):
+        raise ValueError(f"its {name} has another shape or kind than the run's")
 
 
-def _device_of(model: nn.Module) -> torch.device:
-    return next(model.parameters()).device
+def _load_model(model: nn.Module, stored: dict[str, Tensor]) -> None:
+    for name, own in model.state_dict().items():
+        _check_tensor(name, stored[name], own)
+        if stored[name].isnan().any():
+            raise ValueError(f"its {name} has a NaN")
+    model.load_state_dict(stored)
+
+
+def _load_under_way(
+    state: State, step: int, totals: Tensor, signs: dict[str, Tensor], flips: Tensor, seen: list[Tensor]
+) -> None:
+    device = state.totals.device
+    if type(step) is not int or not 0 < step <= state.steps or len(seen) != state.trace.looks(step):
+        raise ValueError("its epoch under way is not one of the run")
+    _check_tensor("totals", totals, state.totals)
+    _check_tensor("flips", flips, state.trace.flips)
+    for name, own in state.log.signs.items():
+        _check_tensor(f"sign of {name}", signs[name], own)
+    for values in seen:
+        _check_tensor("trace", values, torch.empty(len(TRACED)))
+    state.step = step
+    state.totals.copy_(totals)
+    state.trace.flips.copy_(flips)
+    state.trace.seen = [values.to(device) for values in seen]
+    state.log.signs = {name: signs[name].to(device) for name in state.log.signs}
+
+
+def _load_optimizer(optimizer: Optimizer, stored: dict[int, dict[str, Tensor]], done: int) -> None:
+    """Take over the tensors of an optimizer that has made so many steps; its settings stay our own."""
+    own = optimizer.state_dict()
+    for group, indices in zip(optimizer.param_groups, own["param_groups"], strict=True):
+        names = _moments(optimizer, group)
+        for parameter, index in zip(group["params"], indices["params"], strict=True):
+            moments = stored[index] if names else {}
+            if set(moments) != names:
+                raise ValueError("its optimizer is not that of the run")
+            own["state"][index] = {}
+            for name, value in moments.items():
+                like = torch.tensor(float(min(done, 2**24))) if name == "step" else parameter  # float32 stops there
+                _check_tensor(name, value, like)
+                if not value.isfinite().all() or (name == "step" and value != like):
+                    raise ValueError(f"its {name} is none that the run has come to")
+                own["state"][index][name] = torch.empty_like(like, requires_grad=False).copy_(value)
+    optimizer.load_state_dict(own)
+
+
+def _moments(optimizer: Optimizer, group: dict[str, Any]) -> set[str]:
+    """The names of the tensors that an optimizer keeps for each parameter of this group."""
+    if isinstance(optimizer, Adam):
+        return {"step", "exp_avg", "exp_avg_sq"}
+    if group.get("flips"):
+        return {"mean_gradient"}
+    return {"momentum_buffer"} if group["momentum"] else set()
+
+
+def _sound(history: Any, run: Run, layers: list[str]) -> History:
+    """The rows of each kind as the run writes them: of its epochs and layers, in its columns, nothing but figures."""
+    splits = ("train", "validation", "test") if run.holdout else ("train", "test")
+    epochs = range(1, len(history["epochs"]) + 1)
+    columns: dict[str, Iterable[str]] = {
+        "epochs": [f"{split}_{figure}" for split in splits for figure in ("loss", "top1", "top5")],
+        "layers": ("layer", "weights", *MEASURED),
+        "trace": ("layer", "step", "weights", "connections", *TRACED),
+    }
+    for kind, names in columns.items():
+        for row in history[kind]:
+            numbers = [value for name, value in row.items() if name != "layer"]
+            if set(row) != {"epoch", *names} or not all(type(value) in (int, float) for value in numbers):
+                raise ValueError(f"its history of the {kind} has a row that is none of the run")
+    if [row["epoch"] for row in history["epochs"]] != [*epochs] or not all(
+        isfinite(value) for row in history["epochs"] for value in row.values()
+    ):
+        raise ValueError("its history is not that of the run")
+    if [(row["epoch"], row["layer"]) for row in history["layers"]] != [*product(epochs, layers)]:
+        raise ValueError("its history of the layers is not that of the run")
+    if any(row["epoch"] not in epochs or row["layer"] not in layers for row in history["trace"]):
+        raise ValueError("its trace is not that of the run")
+    return {kind: list(history[kind]) for kind in columns}

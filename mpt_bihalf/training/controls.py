@@ -30,8 +30,9 @@ def evaluate_shuffled(run: Run, folder: Path, dataset: Dataset) -> dict[str, Any
         return known
     torch.set_num_threads(run.threads)
     dataset = dataset.to(torch.device(run.device))
-    model, optimizer = build(run, dataset)
-    if load_checkpoint(folder, run, model, optimizer) is None:
+    model, _ = build(run, dataset)
+    state = load_checkpoint(folder, run, model, None, len(dataset.train) // run.batch_size)
+    if state is None or state.epoch < run.epochs:
         raise ValueError(f"{folder} has no checkpoint of the finished run")
     shuffle_scores(model, run.seed)
     figures = evaluate(model, evaluation_batches(dataset.test, dataset, EVALUATION_BATCH), "test", run)

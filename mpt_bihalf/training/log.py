@@ -1,13 +1,12 @@
-"""What a run tells: figures of an epoch, measures of each layer, TensorBoard."""
+"""What a run tells: measures of each layer, by epoch and by step."""
 
 from __future__ import annotations
 
-from pathlib import Path
+from itertools import product
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.tensorboard import SummaryWriter
 
 from .. import measures
 from ..weights import binary_layers, binary_weights
@@ -19,84 +18,91 @@ class LayerLog:
     """Measures of each binarized layer, once an epoch, with what changed since the epoch before."""
 
     def __init__(self, model: nn.Module) -> None:
-        self._before = _signs(model)
+        self.signs = {name: binary.to(torch.int8) for name, binary in binary_weights(model).items()}
+        """B of each layer at the last call of `measure`, int8"""
 
     def measure(self, model: nn.Module, epoch: int) -> list[Figures]:
         """A row of figures for each layer: entropies in bits, shares in [0, 1], flips counted since the last call."""
-        names, values = [], []
-        now = _signs(model)
-        for name, binary in now.items():
-            flips = measures.flips(self._before[name], binary)
-            figures = {
-                "entropy": measures.entropy(binary),
-                "filter_entropy": measures.filter_entropy(binary).mean(),
-                "positive_share": measures.positive_share(binary),
-                "kept": measures.kept_share(binary),
-                "flips_to_positive": flips.to_positive,
-                "flips_to_negative": flips.to_negative,
-                "mask_change": measures.mask_change(self._before[name], binary),
-            }
-            names.append(name)
-            values.append(torch.stack([value.float() for value in figures.values()]))
-        read = torch.stack(values).tolist() if values else []  # the device is waited for once
-        rows = [
-            {"epoch": epoch, "layer": name, "weights": now[name].numel(), **dict(zip(figures, row, strict=True))}
-            for name, row in zip(names, read, strict=True)
+        before, self.signs = self.signs, LayerLog(model).signs
+        measured = []
+        for name, binary in self.signs.items():
+            flips = measures.flips(before[name], binary)
+            values = [
+                measures.entropy(binary),
+                measures.filter_entropy(binary).mean(),
+                measures.positive_share(binary),
+                measures.kept_share(binary),
+                flips.to_positive,
+                flips.to_negative,
+                measures.mask_change(before[name], binary),
+            ]
+            measured.append(torch.stack([value.float() for value in values]))
+        read = torch.stack(measured).tolist() if measured else []  # the device is waited for once
+        return [
+            {"epoch": epoch, "layer": name, "weights": self.signs[name].numel()} | dict(zip(MEASURED, row, strict=True))
+            for name, row in zip(self.signs, read, strict=True)
         ]
-        self._before = now
-        return rows
 
 
-def _signs(model: nn.Module) -> dict[str, Tensor]:
-    return {name: binary.to(torch.int8) for name, binary in binary_weights(model).items()}
+MEASURED = (
+    "entropy",
+    "filter_entropy",
+    "positive_share",
+    "kept",
+    "flips_to_positive",
+    "flips_to_negative",
+    "mask_change",
+)
 
 
 class Trace:
     """Measures of each binarized layer every so many steps of an epoch, and at its end; none with `every` = 0.
 
     Flips are counted at each step, so that a weight that flips and flips back counts twice. Nothing waits for the
-    device before `rows`.
+    device before `rows`. steps: those of an epoch.
     """
 
-    def __init__(self, model: nn.Module, every: int) -> None:
+    def __init__(self, model: nn.Module, every: int, steps: int) -> None:
         self._layers = list(binary_layers(model)) if every else []
-        self._every, self._steps = every, 0
-        self._before = {name: part.binary(weight) for name, part, weight in self._layers}
-        self._flips: dict[str, Tensor] = {}
-        self._seen: list[tuple[int, str, int, int, Tensor]] = []
+        self._every, self._steps = every, steps
+        self._before = [part.binary(weight) for _, part, weight in self._layers]
+        device = self._before[0].device if self._before else None
+        self.flips = torch.zeros(len(self._layers), 4, dtype=torch.int64, device=device)
+        """since the last step looked at, of each layer: of the layer to +1, to -1, of its first filter to +1, to -1"""
+        self.seen: list[Tensor] = []
+        """`TRACED` of each step looked at in this epoch and each layer, float32 [11]"""
 
     @torch.no_grad()
-    def look(self, step: int, last: bool) -> None:
-        """After training step `step`, counted over the run from 1; `last` of its epoch."""
-        self._steps += 1
-        due = last or self._steps == self._every
-        for name, part, weight in self._layers:
-            binary = part.binary(weight)
-            flips = torch.stack(
-                [
-                    *measures.flips(self._before[name], binary),
-                    *measures.flips(self._before[name][:1], binary[:1]),
-                ]
-            )
-            self._flips[name] = self._flips[name] + flips if name in self._flips else flips
-            self._before[name] = binary
-            if due:
+    def look(self, step: int) -> None:
+        """After training step `step` of the epoch, counted from 1."""
+        for index, (_, part, weight) in enumerate(self._layers):
+            before, binary = self._before[index], part.binary(weight)
+            self._before[index] = binary
+            self.flips[index] += torch.stack([*measures.flips(before, binary), *measures.flips(before[:1], binary[:1])])
+            if self._due(step):
                 trained = weight if part.scores is None else part.scores
-                values = torch.stack([*_state(binary, weight, trained), *self._flips.pop(name).float()])
-                self._seen.append((step, name, weight.numel(), weight[0].numel(), values))
-        if due:
-            self._steps = 0
+                self.seen.append(torch.stack([*_state(binary, weight, trained), *self.flips[index].float()]))
+                self.flips[index] = 0
 
     def rows(self, epoch: int) -> list[Figures]:
-        """A row for each layer and step looked at since the last call."""
-        read = torch.stack([values for *_, values in self._seen]).tolist() if self._seen else []
+        """A row for each step looked at in this epoch and each layer; `epoch` is counted from 1."""
+        read = torch.stack(self.seen).tolist() if self.seen else []
+        due = filter(self._due, range(1, self._steps + 1)) if self._layers else ()
         rows = [
-            {"step": step, "epoch": epoch, "layer": name, "weights": size, "connections": connections}
+            {"step": (epoch - 1) * self._steps + step, "epoch": epoch, "layer": name}
+            | {"weights": weight.numel(), "connections": weight[0].numel()}
             | dict(zip(TRACED, values, strict=True))
-            for (step, name, size, connections, _), values in zip(self._seen, read, strict=True)
+            for (step, (name, _, weight)), values in zip(product(due, self._layers), read, strict=True)
         ]
-        self._seen = []
+        self.seen = []
         return rows
+
+    def looks(self, step: int) -> int:
+        """How many entries `seen` has after this step of the epoch."""
+        return len(self._layers) * sum(map(self._due, range(1, step + 1))) if self._layers else 0
+
+    def _due(self, step: int) -> bool:
+        return step % self._every == 0 or step == self._steps
 
 
 # What a trace records, beside the weights of a layer and the connections of each of its filters. Entropies in bits and
@@ -131,40 +137,3 @@ def _state(binary: Tensor, weight: Tensor, trained: Tensor) -> list[Tensor]:
         measures.cut_off(weight, binary).abs().mean(),
         gradient,
     ]
-
-
-class Curves:
-    """TensorBoard curves of a run, in its folder. A resumed run goes on from `first_epoch`: later points go.
-
-    Those of a trace, which count steps from `first_step`, lie in `trace` below it.
-    """
-
-    def __init__(self, folder: Path, first_epoch: int, first_step: int) -> None:
-        self._writer = SummaryWriter(str(folder), purge_step=first_epoch)
-        self._folder, self._first_step = folder / "trace", first_step
-        self._trace: SummaryWriter | None = None
-
-    def add(self, figures: Figures, layers: list[Figures], trace: list[Figures], lr: float) -> None:
-        epoch = figures["epoch"]
-        for name, value in figures.items():
-            if name != "epoch":
-                split, measure = name.split("_", 1)
-                self._writer.add_scalar(f"{measure}/{split}", value, epoch)
-        self._writer.add_scalar("learning_rate", lr, epoch)
-        for row in layers:
-            for name, value in row.items():
-                if name not in ("epoch", "layer", "weights"):
-                    self._writer.add_scalar(f"{name}/{row['layer']}", value, epoch)
-        self._writer.flush()
-        if trace and self._trace is None:
-            self._trace = SummaryWriter(str(self._folder), purge_step=self._first_step)
-        if self._trace:
-            for row in trace:
-                for name in TRACED:
-                    self._trace.add_scalar(f"{name}/{row['layer']}", row[name], row["step"])
-            self._trace.flush()
-
-    def close(self) -> None:
-        self._writer.close()
-        if self._trace:
-            self._trace.close()

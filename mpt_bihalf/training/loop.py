@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import platform
 import sys
 import tempfile
 import time
-from collections.abc import Iterable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
-from importlib.metadata import version
 from math import cos, isfinite, pi
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -24,15 +22,19 @@ from tqdm import tqdm
 from ..bop import Bop, parameter_groups
 from ..data import Dataset, evaluation_batches, load_dataset, training_batches
 from ..devices import fused_optimizers, keep_freed_memory, reproducible_kernels
-from ..files import write_csv, write_json
+from ..files import remove_leftovers, write_csv, write_json
 from ..models import create_model
+from ..signals import Stopped, stop_when_asked
 from ..weights import binarize_weights, find_nan, set_progress
-from .checkpoint import CHECKPOINT, History, load_checkpoint, save_checkpoint
+from .checkpoint import CHECKPOINT, History, State, load_checkpoint, save_checkpoint
 from .config import Run
-from .log import Curves, LayerLog, Trace
+from .environment import environment
+from .events import Curves
 
 EVALUATION_BATCH = 500
-RESULT = "result.json"
+METRICS, LAYERS, TRACE = "metrics.csv", "layers.csv", "trace.csv"
+CONFIG, ENVIRONMENT, TIMES, RESULT = "config.json", "environment.json", "times.json", "result.json"
+WRITTEN = (METRICS, LAYERS, TRACE, CONFIG, ENVIRONMENT, TIMES, RESULT, CHECKPOINT)
 FINISHED, DIVERGED = "finished", "diverged"
 FIGURES = [f"{split}_{figure}" for split in ("train", "test") for figure in ("loss", "top1", "top5")]
 
@@ -41,15 +43,28 @@ class Diverged(ArithmeticError):
     """A loss, a weight or a score became NaN or infinite; the message names the epoch and the layer."""
 
 
-def train(run: Run, folder: Path, dataset: Dataset | None = None, progress: bool = True) -> dict[str, Any]:
+class Progress(NamedTuple):
+    """How far a run is: training steps done of all it takes, and after an epoch the figures of it."""
+
+    step: int
+    steps: int
+    figures: dict[str, Any] | None = None
+
+
+Tell = Callable[[Progress], object]
+
+
+def train(run: Run, folder: Path, dataset: Dataset | None = None, tell: Tell | None = None) -> dict[str, Any]:
     """Train one run in its folder, from its last checkpoint if there is one, and return its result.
 
-    run: resolved (`Run.resolved`). dataset: the run's data if loaded already. The folder gets `config.json`,
-    `environment.json`, `metrics.csv` (a row an epoch), `layers.csv` (a row a layer and epoch), `trace.csv` (a row a
-    layer and traced step, with `run.trace`), `checkpoint.pt`, TensorBoard events, `times.json`, and `result.json` when
-    the run is finished, or has diverged: then its `status` says so and why, and there are no figures.
+    run: resolved (`Run.resolved`). dataset: the run's data if loaded already. tell: called after each step and each
+    epoch; without it there is a progress bar. The folder gets `config.json`, `environment.json`, `metrics.csv` (a row
+    an epoch, after each), `layers.csv` (a row a layer and epoch), `trace.csv` (a row a layer and traced step, with
+    `run.trace`), `checkpoint.pt`, TensorBoard events, `times.json`, and `result.json` when the run is finished, or has
+    diverged: then its `status` says so and why, and there are no figures.
 
-    Raises ValueError for data and models that do not fit the run.
+    SIGINT and SIGTERM, in the main thread, end it after the step under way: the checkpoint is written as of then, and
+    Stopped is raised. Raises ValueError for data and models that do not fit the run.
     """
     torch.set_num_threads(run.threads)
     reproducible_kernels()
@@ -60,61 +75,87 @@ def train(run: Run, folder: Path, dataset: Dataset | None = None, progress: bool
     check_fits(run, dataset)
     dataset, validation = dataset.hold_out(run.holdout) if run.holdout else (dataset, None)
     folder.mkdir(parents=True, exist_ok=True)
-    model, optimizer, history = resume(folder, run, dataset)
-    write_json(folder / "config.json", asdict(run))
-    write_json(folder / "environment.json", environment())
-    steps = len(dataset.train) // run.batch_size
-    first = len(history["epochs"])
-    log = LayerLog(model)
-    trace = Trace(model, run.trace)
-    curves = Curves(folder, first + 1, first * steps + 1)
-    bar = tqdm(
-        desc=run.name,
-        total=run.epochs * steps,
-        initial=first * steps,
-        unit="step",
-        leave=False,
-        disable=None if progress else True,
-    )
+    remove_leftovers(folder, WRITTEN)
+    state = resume(folder, run, dataset)
+    model, optimizer, history, steps = state.model, state.optimizer, state.history, state.steps
+    write_json(folder / CONFIG, asdict(run))
+    write_json(folder / ENVIRONMENT, environment(device, run.threads))
+    first, total = state.epoch, run.epochs * steps
+    curves = Curves(folder, run, first + 1, first * steps + 1)
     started = time.perf_counter()
-    try:
-        for epoch in range(first, run.epochs):
-            totals = torch.zeros(3, device=device)
-            model.train()
-            set_progress(model, epoch / run.epochs)
-            for step, (x, y) in enumerate(training_batches(dataset, run.batch_size, run.seed, epoch)):
-                set_learning_rate(optimizer, run, epoch, epoch * steps + step, run.epochs * steps)
-                totals += train_step(model, optimizer, x, y, run.precision)
-                trace.look(epoch * steps + step + 1, last=step + 1 == steps)
-                bar.update()
-            figures = {"epoch": epoch + 1, **_means(totals, steps * run.batch_size, "train")}
-            if validation is not None:
-                figures |= evaluate(model, evaluation_batches(validation, dataset, EVALUATION_BATCH), "validation", run)
-            figures |= evaluate(model, evaluation_batches(dataset.test, dataset, EVALUATION_BATCH), "test", run)
-            check_finite(model, figures)
-            layers, traced = log.measure(model, epoch + 1), trace.rows(epoch + 1)
-            for name, rows in (("epochs", [figures]), ("layers", layers), ("trace", traced)):
-                history[name].extend(rows)
-            curves.add(figures, layers, traced, optimizer.param_groups[0]["lr"] if optimizer else 0.0)
-            bar.set_postfix({"test top-1": f"{figures['test_top1']:.2f}%", "loss": f"{figures['train_loss']:.3f}"})
-            save_checkpoint(folder, run, model, optimizer if epoch + 1 < run.epochs else None, history)
-        result = {"status": FINISHED, **summarise(history["epochs"])}
-    except Diverged as fault:
-        result = {"status": f"{DIVERGED}: {fault}"}
-    finally:
-        bar.close()
-        curves.close()
-    write_history(folder, history)
-    write_json(folder / "times.json", {"seconds": round(time.perf_counter() - started, 3), "from_epoch": first})
-    write_json(folder / RESULT, result)
+    with stop_when_asked() as stop, telling(run, tell, first * steps + state.step, total) as told:
+        try:
+            for epoch in range(first, run.epochs):
+                model.train()
+                set_progress(model, epoch / run.epochs)
+                batches = training_batches(dataset, run.batch_size, run.seed, epoch, first=state.step)
+                for x, y in stop.between(batches):
+                    for group in optimizer.param_groups if optimizer else ():
+                        group["lr"] = learning_rate(run, epoch, epoch * steps + state.step, total)
+                    state.totals += train_step(model, optimizer, x, y, run.precision)
+                    state.step += 1
+                    state.trace.look(state.step)
+                    told(Progress(epoch * steps + state.step, total))
+                figures = {"epoch": epoch + 1, **_means(state.totals, steps * run.batch_size, "train")}
+                for split, images in (("validation", validation), ("test", dataset.test)):
+                    if images is not None:
+                        batches = evaluation_batches(images, dataset, EVALUATION_BATCH)
+                        figures |= evaluate(model, stop.between(batches), split, run)
+                check_finite(model, figures)
+                layers, traced = state.log.measure(model, epoch + 1), state.trace.rows(epoch + 1)
+                lr = learning_rate(run, epoch, (epoch + 1) * steps - 1, total) if optimizer else 0.0
+                curves.add(figures, layers, traced, lr)
+                state.end_epoch(epochs=[figures], layers=layers, trace=traced)
+                save_checkpoint(folder, run, state)
+                write_csv(folder / METRICS, history["epochs"])
+                told(Progress((epoch + 1) * steps, total, figures))
+            result = {"status": FINISHED, **summarise(history["epochs"])}
+        except Diverged as fault:
+            result = {"status": f"{DIVERGED}: {fault}"}
+        except Stopped as stopped:
+            keep_steps(folder, run, state, stopped)
+            raise
+        curves.end(finished=result["status"] == FINISHED)
+        times = {"seconds": round(time.perf_counter() - started, 3), "from_epoch": first}
+        write_outcome(folder, history, times, result)
     return result
 
 
-def write_history(folder: Path, history: History) -> None:
-    """A file for each kind of figures that the run has."""
-    for name, rows in (("metrics", history["epochs"]), ("layers", history["layers"]), ("trace", history["trace"])):
-        if rows or name != "trace":
-            write_csv(folder / f"{name}.csv", rows)
+@contextmanager
+def telling(run: Run, tell: Tell | None, done: int, total: int) -> Iterator[Tell]:
+    """Whom to tell how far the run is: a progress bar, from `done` of `total` steps on, if nobody is named."""
+    if tell is not None:
+        yield tell
+        return
+    with tqdm(desc=run.name, total=total, initial=done, unit="step", leave=False, disable=None) as bar:
+
+        def show(progress: Progress) -> None:
+            bar.update(progress.step - bar.n)
+            if progress.figures is not None:
+                figures = progress.figures
+                bar.set_postfix({"test top-1": f"{figures['test_top1']:.2f}%", "loss": f"{figures['train_loss']:.3f}"})
+
+        yield show
+
+
+def keep_steps(folder: Path, run: Run, state: State, stopped: Stopped) -> None:
+    """Write the checkpoint of a run that was stopped; where that fails, the last one stays, and Stopped says so."""
+    # Once the loss is not finite the run is bound to diverge in this epoch: the checkpoint before is a sound one.
+    if state.step and state.totals.isfinite().all():
+        try:
+            save_checkpoint(folder, run, state)
+        except OSError as fault:
+            text = f"the steps since the last checkpoint are lost ({fault}); the same command goes on from there"
+            raise Stopped(stopped.signum, text) from fault
+
+
+def write_outcome(folder: Path, history: History, times: dict[str, Any], result: dict[str, Any]) -> None:
+    """A file for each kind of figures that the run has; the result last, as it says that the run is done."""
+    for name, rows in ((METRICS, history["epochs"]), (LAYERS, history["layers"]), (TRACE, history["trace"])):
+        if rows or name != TRACE:
+            write_csv(folder / name, rows)
+    write_json(folder / TIMES, times)
+    write_json(folder / RESULT, result)
 
 
 def load_run_data(run: Run) -> Dataset:
@@ -140,21 +181,25 @@ def check_network(run: Run) -> nn.Module:
         return build_network(run, 10, 3, run.image_size or 64)
 
 
-def resume(folder: Path, run: Run, dataset: Dataset) -> tuple[nn.Module, Optimizer | None, History]:
-    """Model, optimizer and history as the last checkpoint has them, or new ones where there is none to go on from.
+def resume(folder: Path, run: Run, dataset: Dataset) -> State:
+    """The run's state as its last checkpoint has it, or that of its beginning where there is none to go on from.
 
     A checkpoint that cannot be used is put aside, and the run starts over.
     """
+    steps = len(dataset.train) // run.batch_size
     model, optimizer = build(run, dataset)
     try:
-        history = load_checkpoint(folder, run, model, optimizer)
+        state = load_checkpoint(folder, run, model, optimizer, steps)
     except ValueError as fault:
         aside = Path(tempfile.mkdtemp(dir=folder, prefix="unusable-")) / CHECKPOINT
         (folder / CHECKPOINT).replace(aside)
         tqdm.write(f"{fault}; it is kept as {aside}, and the run starts over", file=sys.stderr)
         model, optimizer = build(run, dataset)  # loading may have got half-way
-        history = None
-    return model, optimizer, history or {"epochs": [], "layers": [], "trace": []}
+        state = None
+    if state is None:
+        (folder / METRICS).unlink(missing_ok=True)  # nothing is done, so nothing may say so
+        state = State.begin(run, model, optimizer, steps)
+    return state
 
 
 def build(run: Run, dataset: Dataset) -> tuple[nn.Module, Optimizer | None]:
@@ -205,15 +250,14 @@ def build_optimizer(run: Run, model: nn.Module) -> Optimizer | None:
     return SGD(trained, run.lr, momentum=run.momentum, weight_decay=run.weight_decay, fused=fused)
 
 
-def set_learning_rate(optimizer: Optimizer | None, run: Run, epoch: int, step: int, steps: int) -> None:
-    """The learning rate of this step of `steps` (both counted over the whole run)."""
+def learning_rate(run: Run, epoch: int, step: int, steps: int) -> float:
+    """That of this step of `steps` (both counted over the whole run, from 0)."""
     factor = 1.0
     if run.schedule == "cosine":
         factor = (1 + cos(pi * step / steps)) / 2
     elif run.schedule == "step":
         factor = 0.1 ** sum(epoch >= milestone for milestone in run.milestones)
-    for group in optimizer.param_groups if optimizer else ():
-        group["lr"] = run.lr * factor
+    return run.lr * factor
 
 
 def train_step(model: nn.Module, optimizer: Optimizer | None, x: Tensor, y: Tensor, precision: str = "fp32") -> Tensor:
@@ -254,17 +298,6 @@ def summarise(epochs: list[dict[str, Any]]) -> dict[str, Any]:
     best = max(epochs, key=lambda figures: figures[select])
     last = {name: value for name, value in epochs[-1].items() if name != "epoch"}
     return {"epochs": len(epochs), **last, "best_epoch": best["epoch"], "best_epoch_test_top1": best["test_top1"]}
-
-
-def environment() -> dict[str, str]:
-    """Versions that may matter to whoever repeats the run."""
-    return {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "torchvision": version("torchvision"),
-        "platform": platform.platform(),
-        "processor": torch.backends.cpu.get_cpu_capability(),
-    }
 
 
 def _logits(model: nn.Module, x: Tensor, precision: str) -> Tensor:

@@ -1,14 +1,18 @@
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mpt_bihalf.data import Dataset, ImageSet, load_dataset
-from mpt_bihalf.training import Run, train
+from mpt_bihalf.signals import Stopped
+from mpt_bihalf.training import Progress, Run, train
 
 
 @pytest.fixture(scope="session")
@@ -43,10 +47,41 @@ def trained(tmp_path: Path, small: Dataset, make_run: Callable[..., Run]) -> Cal
 
     def do(place: str = "run", **fields: object) -> tuple[Run, Path]:
         run = make_run(**fields)
-        train(run, tmp_path / place, small, progress=False)
+        train(run, tmp_path / place, small)
         return run, tmp_path / place
 
     return do
+
+
+@pytest.fixture
+def stopped(tmp_path: Path, small: Dataset, make_run: Callable[..., Run]) -> Callable[..., tuple[Run, Path]]:
+    """Train a short run that a signal ends after step `at`, counted from 1; its configuration and its folder."""
+
+    def do(at: int, place: str = "stopped", signum: int = signal.SIGTERM, **fields: object) -> tuple[Run, Path]:
+        run = make_run(**fields)
+
+        def tell(progress: Progress) -> None:
+            if progress.step == at and progress.figures is None:
+                os.kill(os.getpid(), signum)
+
+        with pytest.raises(Stopped) as end:
+            train(run, tmp_path / place, small, tell)
+        assert end.value.signum == signum
+        return run, tmp_path / place
+
+    return do
+
+
+@pytest.fixture
+def curves_of() -> Callable[[Path], dict[str, list[tuple[int, float]]]]:
+    """TensorBoard's points in a folder: (step, value) by tag."""
+
+    def read(folder: Path) -> dict[str, list[tuple[int, float]]]:
+        events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
+        events.Reload()
+        return {tag: [(point.step, point.value) for point in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+
+    return read
 
 
 @pytest.fixture

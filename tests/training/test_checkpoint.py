@@ -1,23 +1,25 @@
 from __future__ import annotations
 
 import os
+import shutil
+import signal
+import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from mpt_bihalf.data import Dataset
-from mpt_bihalf.training import Run, train
-from mpt_bihalf.training.checkpoint import CHECKPOINT, load_checkpoint, save_checkpoint
+from mpt_bihalf.signals import Stopped
+from mpt_bihalf.training import Progress, Run, train
+from mpt_bihalf.training.checkpoint import CHECKPOINT, State, load_checkpoint, save_checkpoint
 from mpt_bihalf.training.loop import build_model, build_optimizer
 
-HISTORY = {
-    "epochs": [{"epoch": 1, "test_top1": 12.5}],
-    "layers": [{"epoch": 1, "layer": "0", "flips": 3.0}],
-    "trace": [],
-}
+ENDS = ("result.json", "metrics.csv", "layers.csv", "trace.csv", "config.json")
 
 
 class Trap:
@@ -50,100 +52,254 @@ def no_dictionary(path: Path) -> None:
     torch.save([1, 2, 3], path)
 
 
-def other_layers(path: Path) -> None:
-    state = torch.load(path, weights_only=True)
-    state["model"] = {f"net.{name}": value for name, value in state["model"].items()}
-    torch.save(state, path)
-
-
-def other_shapes(path: Path) -> None:
-    state = torch.load(path, weights_only=True)
-    state["model"] = {name: torch.zeros(2) for name in state["model"]}
-    torch.save(state, path)
-
-
-def other_optimizer(path: Path) -> None:
-    state = torch.load(path, weights_only=True)
-    state["optimizer"] = {"state": {}, "param_groups": []}
-    torch.save(state, path)
-
-
-def other_history(path: Path) -> None:
-    state = torch.load(path, weights_only=True)
-    torch.save({**state, "history": [1, 2]}, path)
-
-
 def a_folder(path: Path) -> None:
     path.unlink()
     path.mkdir()
     (path / "kept").write_text("x")
 
 
-DAMAGES = [cut, empty, text, another_pickle, no_dictionary, other_layers, other_shapes, other_optimizer, other_history]
+def a_pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+def a_link_to_nothing_ending(path: Path) -> None:
+    path.unlink()
+    path.symlink_to("/dev/zero")
+
+
+def flipped_in_a_tensor(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    with zipfile.ZipFile(path) as archive:
+        largest = max(archive.infolist(), key=lambda part: part.file_size)
+    content[largest.header_offset + 1000 + largest.file_size // 2] ^= 1
+    path.write_bytes(content)
+    torch.load(path, weights_only=True)  # torch does not notice
+
+
+def compressed(path: Path) -> None:
+    with zipfile.ZipFile(path) as archive:
+        parts = [(part.filename, archive.read(part)) for part in archive.infolist()]
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in parts:
+            archive.writestr(name, content)
+
+
+def legacy(path: Path) -> None:
+    torch.save(torch.load(path, weights_only=True), path, _use_new_zipfile_serialization=False)
+
+
+FILES = [cut, empty, text, another_pickle, no_dictionary, a_folder, a_pipe, a_link_to_nothing_ending]
+FILES += [flipped_in_a_tensor, compressed, legacy]
+
+Place = tuple[Any, ...]
+NAN, INF = float("nan"), float("inf")
+WEIGHT, MOMENT, LAYER = ("model", "6.bias"), ("optimizer", "state", 0, "exp_avg"), ("history", "layers", 3)
+EPOCH, TRACE = ("history", "epochs", 0), ("history", "trace", 2)
+BAD_VALUES: list[tuple[Place, Any]] = [
+    (("run", "seed"), 1),
+    (("run", "seed"), "0"),
+    (("run",), None),
+    (("model",), {}),
+    (WEIGHT, torch.zeros(2)),
+    (WEIGHT, torch.zeros(128, dtype=torch.float64)),
+    (WEIGHT, torch.full((128,), NAN)),
+    (WEIGHT, torch.zeros(128, device="meta")),
+    (WEIGHT, torch.zeros(128).to_sparse()),
+    (WEIGHT, [0.0] * 128),
+    (("optimizer",), None),
+    (("optimizer",), {"state": {}, "param_groups": []}),
+    (("optimizer", "state"), {}),
+    (("optimizer", "state", 0), {}),
+    (("optimizer", "state", 0, "more"), torch.zeros(3)),
+    (MOMENT, torch.zeros(2)),
+    (MOMENT, torch.zeros(64, 1, 3, 3, dtype=torch.float64)),
+    (MOMENT, torch.full((64, 1, 3, 3), NAN)),
+    (MOMENT, torch.full((64, 1, 3, 3), INF)),
+    (MOMENT, "x"),
+    (("optimizer", "state", 0, "step"), torch.tensor(-1.0)),
+    (("optimizer", "state", 0, "step"), torch.tensor(NAN)),
+    (("optimizer", "state", 0, "step"), 6.0),
+    (("history",), [1, 2]),
+    (("history", "epochs"), []),
+    (EPOCH, [1, 2]),
+    ((*EPOCH, "epoch"), 2),
+    ((*EPOCH, "test_top1"), "12"),
+    ((*EPOCH, "test_top1"), NAN),
+    ((*EPOCH, "test_top1"), True),
+    ((*EPOCH, "test_top1"), torch.zeros(3)),
+    ((*EPOCH, "more"), 1.0),
+    ((*LAYER, "layer"), "7"),
+    ((*LAYER, "layer"), "../../x"),
+    ((*LAYER, "epoch"), 2),
+    ((*LAYER, "entropy"), None),
+    (("history", "layers"), []),
+    (("history", "trace"), [{"a": 1}]),
+    ((*TRACE, "step"), "1"),
+    ((*TRACE, "layer"), "7"),
+    ((*TRACE, "layer"), ["0"]),
+    (("step",), 0),
+    (("step",), -1),
+    (("step",), 3),
+    (("step",), 5),
+    (("step",), "2"),
+    (("step",), 2.0),
+    (("under_way",), None),
+    (("under_way", "totals"), torch.zeros(4)),
+    (("under_way", "totals"), 1.0),
+    (("under_way", "signs"), {}),
+    (("under_way", "signs", "0"), torch.zeros(64, 1, 3, 3)),
+    (("under_way", "flips"), torch.zeros(5, 4)),
+    (("under_way", "seen"), []),
+    (("under_way", "seen", 0), torch.zeros(3)),
+]
+
+
+def edit(path: Path, place: Place, value: Any) -> None:
+    """Put a value into the nested content of a checkpoint."""
+    state = torch.load(path, weights_only=True)
+    inner = state
+    for step in place[:-1]:
+        inner = inner[step]
+    inner[place[-1]] = value
+    torch.save(state, path)
+
+
+def told(place: Place, value: Any) -> str:
+    return f"{'.'.join(map(str, place))}={type(value).__name__ if isinstance(value, Tensor | dict) else value}"[:60]
+
+
+@pytest.fixture(scope="session")
+def halfway(tmp_path_factory: pytest.TempPathFactory, small: Dataset) -> tuple[Run, Path, dict[str, bytes]]:
+    """A run that was stopped after two of the four steps of its second epoch: what it had then, what it ends with."""
+    run = Run(batch_size=64, epochs=2, threads=1, device="cpu", method="bihalf", optimizer="adam", lr=0.01, trace=1)
+    folder = tmp_path_factory.mktemp("halfway")
+
+    def tell(progress: Progress) -> None:
+        if progress.step == 6:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Stopped):
+        train(run, folder, small, tell)
+    whole = tmp_path_factory.mktemp("whole")
+    train(run, whole, small)
+    return run, folder, {name: (whole / name).read_bytes() for name in ENDS}
 
 
 @pytest.fixture
-def state(small: Dataset, make_run: Callable[..., Run]) -> Callable[..., Any]:
-    def make(**fields: object) -> Any:
-        run = make_run(**fields)
-        model = build_model(run, small)
-        return run, model, build_optimizer(run, model)
-
-    return make
+def begun(halfway: tuple[Run, Path, dict[str, bytes]], tmp_path: Path) -> tuple[Run, Path]:
+    run, folder, _ = halfway
+    return run, Path(shutil.copytree(folder, tmp_path / "run"))
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
-@pytest.mark.parametrize("method", ["bihalf", "mpt-bihalf"])
-def test_model_optimizer_and_history_come_back_as_they_were(
-    tmp_path: Path, state: Callable[..., Any], method: str, optimizer: str
+def load(folder: Path, run: Run, dataset: Dataset) -> State | None:
+    model = build_model(run, dataset)
+    return load_checkpoint(folder, run, model, build_optimizer(run, model), 4)
+
+
+def starts_over(run: Run, folder: Path, dataset: Dataset) -> bool:
+    """Go on with a run to its end; whether it began with its first step."""
+    steps: list[int] = []
+    train(run, folder, dataset, lambda progress: steps.append(progress.step))
+    return steps[0] == 1
+
+
+def test_there_is_nothing_to_load_in_an_empty_folder(tmp_path: Path, small: Dataset, make_run: Callable) -> None:
+    assert load(tmp_path, make_run(), small) is None
+
+
+def test_what_is_saved_comes_back_as_it_was(begun: tuple[Run, Path], small: Dataset, tmp_path: Path) -> None:
+    run, folder = begun
+    state = load(folder, run, small)
+    assert (state.epoch, state.step, len(state.trace.seen), len(state.history["trace"])) == (1, 2, 10, 20)
+    save_checkpoint(tmp_path, run, state)
+    first, again = (torch.load(place / CHECKPOINT, weights_only=True) for place in (folder, tmp_path))
+    for content in (first, again):
+        del content["optimizer"]["param_groups"]  # the run's own
+    assert plain(first) == plain(again)
+
+
+def plain(value: Any) -> Any:
+    """Nested values with bytes in the place of tensors."""
+    if isinstance(value, Tensor):
+        return value.numpy().tobytes(), value.dtype, value.shape
+    if isinstance(value, dict):
+        return {name: plain(inner) for name, inner in value.items()}
+    return [plain(inner) for inner in value] if isinstance(value, list) else value
+
+
+@pytest.mark.parametrize("damage", FILES)
+def test_a_file_that_is_no_checkpoint_is_put_aside_and_the_run_starts_over(
+    damage: Callable[[Path], None],
+    begun: tuple[Run, Path],
+    halfway: tuple[Run, Path, dict[str, bytes]],
+    small: Dataset,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    run, model, moving = state(method=method, optimizer=optimizer)
-    for _ in range(2):
-        model(torch.randn(4, 1, 8, 8)).square().sum().backward()
-        moving.step()
-    save_checkpoint(tmp_path, run, model, moving, HISTORY)
-    _, fresh, fresh_optimizer = state(method=method, optimizer=optimizer)
-    assert load_checkpoint(tmp_path, run, fresh, fresh_optimizer) == HISTORY
-    for name, value in model.state_dict().items():
-        assert torch.equal(fresh.state_dict()[name], value), name
-    moments, again = moving.state_dict()["state"], fresh_optimizer.state_dict()["state"]
-    assert moments.keys() == again.keys() != set()
-    for index, values in moments.items():
-        for name, value in values.items():
-            assert torch.equal(torch.as_tensor(again[index][name]), torch.as_tensor(value)), (index, name)
-
-
-def test_there_is_nothing_to_load_in_an_empty_folder(tmp_path: Path, state: Callable[..., Any]) -> None:
-    run, model, optimizer = state()
-    assert load_checkpoint(tmp_path, run, model, optimizer) is None
-
-
-@pytest.mark.parametrize("damage", [*DAMAGES, a_folder])
-def test_a_file_that_is_no_checkpoint_of_the_run_is_told_by_its_path(
-    tmp_path: Path, state: Callable[..., Any], damage: Callable[[Path], None]
-) -> None:
-    run, model, optimizer = state()
-    save_checkpoint(tmp_path, run, model, optimizer, HISTORY)
-    damage(tmp_path / CHECKPOINT)
+    run, folder = begun
+    damage(folder / CHECKPOINT)
     with pytest.raises(ValueError) as error:
-        load_checkpoint(tmp_path, run, model, optimizer)
-    assert str(tmp_path / CHECKPOINT) in str(error.value)
-    assert "\n" not in str(error.value)
+        load(folder, run, small)
+    assert str(folder / CHECKPOINT) in str(error.value) and "\n" not in str(error.value)
+    assert starts_over(run, folder, small)
+    assert {name: (folder / name).read_bytes() for name in ENDS} == halfway[2]
+    (aside,) = folder.glob(f"unusable-*/{CHECKPOINT}")
+    assert f"it is kept as {aside}, and the run starts over" in capsys.readouterr().err
 
 
-def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path, state: Callable[..., Any]) -> None:
-    run, model, optimizer = state(seed=1)
-    save_checkpoint(tmp_path, run, model, optimizer, HISTORY)
-    other, model, optimizer = state(seed=2)
+@pytest.mark.parametrize(("place", "value"), BAD_VALUES, ids=[told(*bad) for bad in BAD_VALUES])
+def test_a_whole_file_with_a_value_that_no_run_writes_is_none_either(
+    place: Place, value: Any, begun: tuple[Run, Path], small: Dataset
+) -> None:
+    run, folder = begun
+    edit(folder / CHECKPOINT, place, value)
+    with pytest.raises(ValueError, match="is no checkpoint to go on from"):
+        load(folder, run, small)
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [(("lr",), "x"), (("betas",), (5.0, 5.0)), (("weight_decay",), 3.0), (("params",), [7]), (("amsgrad",), True)],
+)
+def test_of_an_optimizer_only_the_tensors_are_taken(
+    place: Place, value: Any, begun: tuple[Run, Path], halfway: tuple[Run, Path, dict[str, bytes]], small: Dataset
+) -> None:
+    run, folder = begun
+    edit(folder / CHECKPOINT, ("optimizer", "param_groups", 0, *place), value)
+    assert not starts_over(run, folder, small)
+    assert {name: (folder / name).read_bytes() for name in ENDS} == halfway[2]
+
+
+def test_tensors_that_share_memory_are_taken_apart(
+    begun: tuple[Run, Path], halfway: tuple[Run, Path, dict[str, bytes]], small: Dataset
+) -> None:
+    run, folder = begun
+    edit(folder / CHECKPOINT, MOMENT, torch.zeros(1).expand(64, 1, 3, 3))  # such a one cannot be written to
+    assert not starts_over(run, folder, small)
+
+
+def test_a_checkpoint_of_another_run_is_refused(begun: tuple[Run, Path], small: Dataset) -> None:
+    run, folder = begun
     with pytest.raises(ValueError, match="another run"):
-        load_checkpoint(tmp_path, other, model, optimizer)
+        load(folder, replace(run, seed=2), small)
 
 
-def test_a_checkpoint_moved_with_its_data_is_still_the_runs(tmp_path: Path, state: Callable[..., Any]) -> None:
-    run, model, optimizer = state(data_root="/here")
-    save_checkpoint(tmp_path, run, model, optimizer, HISTORY)
-    moved, model, optimizer = state(data_root="/there")
-    assert load_checkpoint(tmp_path, moved, model, optimizer) == HISTORY
+def test_a_checkpoint_moved_with_its_data_is_still_the_runs(begun: tuple[Run, Path], small: Dataset) -> None:
+    run, folder = begun
+    assert load(folder, replace(run, data_root="/there"), small) is not None
+
+
+def test_a_checkpoint_that_cannot_be_read_is_not_thrown_away(begun: tuple[Run, Path], small: Dataset) -> None:
+    run, folder = begun
+
+    def fail(path: Path) -> bytes:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Path, "read_bytes", fail)
+        with pytest.raises(PermissionError):
+            train(run, folder, small)
+    assert not starts_over(run, folder, small)
 
 
 def test_code_in_a_checkpoint_is_not_run(tmp_path: Path, small: Dataset, make_run: Callable[..., Run]) -> None:
@@ -151,7 +307,7 @@ def test_code_in_a_checkpoint_is_not_run(tmp_path: Path, small: Dataset, make_ru
     folder = tmp_path / "run"
     folder.mkdir()
     torch.save({"run": Trap(trap), "model": {}, "optimizer": None, "history": {}}, folder / CHECKPOINT)
-    result = train(make_run(epochs=1), folder, small, progress=False)
+    result = train(make_run(epochs=1), folder, small)
     assert not trap.exists()
     assert result["status"] == "finished"
     (aside,) = folder.glob(f"unusable-*/{CHECKPOINT}")
@@ -159,23 +315,20 @@ def test_code_in_a_checkpoint_is_not_run(tmp_path: Path, small: Dataset, make_ru
     assert trap.exists()
 
 
-@pytest.mark.parametrize("damage", [*DAMAGES, a_folder])
-def test_a_run_with_a_damaged_checkpoint_puts_it_aside_and_starts_over(
-    trained: Callable[..., tuple[Run, Path]], small: Dataset, damage: Callable[[Path], None]
-) -> None:
-    run, folder = trained(epochs=1)
-    before = {name: (folder / name).read_bytes() for name in ("result.json", "metrics.csv", "layers.csv")}
-    (folder / "result.json").unlink()
-    damage(folder / CHECKPOINT)
-    train(run, folder, small, progress=False)
-    assert {name: (folder / name).read_bytes() for name in before} == before
-    assert len(list(folder.glob(f"unusable-*/{CHECKPOINT}"))) == 1
-
-
 def test_damaged_twice_is_put_aside_twice(trained: Callable[..., tuple[Run, Path]], small: Dataset) -> None:
     run, folder = trained(epochs=1)
     before = (folder / "result.json").read_bytes()
     for damage in (a_folder, text, a_folder):
         damage(folder / CHECKPOINT)
-        train(run, folder, small, progress=False)
+        train(run, folder, small)
         assert (folder / "result.json").read_bytes() == before
+    assert len(list(folder.glob("unusable-*"))) == 3
+
+
+def test_what_a_killed_writer_left_is_removed_when_the_run_goes_on(begun: tuple[Run, Path], small: Dataset) -> None:
+    run, folder = begun
+    for name in (".checkpoint.pt.abcdefgh", ".metrics.csv.abcdefgh", ".result.json.abcdefgh"):
+        (folder / name).write_text("half a fi")
+    (folder / ".claim.json.abcdefgh").write_text("somebody else's")
+    train(run, folder, small)
+    assert [path.name for path in folder.glob(".*")] == [".claim.json.abcdefgh"]

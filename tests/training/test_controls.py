@@ -46,7 +46,7 @@ def test_a_run_whose_mask_never_learns_is_the_network_it_began_with(
     method: str, tmp_path: Path, small: Dataset, make_run: Callable[..., Run]
 ) -> None:
     run = make_run(method=method, learn_mask=False, epochs=2)
-    result = train(run, tmp_path, small, progress=False)
+    result = train(run, tmp_path, small)
     begun = evaluate(build_model(run, small), evaluation_batches(small.test, small, 500), "test", run)
     assert {name: result[name] for name in begun} == pytest.approx(begun, rel=1e-6)
-    assert result["epochs"] == 2 and train(run, tmp_path, small, progress=False) == result
+    assert result["epochs"] == 2 and train(run, tmp_path, small) == result

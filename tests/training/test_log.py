@@ -8,24 +8,17 @@ import pandas as pd
 import pytest
 import torch
 from scipy.stats import entropy
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tensorboard.summary.writer import event_file_writer
 from torch import nn
 
 from mpt_bihalf import binarize_weights, binary_layers, binary_weights
 from mpt_bihalf.data import Dataset
 from mpt_bihalf.training import Run, loop, train
-from mpt_bihalf.training.log import TRACED, Curves, LayerLog
+from mpt_bihalf.training.checkpoint import State
+from mpt_bihalf.training.log import LayerLog
 
 LAYERS = ["0", "2", "6", "8", "10"]
 MEASURES = ["weights", "entropy", "filter_entropy", "positive_share", "kept", "flips_to_positive"]
 MEASURES += ["flips_to_negative", "mask_change"]
-
-
-def curves_of(folder: Path) -> dict[str, list[tuple[int, float]]]:
-    events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
-    events.Reload()
-    return {tag: [(point.step, point.value) for point in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
 
 
 def signs_and_masks(state: dict[str, torch.Tensor], method: str, layer: str) -> np.ndarray:
@@ -50,12 +43,12 @@ def test_layer_figures_are_those_of_the_weights_at_the_ends_of_the_epochs(
     states = [{name: value.clone() for name, value in loop.build_model(run, small).state_dict().items()}]
     save = loop.save_checkpoint
 
-    def keep(folder: Path, of: Run, model: nn.Module, *others: object) -> None:
-        states.append({name: value.clone() for name, value in model.state_dict().items()})
-        save(folder, of, model, *others)  # type: ignore[arg-type]
+    def keep(folder: Path, of: Run, state: State) -> None:
+        states.append({name: value.clone() for name, value in state.model.state_dict().items()})
+        save(folder, of, state)
 
     monkeypatch.setattr(loop, "save_checkpoint", keep)
-    train(run, tmp_path, small, progress=False)
+    train(run, tmp_path, small)
     rows = pd.read_csv(tmp_path / "layers.csv", dtype={"layer": str}).set_index(["epoch", "layer"])
     assert list(rows.index) == [(epoch, layer) for epoch in (1, 2, 3) for layer in LAYERS]
     assert list(rows.columns) == MEASURES
@@ -76,55 +69,6 @@ def test_layer_figures_are_those_of_the_weights_at_the_ends_of_the_epochs(
         assert rows.loc[(epoch, layer)].to_dict() == pytest.approx(expected, rel=1e-5), (epoch, layer)
     changing = ["mask_change"] if method == "mpt-sign" else ["flips_to_positive", "flips_to_negative"]
     assert (rows[changing].groupby("epoch").sum() > 0).all(axis=None)
-
-
-@pytest.mark.parametrize("method", ["dense", "bihalf", "mpt-bihalf"])
-def test_tensorboard_has_a_point_an_epoch_of_every_figure(
-    method: str, trained: Callable[..., tuple[Run, Path]]
-) -> None:
-    _, folder = trained(method=method, holdout=0.2, epochs=3)
-    curves = curves_of(folder)
-    binarized = [] if method == "dense" else LAYERS
-    drawn = [measure for measure in MEASURES if measure != "weights"]
-    splits = ("train", "validation", "test")
-    expected = {f"{measure}/{split}" for measure in ("loss", "top1", "top5") for split in splits} | {"learning_rate"}
-    expected |= {f"{measure}/{layer}" for measure in drawn for layer in binarized}
-    assert set(curves) == expected
-    metrics = pd.read_csv(folder / "metrics.csv").set_index("epoch")
-    for name, points in curves.items():
-        assert [step for step, _ in points] == [1, 2, 3], name
-        measure, _, split = name.partition("/")
-        if split in splits:
-            assert [value for _, value in points] == pytest.approx(metrics[f"{split}_{measure}"].tolist(), rel=1e-6)
-    if binarized:
-        layers = pd.read_csv(folder / "layers.csv", dtype={"layer": str}).set_index(["layer", "epoch"])
-        for name in expected - {"learning_rate"}:
-            measure, layer = name.split("/")
-            if layer in LAYERS:
-                assert [value for _, value in curves[name]] == pytest.approx(layers.loc[layer, measure].tolist())
-
-
-def test_learning_rate_curve_ends_with_that_of_the_last_step(trained: Callable[..., tuple[Run, Path]]) -> None:
-    _, folder = trained(epochs=2, lr=0.4)
-    # Four steps an epoch: the last of each is the 3rd and the 7th of 8, counted from 0.
-    expected = [0.2 * (1 + np.cos(np.pi * step / 8)) for step in (3, 7)]
-    assert [value for _, value in curves_of(folder)["learning_rate"]] == pytest.approx(expected, rel=1e-6)
-
-
-def test_a_resumed_curve_has_each_point_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Files of one second are read in the order of their numbers' digits; a run's goes are seconds apart.
-    monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(0))
-    for first, last in ((1, 3), (3, 4), (2, 5)):
-        curves = Curves(tmp_path, first, 10 * first)
-        for epoch in range(first, last + 1):
-            trace = [{"step": 10 * epoch, "layer": "0", **dict.fromkeys(TRACED, first + epoch / 10)}]
-            curves.add({"epoch": epoch, "test_loss": first + epoch / 10}, [], trace, 0.1)
-        curves.close()
-    # The last go began at epoch 2, so only epoch 1 is of the first.
-    points = curves_of(tmp_path)["loss/test"]
-    assert [step for step, _ in points] == [1, 2, 3, 4, 5]
-    assert [value for _, value in points] == pytest.approx([1.1, 2.2, 2.3, 2.4, 2.5])
-    assert curves_of(tmp_path / "trace")["cut_off/0"] == [(10 * step, value) for step, value in points]
 
 
 def test_flips_are_counted_from_one_call_to_the_next() -> None:
@@ -171,7 +115,7 @@ def test_a_trace_is_that_of_the_weights_at_each_step(
         return totals
 
     monkeypatch.setattr(loop, "train_step", keep)
-    train(run, tmp_path, small, progress=False)
+    train(run, tmp_path, small)
     rows = traced(tmp_path)
     assert list(rows.index) == [(step, layer) for step in range(1, 9) for layer in LAYERS]
     assert rows["epoch"].tolist() == [1] * 20 + [2] * 20
@@ -225,23 +169,3 @@ def test_a_trace_does_not_change_the_training(trained: Callable[..., tuple[Run, 
 def test_without_a_trace_there_is_no_file(trained: Callable[..., tuple[Run, Path]]) -> None:
     _, folder = trained()
     assert not (folder / "trace.csv").exists() and not (folder / "trace").exists()
-
-
-def test_an_interrupted_trace_goes_on_with_the_same_rows(
-    tmp_path: Path, small: Dataset, make_run: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run = make_run(method="irnet", epochs=3, trace=3)
-    train(run, tmp_path / "whole", small, progress=False)
-    save = loop.save_checkpoint
-
-    def stop(*arguments: object) -> None:
-        save(*arguments)  # type: ignore[arg-type]
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(loop, "save_checkpoint", stop)
-    with pytest.raises(KeyboardInterrupt):
-        train(run, tmp_path / "cut", small, progress=False)
-    monkeypatch.setattr(loop, "save_checkpoint", save)
-    train(run, tmp_path / "cut", small, progress=False)
-    assert (tmp_path / "cut" / "trace.csv").read_bytes() == (tmp_path / "whole" / "trace.csv").read_bytes()
-    assert curves_of(tmp_path / "cut" / "trace") == curves_of(tmp_path / "whole" / "trace")

@@ -184,7 +184,7 @@ def test_the_layer_named_is_the_one_with_the_nan(
         return totals
 
     monkeypatch.setattr(loop, "train_step", poison)
-    result = train(make_run(method=method), tmp_path / "run", small, progress=False)
+    result = train(make_run(method=method), tmp_path / "run", small)
     assert result == {"status": f"diverged: NaN in layer {layer!r} in epoch 1"}
     assert json.loads((tmp_path / "run" / "result.json").read_text()) == result
 
@@ -298,9 +298,9 @@ def test_an_interrupted_run_goes_on_as_if_it_had_not_been(
     with monkeypatch.context() as patch:
         patch.setattr(loop, "train_step", interrupt)
         with pytest.raises(KeyboardInterrupt):
-            train(run, folder, small, progress=False)
+            train(run, folder, small)
     assert not (folder / "result.json").exists()
-    train(run, folder, small, progress=False)
+    train(run, folder, small)
     for name in ("result.json", "metrics.csv", "layers.csv", "config.json"):
         assert (folder / name).read_bytes() == (whole / name).read_bytes(), name
     assert json.loads((folder / "times.json").read_text())["from_epoch"] == stop
@@ -314,7 +314,7 @@ def test_a_finished_run_started_again_trains_nothing(
     run, folder = trained()
     before = {name: (folder / name).read_bytes() for name in ("result.json", "metrics.csv", "layers.csv")}
     steps.clear()
-    train(run, folder, small, progress=False)
+    train(run, folder, small)
     assert steps == []
     assert {name: (folder / name).read_bytes() for name in before} == before
 
@@ -336,7 +336,7 @@ def test_a_run_that_does_not_fit_its_data_is_refused_before_a_folder_is_made(
     options: dict[str, object], told: str, tmp_path: Path, small: Dataset, make_run: Callable[..., Run]
 ) -> None:
     with pytest.raises(ValueError, match=told):
-        train(make_run(**options), tmp_path / "run", small, progress=False)
+        train(make_run(**options), tmp_path / "run", small)
     assert list(tmp_path.iterdir()) == []
 
 

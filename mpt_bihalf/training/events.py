@@ -1,0 +1,144 @@
+"""TensorBoard's files of a run: curves, and what its HParams page shows of it."""
+
+from __future__ import annotations
+
+import re
+import socket
+import time
+from dataclasses import asdict
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
+from tensorboard.plugins.hparams.api_pb2 import DataType, Experiment, HParamInfo, MetricInfo, MetricName, Status
+from tensorboard.plugins.hparams.metadata import (
+    EXPERIMENT_TAG,
+    PLUGIN_DATA_VERSION,
+    PLUGIN_NAME,
+    SESSION_END_INFO_TAG,
+    SESSION_START_INFO_TAG,
+)
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData, SessionEndInfo, SessionStartInfo
+from tensorboard.summary.writer.record_writer import RecordWriter
+
+from .config import WHERE, Run
+from .log import TRACED, Figures
+
+# The HParams page hides all but a few fields until asked: these are what the runs of a folder mostly differ in.
+SHOWN = ("model", "data", "method", "prune_rate", "seed")
+METRICS = ("top1/test", "loss/test", "top1/validation", "loss/validation", "top1/train", "loss/train")
+
+
+NAME = "events.out.tfevents."
+
+
+class Curves:
+    """TensorBoard's view of a run, in its folder. A resumed run goes on from `first_epoch`: later points go.
+
+    Those of a trace, which count steps from `first_step`, lie in `trace` below it.
+    """
+
+    def __init__(self, folder: Path, run: Run, first_epoch: int, first_step: int) -> None:
+        self._folder, self._first_step = folder, first_step
+        self._events = EventFile(folder, first_epoch)
+        self._trace: EventFile | None = None
+        experiment, start = _describe(run)
+        self._events.add(_hparams(EXPERIMENT_TAG, experiment=experiment), 0)
+        self._events.add(_hparams(SESSION_START_INFO_TAG, session_start_info=start), 0)
+        self._events.flush()
+
+    def add(self, figures: Figures, layers: list[Figures], trace: list[Figures], lr: float) -> None:
+        points = {"learning_rate": lr}
+        for name, value in figures.items():
+            if name != "epoch":
+                split, measure = name.split("_", 1)
+                points[f"{measure}/{split}"] = value
+        for row in layers:
+            for name, value in row.items():
+                if name not in ("epoch", "layer", "weights"):
+                    points[f"{name}/{row['layer']}"] = value
+        self._events.add(_scalars(points), figures["epoch"])
+        self._events.flush()
+        if trace:
+            self._trace = self._trace or EventFile(self._folder / "trace", self._first_step)
+            for row in trace:
+                self._trace.add(_scalars({f"{name}/{row['layer']}": row[name] for name in TRACED}), row["step"])
+            self._trace.flush()
+
+    def end(self, finished: bool) -> None:
+        """The run is done: finished, or diverged."""
+        status = Status.STATUS_SUCCESS if finished else Status.STATUS_FAILURE
+        end = SessionEndInfo(status=status, end_time_secs=time.time())
+        self._events.add(_hparams(SESSION_END_INFO_TAG, session_end_info=end), 0)
+        self._events.flush()
+
+
+class EventFile:
+    """A new file of TensorBoard events in `folder`, read after those there; their points from step `first` on go.
+
+    Written in this thread and at `flush` only, so that a full disk is an OSError here (torch's SummaryWriter fails in
+    a thread of its own). A link in the place of `folder` is replaced by a folder: what it leads to is not the run's.
+    """
+
+    def __init__(self, folder: Path, first: int) -> None:
+        if folder.is_symlink():
+            folder.unlink()
+        folder.mkdir(exist_ok=True)
+        # TensorBoard reads files by name, so a clock that goes wrong, or another machine's, must not change the order.
+        there = [
+            int(match[1])
+            for path in folder.iterdir()
+            if (match := re.match(re.escape(NAME) + r"(\d{10})\.", path.name))
+        ]
+        number = max([int(time.time()), *(second + 1 for second in there)])
+        self._path = folder / f"{NAME}{number:010}.{socket.gethostname()}"
+        self._path.open("xb").close()
+        self._pending = BytesIO()
+        self._records = RecordWriter(self._pending)
+        self._put(Event(file_version="brain.Event:2"), first)
+        self._put(Event(session_log=SessionLog(status=SessionLog.START)), first)
+
+    def add(self, summary: Summary, step: int) -> None:
+        self._put(Event(summary=summary), step)
+
+    def flush(self) -> None:
+        """Write what was added. Raises OSError, naming the file."""
+        try:
+            with self._path.open("ab") as file:
+                file.write(self._pending.getvalue())
+        except OSError as fault:
+            fault.filename = str(self._path)
+            raise
+        self._pending.seek(0)
+        self._pending.truncate()
+
+    def _put(self, event: Event, step: int) -> None:
+        event.step, event.wall_time = step, time.time()
+        self._records.write(event.SerializeToString())
+
+
+def _describe(run: Run) -> tuple[Experiment, SessionStartInfo]:
+    """What there is to see of runs, the same for all, and what determines the result of this one."""
+    start, infos = SessionStartInfo(start_time_secs=time.time()), []
+    for name, value in asdict(run).items():
+        if name not in WHERE:
+            if isinstance(value, int | float):  # a bool as 0 or 1
+                kind, start.hparams[name].number_value = DataType.DATA_TYPE_FLOAT64, value
+            else:
+                text = " ".join(map(str, value)) if isinstance(value, tuple) else value
+                kind, start.hparams[name].string_value = DataType.DATA_TYPE_STRING, text
+            infos.append(HParamInfo(name=name, type=kind, differs=name in SHOWN))
+    metrics = [MetricInfo(name=MetricName(tag=tag)) for tag in METRICS]
+    return Experiment(hparam_infos=infos, metric_infos=metrics), start
+
+
+def _hparams(tag: str, **data: Any) -> Summary:
+    content = HParamsPluginData(version=PLUGIN_DATA_VERSION, **data).SerializeToString()
+    plugin = SummaryMetadata.PluginData(plugin_name=PLUGIN_NAME, content=content)
+    return Summary(value=[Summary.Value(tag=tag, metadata=SummaryMetadata(plugin_data=plugin))])
+
+
+def _scalars(points: dict[str, Any]) -> Summary:
+    return Summary(value=[Summary.Value(tag=tag, simple_value=value) for tag, value in points.items()])

@@ -1,0 +1,162 @@
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from tensorboard.backend.event_processing.data_provider import MultiplexerDataProvider
+from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
+from tensorboard.context import RequestContext
+from tensorboard.plugins.base_plugin import TBContext
+from tensorboard.plugins.hparams import api_pb2, get_experiment, list_session_groups
+from tensorboard.plugins.hparams.backend_context import Context
+
+from mpt_bihalf.data import Dataset
+from mpt_bihalf.training import Run, loop, train
+from mpt_bihalf.training.events import Curves
+from mpt_bihalf.training.log import MEASURED, TRACED
+
+LAYERS = ["0", "2", "6", "8", "10"]
+CurvesOf = Callable[[Path], dict[str, list[tuple[int, float]]]]
+Trained = Callable[..., tuple[Run, Path]]
+
+
+def hparams_page(folder: Path) -> tuple[api_pb2.Experiment, list[api_pb2.SessionGroup]]:
+    """What the HParams plugin itself finds below a folder: the experiment and its sessions."""
+    multiplexer = EventMultiplexer()
+    multiplexer.AddRunsFromDirectory(str(folder))
+    multiplexer.Reload()
+    context = Context(TBContext(data_provider=MultiplexerDataProvider(multiplexer, str(folder)), logdir=str(folder)))
+    request = api_pb2.ListSessionGroupsRequest(
+        allowed_statuses=list(api_pb2.Status.values()),
+        col_params=[],
+        aggregation_type=api_pb2.AGGREGATION_AVG,
+        start_index=0,
+        slice_size=100,
+    )
+    groups = list_session_groups.Handler(RequestContext(), context, "", request).run().session_groups
+    experiment = get_experiment.Handler(RequestContext(), context, "", api_pb2.GetExperimentRequest()).run()
+    return experiment, list(groups)
+
+
+@pytest.mark.parametrize("method", ["dense", "bihalf", "mpt-bihalf"])
+def test_tensorboard_has_a_point_an_epoch_of_every_figure(method: str, trained: Trained, curves_of: CurvesOf) -> None:
+    _, folder = trained(method=method, holdout=0.2, epochs=3)
+    curves = curves_of(folder)
+    binarized = [] if method == "dense" else LAYERS
+    splits = ("train", "validation", "test")
+    expected = {f"{measure}/{split}" for measure in ("loss", "top1", "top5") for split in splits} | {"learning_rate"}
+    expected |= {f"{measure}/{layer}" for measure in MEASURED for layer in binarized}
+    assert set(curves) == expected
+    metrics = pd.read_csv(folder / "metrics.csv").set_index("epoch")
+    for name, points in curves.items():
+        assert [step for step, _ in points] == [1, 2, 3], name
+        measure, _, split = name.partition("/")
+        if split in splits:
+            assert [value for _, value in points] == pytest.approx(metrics[f"{split}_{measure}"].tolist(), rel=1e-6)
+    if binarized:
+        layers = pd.read_csv(folder / "layers.csv", dtype={"layer": str}).set_index(["layer", "epoch"])
+        for name in expected - {"learning_rate"}:
+            measure, layer = name.split("/")
+            if layer in LAYERS:
+                assert [value for _, value in curves[name]] == pytest.approx(layers.loc[layer, measure].tolist())
+
+
+def test_learning_rate_curve_ends_with_that_of_the_last_step(trained: Trained, curves_of: CurvesOf) -> None:
+    _, folder = trained(epochs=2, lr=0.4)
+    # Four steps an epoch: the last of each is the 3rd and the 7th of 8, counted from 0.
+    expected = [0.2 * (1 + np.cos(np.pi * step / 8)) for step in (3, 7)]
+    assert [value for _, value in curves_of(folder)["learning_rate"]] == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_resumed_curve_has_each_point_once(tmp_path: Path, curves_of: CurvesOf, make_run: Callable[..., Run]) -> None:
+    for first, last in ((1, 3), (3, 4), (2, 5)):
+        curves = Curves(tmp_path, make_run(), first, 10 * first)
+        for epoch in range(first, last + 1):
+            trace = [{"step": 10 * epoch, "layer": "0", **dict.fromkeys(TRACED, first + epoch / 10)}]
+            curves.add({"epoch": epoch, "test_loss": first + epoch / 10}, [], trace, 0.1)
+    # The last go began at epoch 2, so only epoch 1 is of the first.
+    points = curves_of(tmp_path)["loss/test"]
+    assert [step for step, _ in points] == [1, 2, 3, 4, 5]
+    assert [value for _, value in points] == pytest.approx([1.1, 2.2, 2.3, 2.4, 2.5])
+    assert curves_of(tmp_path / "trace")["cut_off/0"] == [(10 * step, value) for step, value in points]
+
+
+@pytest.mark.parametrize("shift", [-3600, -1, 0, 1, 3600])
+def test_what_is_written_later_counts_whatever_the_clock_and_the_machine_say(
+    shift: int, tmp_path: Path, curves_of: CurvesOf, make_run: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = time.time()
+    for moment, machine, value in ((now, "b", 0.25), (now + shift, "a", 0.5), (now + shift / 2, "c", 0.75)):
+        monkeypatch.setattr(time, "time", lambda: moment)
+        monkeypatch.setattr(socket, "gethostname", lambda: machine)
+        Curves(tmp_path, make_run(), 1, 1).add({"epoch": 1, "test_loss": value}, [], [], 0.1)
+    assert curves_of(tmp_path)["loss/test"] == [(1, 0.75)]
+
+
+def test_a_trace_that_is_a_link_is_not_followed(tmp_path: Path, small: Dataset, make_run: Callable[..., Run]) -> None:
+    outside, folder = tmp_path / "outside", tmp_path / "run"
+    outside.mkdir()
+    folder.mkdir()
+    for name in ("trace", "metrics.csv", "checkpoint.pt", "result.json", "config.json", "trace.csv"):
+        (folder / name).symlink_to(outside if name == "trace" else outside / name)
+    assert train(make_run(trace=1, epochs=1), folder, small)["status"] == "finished"
+    assert list(outside.iterdir()) == []
+    assert not any(path.is_symlink() for path in folder.iterdir())
+
+
+def test_the_hparams_page_shows_each_run_with_its_fields_and_figures(trained: Trained, tmp_path: Path) -> None:
+    made = [
+        trained(f"runs/{rate}-{seed}", method="mpt-sign", prune_rate=rate, seed=seed, epochs=2, trace=2, skip=("0",))
+        for rate in (0.25, 0.75)
+        for seed in (0, 1)
+    ]
+    experiment, sessions = hparams_page(tmp_path / "runs")
+    shown = [info.name for info in experiment.hparam_infos]
+    assert set(shown) == set(asdict(made[0][0])) - {"data_root"}
+    assert set(shown[:5]) == {"model", "data", "method", "prune_rate", "seed"}  # those beyond are hidden until asked
+    assert {"top1/test", "loss/test", "top1/train"} <= {info.name.tag for info in experiment.metric_infos}
+    assert {session.name for session in sessions} == {folder.name for _, folder in made}
+    for run, folder in made:
+        (session,) = (session for session in sessions if session.name == folder.name)
+        fields = {name: value.string_value or value.number_value for name, value in session.hparams.items()}
+        assert (fields["prune_rate"], fields["seed"], fields["method"]) == (run.prune_rate, run.seed, "mpt-sign")
+        assert fields["skip"] == "0"
+        last = pd.read_csv(folder / "metrics.csv").iloc[-1]
+        figures = {value.name.tag: value.value for value in session.metric_values}
+        assert figures["top1/test"] == pytest.approx(last["test_top1"], rel=1e-6)
+        assert figures["loss/train"] == pytest.approx(last["train_loss"], rel=1e-6)
+        assert "top1/validation" not in figures
+        assert session.sessions[0].status == api_pb2.STATUS_SUCCESS
+
+
+def test_the_hparams_page_tells_what_diverged_and_what_is_not_done_yet_also_once_resumed(
+    tmp_path: Path, small: Dataset, make_run: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def statuses() -> dict[str, int]:
+        _, sessions = hparams_page(tmp_path)
+        return {session.name: session.sessions[0].status for session in sessions}
+
+    save = loop.save_checkpoint
+
+    def interrupt(*arguments: Any) -> None:
+        save(*arguments)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "save_checkpoint", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            train(make_run(), tmp_path / "cut", small)
+    train(make_run(method="sign", lr=1e38, weight_decay=10.0), tmp_path / "diverged", small)
+    assert statuses() == {"cut": api_pb2.STATUS_UNKNOWN, "diverged": api_pb2.STATUS_FAILURE}
+    train(make_run(), tmp_path / "cut", small)
+    assert statuses() == {"cut": api_pb2.STATUS_SUCCESS, "diverged": api_pb2.STATUS_FAILURE}
+    _, (session, _) = hparams_page(tmp_path)
+    assert session.name == "cut" and len(session.hparams) > 20
+    assert {value.training_step for value in session.metric_values} == {2}
