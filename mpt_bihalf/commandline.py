@@ -77,6 +77,13 @@ def fail(message: str) -> NoReturn:
     sys.exit(2)
 
 
+def one_line(text: object, longest: int = 200) -> str:
+    """Foreign text as a line may show it: without line breaks or anything else that would steer the terminal."""
+    text = str(text)[: 10 * longest]
+    plain = " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
+    return plain if len(plain) <= longest else plain[: longest - 1] + "…"
+
+
 def parse(options: type[Options], description: str, arguments: list[str] | None = None) -> Options:
     """The options as the command line gives them; a bad one ends the program with one line and exit status 2."""
     parser = Parser(description=description)

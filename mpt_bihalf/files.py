@@ -7,10 +7,14 @@ import glob
 import io
 import json
 import os
+import stat
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
+
+# Far above what a run leaves, in bytes.
+LARGEST = 4 * 2**20
 
 
 def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
@@ -56,6 +60,36 @@ def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     writer.writeheader()
     writer.writerows(rows)
     write_text(path, buffer.getvalue())
+
+
+def read_text(path: Path, largest: int = LARGEST) -> str:
+    """The text of a file that nobody vouches for, of at most `largest` bytes.
+
+    Raises ValueError for what is larger, no text, or no file (a pipe would never end), OSError where it is not there or
+    may not be read.
+    """
+    try:
+        with open(path, "rb", opener=_open_at_once) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise ValueError(f"{path} is no file")
+            content = file.read(largest + 1)
+    except IsADirectoryError:
+        raise ValueError(f"{path} is a folder") from None
+    if len(content) > largest:
+        raise ValueError(f"{path} is larger than {largest:,} bytes")
+    return content.decode()
+
+
+def read_json(path: Path, largest: int = LARGEST) -> Any:
+    """The content of a JSON file that nobody vouches for. Raises as `read_text`, ValueError for what is no JSON."""
+    try:
+        return json.loads(read_text(path, largest))
+    except RecursionError:
+        raise ValueError(f"{path} is nested too deeply") from None
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def output_folder(name: str) -> Path:

@@ -1,8 +1,9 @@
-"""Tables of a sweep: rows rates, columns methods, mean ± standard deviation over the trials."""
+"""Tables of a sweep: rows rates, columns methods, mean ± standard deviation over the trials; or any other fields."""
 
 from __future__ import annotations
 
-from dataclasses import fields
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -12,80 +13,213 @@ from tabulate import tabulate
 from ..methods import METHODS
 from ..training import Run
 
-# Fields that a table has rows and columns for, that trials differ in, or that do not bear on the result.
-PLACED = ("model", "data", "method", "prune_rate", "seed", "data_root")
+# What a setting is made of: all fields but what its trials differ in and what does not bear on the result.
+SETTING = tuple(field.name for field in fields(Run) if field.name not in ("seed", "data_root"))
+# Fields that stand in a title by their value alone, and each in tables of its own.
+LEADING = ("model", "data", "method")
+# What `summarise_trials` adds.
+SUMMARY = ("mean", "std", "finished", "diverged", "trials")
+# A planned run that has no result yet has this in the place of a record's status.
+MISSING = "missing"
+# Fields that some methods do not look at, and what those methods' row is called.
+UNUSED = {
+    "prune_rate": ("unpruned", [name for name, method in METHODS.items() if method.mask is None]),
+    "p_pos": ("no prior", [name for name, method in METHODS.items() if not method.balanced]),
+}
 
 
-def summarise_trials(records: list[dict[str, Any]]) -> pd.DataFrame:
-    """A row for each setting: the fields of its runs but the seed, then `mean`, `std`, `finished` and `trials`.
+@dataclass(frozen=True, kw_only=True)
+class View:
+    """What of the records is shown, and where."""
 
-    mean and std (of a sample) are of the last epoch's test top-1 in percent, over the `finished` of the `trials`; the
-    others diverged. Settings stand in the order of the records.
+    figure: str = "test_top1"
+    """of the results"""
+    x: str = "prune_rate"
+    """the field that a table has rows for and a figure has along its axis"""
+    columns: str = "method"
+    """the field that a table has columns for and a figure curves; empty: one"""
+    by: tuple[str, ...] = SETTING
+    """the fields that tell settings apart, x and columns among them; runs of one setting are its trials"""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Cells as text, each row after its label."""
+
+    title: str
+    head: list[str]
+    rows: list[list[str]]
+
+    def text(self, style: str = "simple", columns: int | None = None) -> str:
+        """The table in a style of tabulate's; in pieces one below the other where it is wider than `columns`."""
+        texts = []
+        first, last = 1, len(self.head)
+        while first < len(self.head):
+            rows = [[row[0], *row[first:last]] for row in self.rows]
+            head = [self.head[0], *self.head[first:last]]
+            text = tabulate(rows, headers=head, tablefmt=style, stralign="right", disable_numparse=True)
+            if columns and last - first > 1 and max(map(len, text.splitlines())) > columns:
+                last -= 1
+            else:
+                texts.append(text)
+                first, last = last, len(self.head)
+        return "\n\n".join(texts)
+
+
+def summarise_trials(records: list[dict[str, Any]], view: View = View()) -> pd.DataFrame:  # noqa: B008
+    """A row for each setting: the fields of `view.by`, then `mean`, `std`, `finished`, `diverged` and `trials`.
+
+    mean and std (of a sample) are of the view's figure over the `finished` of the `trials`; `diverged` ones have none,
+    and those that are neither are `MISSING`. Settings stand in the order of the records.
     """
-    names = [field.name for field in fields(Run) if field.name not in ("seed", "data_root")]
     frame = pd.DataFrame(records)
-    if "test_top1" not in frame:
-        frame["test_top1"] = float("nan")
-    trials = frame.groupby(names, sort=False, dropna=False)["test_top1"]
-    return trials.agg(mean="mean", std="std", finished="count", trials="size").reset_index()
+    figure = frame[view.figure].astype(float) if view.figure in frame else float("nan")
+    lost = frame["status"] != MISSING
+    frame = frame[list(view.by)].assign(mean=figure, diverged=lost)
+    frame["diverged"] &= frame["mean"].isna()
+    settings = frame.groupby(list(view.by), sort=False, dropna=False)
+    return settings.agg(
+        mean=("mean", "mean"),
+        std=("mean", "std"),
+        finished=("mean", "count"),
+        diverged=("diverged", "sum"),
+        trials=("mean", "size"),
+    ).reset_index()
 
 
-def split_settings(summary: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
+def varied_fields(frame: pd.DataFrame) -> list[str]:
+    """The fields of a setting, of those that the frame has, that were varied.
+
+    Network, data and method were if there are several; another field if one method has several values of it, as
+    methods differ by themselves in, say, their scale.
+    """
+    leading = [name for name in LEADING if name in frame and frame[name].nunique() > 1]
+    others = [name for name in SETTING if name in frame and name not in LEADING]
+    methods = frame["method"] if "method" in frame else pd.Series("", index=frame.index)
+    several = frame.groupby(methods, sort=False)[others].nunique(dropna=False) > 1 if others else pd.DataFrame()
+    return leading + [name for name in others if several[name].any()]
+
+
+def split_settings(summary: pd.DataFrame, view: View = View()) -> list[tuple[str, pd.DataFrame]]:  # noqa: B008
     """The summary in titled parts that a table or a panel shows each: by network, data and whatever else was varied.
 
-    A field was varied if one method has several values of it; methods differ by themselves in, say, their scale. A
-    method with one value of a field that others vary (it does not look at it) stands in every part.
+    A method with one value of a field that others vary (it does not look at it) stands in every part.
     """
-    candidates = [name for name in summary.columns if name not in (*PLACED, "mean", "std", "finished", "trials")]
+    placed = (view.x, view.columns)
+    leading = [name for name in LEADING if name in view.by and name not in placed]
+    blocks = summary.groupby(leading, sort=False) if leading else [((), summary)]
     parts = []
-    for (model, data), block in summary.groupby(["model", "data"], sort=False):
-        values = block.groupby("method", sort=False)[candidates].nunique(dropna=False)
-        varied = [name for name in candidates if (values[name] > 1).any()]
-        ignored = {name: block["method"].map(values[name] == 1) for name in varied}
+    for values, block in blocks:
+        title = [
+            short_data(str(value)) if name == "data" else str(value)
+            for name, value in zip(leading, values, strict=True)
+        ]
+        varied = [name for name in varied_fields(block) if name not in (*placed, *leading)]
+        varied += [name for name in view.by if name == "seed" and name not in placed]
+        methods = block["method"] if "method" in block else pd.Series("", index=block.index)
+        single = block[varied].groupby(methods, sort=False).nunique(dropna=False) == 1 if varied else pd.DataFrame()
+        ignored = {name: methods.map(single[name]) & single[name].ne(True).any() for name in varied}
         points = block[varied].drop_duplicates() if varied else pd.DataFrame(index=[0])
         for _, point in points.iterrows():
             chosen = pd.Series(True, index=block.index)
             for name in varied:
                 chosen &= (block[name] == point[name]) | ignored[name]
             extra = [f"{name} {point[name]}" for name in varied]
-            parts.append((", ".join([str(model), short_data(str(data)), *extra]), block[chosen]))
+            parts.append((", ".join([*title, *extra]), block[chosen]))
     return parts
 
 
-def sweep_table(records: list[dict[str, Any]]) -> str:
-    """The tables of a sweep as text: last-epoch test top-1 in percent, the best of each row marked with `*`.
+def sweep_tables(records: list[dict[str, Any]], view: View = View()) -> list[Table]:  # noqa: B008
+    """The tables of a sweep: the view's figure, the best of each row marked with `*`. Needs at least one record.
 
-    Methods without a mask stand in a row of their own, `unpruned`. Needs at least one record.
+    Methods that do not look at the field of the rows stand in a row of their own, as `unpruned`.
     """
-    tables = []
-    for title, part in split_settings(summarise_trials(records)):
-        methods = list(dict.fromkeys(part["method"]))
-        unpruned = part["method"].map(lambda name: METHODS[name].mask is None)
-        rows = [("unpruned", part[unpruned])] if unpruned.any() else []
-        rows += [(f"{100 * rate:g} %", rows_at) for rate, rows_at in part[~unpruned].groupby("prune_rate")]
-        cells = [[label, *_cells(row, methods)] for label, row in rows]
-        text = tabulate(cells, headers=["pruned", *methods], stralign="right", disable_numparse=True)
-        tables.append(
-            f"{title}: test top-1 in %, mean ± standard deviation of {int(part['trials'].max())} trials\n{text}"
-        )
-    return "\n\n".join(tables)
+    return [
+        Table(f"{title}{': ' if title else ''}{what_cells_are(part, view)}", *_body(part, view))
+        for title, part in split_settings(summarise_trials(records, view), view)
+    ]
 
 
-def _cells(row: pd.DataFrame, methods: list[str]) -> list[str]:
-    best = row["mean"].max()
-    found = row.set_index("method")
+def sweep_table(records: list[dict[str, Any]]) -> str:
+    """The tables of a pruning sweep as text: last-epoch test top-1 in percent by rate and method."""
+    return "\n\n".join(f"{table.title}\n{table.text()}" for table in sweep_tables(records))
+
+
+def what_cells_are(part: pd.DataFrame, view: View) -> str:
+    """The figure, its unit, and of how many trials."""
+    unit = f" in {unit_of(view.figure)}" if unit_of(view.figure) else ""
+    trials = int(part["trials"].max())
+    return f"{figure_name(view.figure)}{unit}, mean ± standard deviation of {trials} trials"
+
+
+def _body(part: pd.DataFrame, view: View) -> tuple[list[str], list[list[str]]]:
+    """Head and rows of one table."""
+    columns = list(dict.fromkeys(part[view.columns])) if view.columns else [figure_name(view.figure)]
+    aside = unused(part, view.x)
+    rows = [(UNUSED[view.x][0], part[aside])] if aside.any() else []
+    numeric = pd.api.types.is_numeric_dtype(part[view.x])
+    at = part[~aside].groupby(view.x, sort=numeric, dropna=False)
+    rows += [(row_label(view.x, value), rows_at) for value, rows_at in at]
+    head = ["pruned" if view.x == "prune_rate" else view.x, *map(str, columns)]
+    return head, [[label, *_cells(row, columns, view)] for label, row in rows]
+
+
+def unused(part: pd.DataFrame, x: str) -> "pd.Series[bool]":
+    """Which rows are of methods that do not look at the field `x`."""
+    return part["method"].isin(UNUSED[x][1]) if x in UNUSED and "method" in part else pd.Series(False, index=part.index)
+
+
+def row_label(x: str, value: Any) -> str:
+    """A value of the field `x` as a row is called."""
+    if x == "prune_rate":
+        return f"{100 * value:g} %"
+    return short_data(str(value)) if x == "data" else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _cells(row: pd.DataFrame, columns: Sequence[Any], view: View) -> list[str]:
+    better = {"top1": "max", "top5": "max", "loss": "min"}.get(view.figure.rsplit("_", 1)[-1])
+    best = getattr(row["mean"], better)() if better else None
+    found = {setting[view.columns] if view.columns else columns[0]: setting for setting in row.to_dict("records")}
     cells = []
-    for method in methods:
-        if method not in found.index:
+    for column in columns:
+        setting = found.get(column)
+        if setting is None:
             cells.append("")
             continue
-        setting = found.loc[method]
-        spread = f" ± {setting['std']:.2f}" if setting["finished"] > 1 else ""
-        figure = f"{setting['mean']:.2f}{spread}" if setting["finished"] else "diverged"
-        lost = setting["trials"] - setting["finished"]
-        note = f" ({lost} of {setting['trials']} diverged)" if lost and setting["finished"] else ""
-        cells.append(f"{figure}{note} {'*' if setting['mean'] == best else ' '}")
+        cells.append(
+            f"{_cell(setting, view.figure)} {'*' if setting['mean'] == best else ' '}"
+            if better
+            else _cell(setting, view.figure)
+        )
     return cells
+
+
+def _cell(setting: dict[str, Any], figure: str) -> str:
+    trials, finished, diverged = setting["trials"], setting["finished"], setting["diverged"]
+    missing = trials - finished - diverged
+    if trials in (diverged, missing):
+        return "diverged" if diverged else MISSING
+    spread = f" ± {number_text(setting['std'], figure)}" if finished > 1 else ""
+    value = f"{number_text(setting['mean'], figure)}{spread}" if finished else ""
+    counts = [f"{count} {what}" for count, what in ((diverged, "diverged"), (missing, MISSING)) if count]
+    if not counts:
+        return value
+    counts[0] = counts[0].replace(" ", f" of {trials} ", 1)
+    return f"{value} ({', '.join(counts)})".strip()
+
+
+def figure_name(figure: str) -> str:
+    """A figure of a result as text has it: `test_top1` is test top-1."""
+    return figure.replace("_top", "_top-").replace("_", " ").replace("best epoch ", "best epoch's ")
+
+
+def unit_of(figure: str) -> str:
+    return "%" if figure.endswith(("_top1", "_top5")) else ""
+
+
+def number_text(value: float, figure: str) -> str:
+    """A value of this figure with the digits that it deserves."""
+    return f"{value:.2f}" if unit_of(figure) else f"{value:.4g}"
 
 
 def short_data(data: str) -> str:

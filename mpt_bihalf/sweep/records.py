@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import json
+import os
 from contextlib import suppress
-from dataclasses import asdict
 from math import isfinite
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from ..files import write_csv
+from ..files import read_json, write_csv
 from ..methods import METHODS
 from ..training import Run
 from ..training.loop import DIVERGED, FIGURES, FINISHED, RESULT
 
 SETTING = ("model", "data", "method", "prune_rate", "p_pos", "weight_decay", "schedule", "seed")
+# A run has some fifteen: more is no run's doing.
+MOST_FIGURES = 100
 
 
 def run_folder(out: Path, run: Run) -> Path:
@@ -25,9 +26,12 @@ def run_folder(out: Path, run: Run) -> Path:
 
 
 def read_result(folder: Path, run: Run) -> dict[str, Any] | None:
-    """The result of this run, in its folder; None where it is not finished, or the file is none that a run leaves."""
+    """The result of this run, in its folder; None where it is not finished, or the file is none that a run leaves.
+
+    Raises OSError where the folder may not be read.
+    """
     try:
-        result = json.loads((folder / RESULT).read_text())
+        result = read_json(folder / RESULT)
     except (FileNotFoundError, ValueError):
         return None
     if not isinstance(result, dict) or not isinstance(result.get("status"), str):
@@ -36,16 +40,46 @@ def read_result(folder: Path, run: Run) -> dict[str, Any] | None:
         return {"status": result["status"]}
     figures = {name: value for name, value in result.items() if name != "status"}
     whole = result["status"] == FINISHED and set(figures) >= {"epochs", *FIGURES} and figures["epochs"] == run.epochs
-    sound = all(isinstance(value, int | float) and isfinite(value) for value in figures.values())
-    return result if whole and sound else None
+    sound = all(name.isidentifier() and is_number(value) for name, value in figures.items())
+    return result if whole and sound and len(figures) <= MOST_FIGURES else None
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value read from a file is a finite number that every table can hold."""
+    return (isinstance(value, float) and isfinite(value)) or (type(value) is int and abs(value) < 2**53)
+
+
+def read_run(folder: Path) -> Run:
+    """The run that a folder is named by. ValueError where its `config.json` is not of that run, OSError as it comes."""
+    try:
+        run = Run.from_dict(read_json(folder / "config.json"))
+    except (TypeError, AttributeError):
+        raise ValueError(f"{folder} is no run's: its config.json is something else") from None
+    if run.name != folder.name:
+        raise ValueError(f"{folder} is not believed: its configuration is that of {run.name}")
+    return run
 
 
 def find_runs(out: Path) -> list[Run]:
     """The runs that have a folder in a sweep's output folder, by method, rate and seed."""
     runs = []
-    for file in (out / "runs").glob("*/config.json"):
-        with suppress(OSError, ValueError, TypeError):  # a folder that is no run's is nobody's record
-            runs.append(Run.from_dict(json.loads(file.read_text())))
+    for folder in run_folders(out).values():
+        with suppress(OSError, ValueError):  # a folder that is no run's is nobody's record
+            runs.append(read_run(folder))
+    return in_order(runs)
+
+
+def run_folders(out: Path) -> dict[str, Path]:
+    """The folders below `out` that may be runs', by name. OSError where it may not be looked at."""
+    try:
+        with os.scandir(out / "runs") as entries:
+            return {entry.name: Path(entry.path) for entry in entries if entry.is_dir() and entry.name[0] != "."}
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+
+
+def in_order(runs: list[Run]) -> list[Run]:
+    """The runs by network, data, method, rate and seed."""
     methods = list(METHODS)
     return sorted(runs, key=lambda run: (run.model, run.data, methods.index(run.method), run.prune_rate, run.seed))
 
@@ -70,15 +104,23 @@ def _read_rows(out: Path, runs: list[Run], name: str) -> pd.DataFrame:
 
 
 def read_records(out: Path, runs: list[Run]) -> list[dict[str, Any]]:
-    """A row for each finished one of these runs: its configuration, then its result."""
+    """A row for each finished one of these runs: its configuration, then its result.
+
+    A run whose folder may not be read has none.
+    """
     rows = []
     for run in runs:
-        folder = run_folder(out, run)
-        result = read_result(folder, run)
-        if result is not None:
-            row = {"run": folder.name, **_flat(asdict(run))}
-            rows.append(row | {name: value for name, value in result.items() if name not in row or name == "epochs"})
+        with suppress(PermissionError):
+            result = read_result(run_folder(out, run), run)
+            if result is not None:
+                rows.append(record(run, result))
     return rows
+
+
+def record(run: Run, result: dict[str, Any]) -> dict[str, Any]:
+    """The row of a run: its name, its configuration, and what of the result does not stand there already."""
+    row = {"run": run.name, **_flat(vars(run))}
+    return row | {name: value for name, value in result.items() if name not in row or name == "epochs"}
 
 
 def write_results(out: Path, records: list[dict[str, Any]]) -> Path:

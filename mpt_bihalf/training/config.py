@@ -6,8 +6,9 @@ import hashlib
 import json
 import os
 import re
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from sys import float_info
 from typing import Any, Literal
 
 from ..counts import fraction_within
@@ -22,6 +23,9 @@ from ..weights import INITS
 
 # What a run's result does not depend on, so that it is left out of the hash.
 WHERE = ("data_root",)
+# What the fields with several items have for items.
+ITEMS = {"skip": str, "milestones": int}
+LARGEST = float_info.max
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,7 +179,7 @@ class Run:
     @property
     def hash(self) -> str:
         """Ten hexadecimal digits of all that determines the result."""
-        facts = {name: value for name, value in asdict(self).items() if name not in WHERE}
+        facts = {name: value for name, value in vars(self).items() if name not in WHERE}
         facts["device"] = self.device.split(":")[0]  # which one of several like it makes no difference
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:10]
 
@@ -188,14 +192,26 @@ class Run:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Run:
-        """The run of a `config.json`; ValueError for a field that is missing or unknown."""
+        """The run of a `config.json`; ValueError for a field that is missing, unknown or of another type."""
         names = {field.name for field in fields(cls)}
         if set(values) != names:
             raise ValueError(f"not a run's configuration: fields {sorted(names ^ set(values))} are missing or unknown")
         arguments: dict[str, Any] = {
             n: tuple(value) if isinstance(value, list) else value for n, value in values.items()
         }
+        for field in fields(cls):
+            _check_type(field.name, arguments[field.name], field.default)
         return cls(**arguments)
+
+
+def _check_type(name: str, value: Any, default: Any) -> None:
+    """ValueError unless the value may stand for the default: a whole number for a float too, no bool for a number."""
+    kinds = (int, float) if isinstance(default, float) else (type(default),)
+    sound = type(value) in kinds
+    if sound and isinstance(value, tuple):
+        sound = all(type(item) is ITEMS[name] for item in value)
+    if not sound or (isinstance(default, float) and not -LARGEST <= value <= LARGEST):
+        raise ValueError(f"not a run's configuration: {name} is {str(value)[:40]!r}")
 
 
 def usable_cores() -> int:

@@ -1,0 +1,114 @@
+"""What a sweep of many runs costs beside its training: how long `status` and `report` take, and how they grow.
+
+The records are made, not trained, and like real ones in form.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from itertools import islice, product
+from pathlib import Path
+from typing import Any
+
+from measuring import show
+
+from mpt_bihalf.commandline import parse, run_command
+from mpt_bihalf.sweep.plan import write_plan
+from mpt_bihalf.sweep.records import run_folder
+from mpt_bihalf.training import Run
+
+EPOCHS = 10
+NETWORKS = ("conv2", "conv4", "conv6", "conv8")
+METHODS = ("mpt-sign", "mpt-bihalf", "mpt-balanced", "magnitude-sign", "magnitude-bihalf")
+RATES = [round(0.1 * rate, 1) for rate in range(1, 10)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepScale:
+    """What to measure."""
+
+    parts: list[str] = field(default_factory=lambda: list(PARTS))
+    """what to measure: reading"""
+    records: list[int] = field(default_factory=lambda: [100, 1_000, 10_000])
+    """how many records the folders have that are read"""
+    rounds: int = 3
+    """times each command is run; the median counts"""
+    json: bool = False
+    """print JSON"""
+
+
+def main() -> None:
+    options = parse(SweepScale, "What status and report cost in folders of many records.")
+    rows = [row for part in options.parts for row in PARTS[part](options)]
+    show(rows, options.json)
+
+
+def reading(options: SweepScale) -> Iterator[dict[str, Any]]:
+    """Status and report as real commands, start of Python included; `growth` is the exponent against the last size."""
+    last: dict[str, tuple[int, float]] = {}
+    for count in options.records:
+        with tempfile.TemporaryDirectory() as place:
+            out = Path(place)
+            make_records(out, count)
+            for command in (["status"], ["status", "--json"], ["report"]):
+                seconds = statistics.median(_seconds([*command, place]) for _ in range(options.rounds))
+                name = " ".join(command)
+                row = {"what": name, "records": count, "s": seconds}
+                if name in last:
+                    before, then = last[name]
+                    row |= {"ratio": seconds / then, "growth": math.log(seconds / then) / math.log(count / before)}
+                last[name] = count, seconds
+                yield row
+
+
+def make_records(out: Path, count: int) -> None:
+    """Leave in `out` what a sweep of `count` runs leaves: nine in ten done, some diverged, the rest missing."""
+    chance = random.Random(0)
+    runs = list(islice(grid(), count))
+    write_plan(out, runs, ["python", "experiments/prune_sweep.py"])
+    for run in runs[: math.ceil(0.9 * count)]:
+        folder = run_folder(out, run)
+        folder.mkdir(parents=True)
+        top1 = 60 + 30 * chance.random()
+        figures = {f"{split}_{name}": 1.5 for split in ("train", "test") for name in ("loss", "top1", "top5")}
+        figures["test_top1"] = top1
+        best = {"best_epoch": EPOCHS, "best_epoch_test_top1": top1}
+        result = {"status": "finished", "epochs": EPOCHS, **figures, **best}
+        if chance.random() < 0.01:
+            result = {"status": "diverged: NaN in layer 'features.0' in epoch 3"}
+        for name, content in (
+            ("config", asdict(run)),
+            ("result", result),
+            ("times", {"seconds": 60.0, "from_epoch": 0}),
+        ):
+            (folder / f"{name}.json").write_text(json.dumps(content, indent=2) + "\n")
+
+
+def grid() -> Iterator[Run]:
+    """Runs without end: networks x methods x rates, trial after trial."""
+    settings = list(product(NETWORKS, METHODS, RATES))
+    for seed in range(sys.maxsize):
+        for model, method, rate in settings:
+            yield Run(model=model, method=method, prune_rate=rate, seed=seed, epochs=EPOCHS, device="cpu", threads=1)
+
+
+def _seconds(arguments: list[str]) -> float:
+    start = time.perf_counter()
+    subprocess.run([sys.executable, "-m", "mpt_bihalf", *arguments], check=True, stdout=subprocess.DEVNULL)
+    return time.perf_counter() - start
+
+
+PARTS: dict[str, Callable[[SweepScale], Iterator[dict[str, Any]]]] = {"reading": reading}
+
+
+if __name__ == "__main__":
+    run_command(main)
