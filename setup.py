@@ -4,7 +4,19 @@ from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
 
-TEST = ["hypothesis", "ipykernel", "mypy", "nbclient", "nbformat", "POT", "pytest", "pytest-timeout", "ruff"]
+TEST = [
+    "hypothesis",
+    "ipykernel",
+    "mypy",
+    "nbclient",
+    "nbformat",
+    "POT",
+    "psutil",
+    "pytest",
+    "pytest-timeout",
+    "ray",
+    "ruff",
+]
 
 # One library for each kind of processor, as an installation may be moved to, or shared with, another machine.
 FLAVOURS = {} if platform.system() == "Windows" else {"any": []}  # the flags are those of GCC and Clang
@@ -38,6 +50,7 @@ setup(
     ],
     python_requires=">=3.10",
     install_requires=[
+        "filelock>=3.12",
         "matplotlib>=3.7",
         "numpy>=1.26",
         "pandas>=2.0",
@@ -51,5 +64,5 @@ setup(
         "torchvision>=0.21",
         "tqdm>=4.60",
     ],
-    extras_require={"test": TEST, "notebooks": ["ipykernel", "jupyterlab"]},
+    extras_require={"test": TEST, "ray": ["ray>=2.9"], "notebooks": ["ipykernel", "jupyterlab"]},
 )

@@ -1,11 +1,10 @@
 """Bit flips of one filter while training (Fig. 2): python experiments/bit_flips.py"""
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from mpt_bihalf.commandline import parse, run_command
 from mpt_bihalf.files import output_folder, write_csv
-from mpt_bihalf.recipes import BIT_FLIPS, Recipe
+from mpt_bihalf.recipes import BIT_FLIPS
 from mpt_bihalf.report.bit_flips import (
     CLAIM,
     bit_flips_curves,
@@ -23,7 +22,7 @@ from mpt_bihalf.sweep import TracedExperiment, read_records, read_trace, run_all
 class BitFlips(TracedExperiment):
     """Trainings whose flips are counted; those of one seed begin with the same latent weights."""
 
-    recipes: ClassVar[dict[str, Recipe]] = BIT_FLIPS
+    recipes = BIT_FLIPS
 
     layer: str = ""
     """the layer whose first filter to look at, by name (default: the second binarized one)"""
@@ -35,7 +34,7 @@ def main() -> None:
     options = parse(BitFlips, "Count the bit flips of one filter to +1 and to -1 while networks train.")
     out = output_folder(options.out)
     runs = options.runs()
-    run_all(runs, out)
+    run_all(runs, out, options)
 
     records = read_records(out, runs)
     steps = bit_flips_steps(records, read_trace(out, runs), options.layer)

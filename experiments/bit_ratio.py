@@ -3,12 +3,12 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
-from typing import Any, ClassVar
+from typing import Any
 
 from mpt_bihalf.commandline import parse, run_command
 from mpt_bihalf.files import output_folder, write_csv
 from mpt_bihalf.methods import find_method
-from mpt_bihalf.recipes import BIT_RATIO, Recipe
+from mpt_bihalf.recipes import BIT_RATIO
 from mpt_bihalf.report.bit_ratio import (
     CLAIM,
     bit_ratio_curves,
@@ -28,7 +28,7 @@ from mpt_bihalf.training import Run
 class BitRatio(Experiment):
     """Which runs to do. What is not given is the recipe's."""
 
-    recipes: ClassVar[dict[str, Recipe]] = BIT_RATIO
+    recipes = BIT_RATIO
 
     ratios: str = "0.1..0.9"
     """shares of +1 (p_pos) for the methods that set it: 0.1..0.9 (steps of 0.1), 0.1..0.9:0.2 (steps of 0.2), 0.5, or
@@ -54,7 +54,7 @@ def main() -> None:
     options = parse(BitRatio, "Compare shares of +1 among the weights, from few to nearly all.")
     out = output_folder(options.out)
     runs = options.runs()
-    run_all(runs, out)
+    run_all(runs, out, options)
 
     records = read_records(out, runs)
     steps = bit_ratio_steps(read_trace(out, runs))

@@ -3,11 +3,11 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import product
-from typing import Any, ClassVar
+from typing import Any
 
 from mpt_bihalf.commandline import parse, run_command
 from mpt_bihalf.files import output_folder, write_csv
-from mpt_bihalf.recipes import DECAY, Recipe
+from mpt_bihalf.recipes import DECAY
 from mpt_bihalf.report.decay import (
     CLAIM,
     decay_curves,
@@ -27,7 +27,7 @@ from mpt_bihalf.training import Run
 class Decay(Experiment):
     """Which runs to do, each at a constant and at a cosine learning rate. What is not given is the recipe's."""
 
-    recipes: ClassVar[dict[str, Recipe]] = DECAY
+    recipes = DECAY
 
     weight_decays: list[float] = field(default_factory=list)
     """weight decays to compare, e.g. 0 1e-4 5e-4 (default: the recipe's)"""
@@ -50,7 +50,7 @@ def main() -> None:
     options = parse(Decay, "Compare weight decays, and a constant with a cosine learning rate.")
     out = output_folder(options.out)
     runs = options.runs()
-    run_all(runs, out)
+    run_all(runs, out, options)
 
     records = read_records(out, runs)
     steps = decay_steps(records, read_trace(out, runs))

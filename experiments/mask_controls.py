@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
-from typing import Any, ClassVar
+from typing import Any
 
 import pandas as pd
 from tqdm import tqdm
@@ -11,7 +11,7 @@ from tqdm import tqdm
 from mpt_bihalf.commandline import parse, run_command
 from mpt_bihalf.files import output_folder
 from mpt_bihalf.methods import find_method
-from mpt_bihalf.recipes import MASK_CONTROLS, Recipe
+from mpt_bihalf.recipes import MASK_CONTROLS
 from mpt_bihalf.report.mask_controls import (
     CLAIM,
     draw_mask_controls,
@@ -31,7 +31,7 @@ from mpt_bihalf.training.loop import FINISHED, load_run_data
 class MaskControls(Experiment):
     """Which runs to do, each with a learned mask and with a random one. What is not given is the recipe's."""
 
-    recipes: ClassVar[dict[str, Recipe]] = MASK_CONTROLS
+    recipes = MASK_CONTROLS
 
     rates: str = "0.1..0.9:0.2"
     """fractions PRUNED: 0.1..0.9:0.2 (steps of 0.2), 0.5, or several with commas"""
@@ -56,7 +56,7 @@ def main() -> None:
     options = parse(MaskControls, "Compare learned masks with random ones of the same count, and with shuffled ones.")
     out = output_folder(options.out)
     runs = options.runs()
-    run_all(runs, out)
+    run_all(runs, out, options)
 
     frame = pd.DataFrame(read_records(out, runs))
     frame["mask"] = frame["learn_mask"].map({True: "learned", False: "random"})

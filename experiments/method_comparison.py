@@ -21,9 +21,9 @@ def main() -> None:
     out = output_folder(options.out)
     runs = options.runs()
     if options.tune:
-        runs, scores = tune(runs, options.tuning_runs(), out)
+        runs, scores = tune(runs, options.tuning_runs(), out, options)
         write_csv(out / "tuning.csv", scores.to_dict("records"))
-    run_all(runs, out)
+    run_all(runs, out, options)
 
     records = read_records(out, runs)
     write_results(out, records)

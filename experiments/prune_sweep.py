@@ -10,7 +10,7 @@ def main() -> None:
     sweep = parse(PruneSweep, "Sweep the pruning rate: accuracy of each method at each fraction of pruned weights.")
     out = output_folder(sweep.out)
     runs = sweep.runs()
-    run_all(runs, out)
+    run_all(runs, out, sweep)
 
     records = read_records(out, runs)
     results = write_results(out, records)

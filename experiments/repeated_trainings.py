@@ -1,13 +1,12 @@
 """Losses and accuracies over many trainings (Fig. 4): python experiments/repeated_trainings.py"""
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import pandas as pd
 
 from mpt_bihalf.commandline import parse, run_command
 from mpt_bihalf.files import output_folder
-from mpt_bihalf.recipes import REPEATED_TRAININGS, Recipe
+from mpt_bihalf.recipes import REPEATED_TRAININGS
 from mpt_bihalf.report.outcome import conclude
 from mpt_bihalf.report.repeated_trainings import (
     CLAIM,
@@ -23,7 +22,7 @@ from mpt_bihalf.sweep import Experiment, read_records, run_all, write_results
 class RepeatedTrainings(Experiment):
     """Trainings that differ in their seeds alone, with the same seeds for each method."""
 
-    recipes: ClassVar[dict[str, Recipe]] = REPEATED_TRAININGS
+    recipes = REPEATED_TRAININGS
 
     out: str = "runs/repeated_trainings"
     """folder for runs, results.csv (a row a training), table, figure and curves"""
@@ -33,7 +32,7 @@ def main() -> None:
     options = parse(RepeatedTrainings, "Train the same network many times by each method; compare what comes out.")
     out = output_folder(options.out)
     runs = options.runs_of(lambda method: [{}])
-    run_all(runs, out)
+    run_all(runs, out, options)
 
     records = read_records(out, runs)
     write_results(out, records)

@@ -1,11 +1,10 @@
 """The entropy of binary weights while training (Fig. 1a): python experiments/weight_entropy.py"""
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from mpt_bihalf.commandline import parse, run_command
 from mpt_bihalf.files import output_folder, write_csv
-from mpt_bihalf.recipes import WEIGHT_ENTROPY, Recipe
+from mpt_bihalf.recipes import WEIGHT_ENTROPY
 from mpt_bihalf.report.outcome import conclude
 from mpt_bihalf.report.weight_entropy import (
     CLAIM,
@@ -24,7 +23,7 @@ from mpt_bihalf.sweep import TracedExperiment, read_records, read_trace, run_all
 class WeightEntropy(TracedExperiment):
     """Trainings whose weights are looked at. An option that is not given takes the recipe's value."""
 
-    recipes: ClassVar[dict[str, Recipe]] = WEIGHT_ENTROPY
+    recipes = WEIGHT_ENTROPY
 
     layer: str = ""
     """one layer to look at, by name (default: the mean over all, which count alike)"""
@@ -36,7 +35,7 @@ def main() -> None:
     options = parse(WeightEntropy, "Follow the entropy of the binary weights of each filter while networks train.")
     out = output_folder(options.out)
     runs = options.runs()
-    run_all(runs, out)
+    run_all(runs, out, options)
 
     records = read_records(out, runs)
     layers = weight_entropy_layers(records, read_trace(out, runs), options.layer)

@@ -71,10 +71,14 @@ class _Help(argparse.HelpFormatter):
         return super()._format_args(action, default_metavar)
 
 
-def fail(message: str) -> NoReturn:
-    """One line on standard error, exit status 2."""
+class CommandFailed(Exception):
+    """A command could not do all that it was asked for, by no fault of who asked: one line and exit status 1."""
+
+
+def fail(message: str, status: int = 2) -> NoReturn:
+    """One line on standard error, and the exit status, 2 for what a user can mend."""
     print("error: " + " ".join(message.split()), file=sys.stderr)
-    sys.exit(2)
+    sys.exit(status)
 
 
 def one_line(text: object, longest: int = 200) -> str:
@@ -104,5 +108,7 @@ def run_command(command: Callable[[], object]) -> None:
     except KeyboardInterrupt as stop:
         print(f"interrupted: {str(stop) or 'the same command goes on from here'}", file=sys.stderr)
         sys.exit(128 + getattr(stop, "signum", signal.SIGINT))
+    except CommandFailed as fault:
+        fail(str(fault), status=1)
     except (ValueError, OSError) as fault:
         fail(str(fault))

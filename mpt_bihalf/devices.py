@@ -39,6 +39,16 @@ def device_name(device: torch.device) -> str:
     return next(names, platform.processor() or platform.machine())
 
 
+def accelerators() -> int:
+    """How many accelerators of one kind this process may use."""
+    return torch.accelerator.device_count() if torch.accelerator.is_available() else 0
+
+
+def use_accelerator(index: int) -> None:
+    """Make this one of the accelerators the one that its kind's name stands for in this process."""
+    torch.accelerator.set_device_index(index)
+
+
 def host_reads_free(tensor: Tensor) -> bool:
     """Whether the host may look at the values without waiting for a device."""
     return tensor.device.type == "cpu"

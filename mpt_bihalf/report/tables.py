@@ -66,7 +66,7 @@ class Table:
         return "\n\n".join(texts)
 
 
-def summarise_trials(records: list[dict[str, Any]], view: View = View()) -> pd.DataFrame:  # noqa: B008
+def summarise_trials(records: list[dict[str, Any]], view: View = View()) -> pd.DataFrame:
     """A row for each setting: the fields of `view.by`, then `mean`, `std`, `finished`, `diverged` and `trials`.
 
     mean and std (of a sample) are of the view's figure over the `finished` of the `trials`; `diverged` ones have none,
@@ -100,7 +100,7 @@ def varied_fields(frame: pd.DataFrame) -> list[str]:
     return leading + [name for name in others if several[name].any()]
 
 
-def split_settings(summary: pd.DataFrame, view: View = View()) -> list[tuple[str, pd.DataFrame]]:  # noqa: B008
+def split_settings(summary: pd.DataFrame, view: View = View()) -> list[tuple[str, pd.DataFrame]]:
     """The summary in titled parts that a table or a panel shows each: by network, data and whatever else was varied.
 
     A method with one value of a field that others vary (it does not look at it) stands in every part.
@@ -129,7 +129,7 @@ def split_settings(summary: pd.DataFrame, view: View = View()) -> list[tuple[str
     return parts
 
 
-def sweep_tables(records: list[dict[str, Any]], view: View = View()) -> list[Table]:  # noqa: B008
+def sweep_tables(records: list[dict[str, Any]], view: View = View()) -> list[Table]:
     """The tables of a sweep: the view's figure, the best of each row marked with `*`. Needs at least one record.
 
     Methods that do not look at the field of the rows stand in a row of their own, as `unpruned`.
@@ -164,7 +164,7 @@ def _body(part: pd.DataFrame, view: View) -> tuple[list[str], list[list[str]]]:
     return head, [[label, *_cells(row, columns, view)] for label, row in rows]
 
 
-def unused(part: pd.DataFrame, x: str) -> "pd.Series[bool]":
+def unused(part: pd.DataFrame, x: str) -> pd.Series[bool]:
     """Which rows are of methods that do not look at the field `x`."""
     return part["method"].isin(UNUSED[x][1]) if x in UNUSED and "method" in part else pd.Series(False, index=part.index)
 

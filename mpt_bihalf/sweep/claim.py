@@ -1,18 +1,47 @@
-"""Who does a run."""
+"""Claims: of all that may want to do a run, on one machine or on several with a shared folder, one does it."""
 
 from __future__ import annotations
 
 import os
-from contextlib import suppress
+import platform
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from ..files import read_json
+from filelock import FileLock, Timeout
+
+from ..files import read_json, write_json
 
 with suppress(ImportError):  # Windows
     import fcntl
 
 LOCK, CLAIM = "claim.lock", "claim.json"
+
+
+@contextmanager
+def claimed(folder: Path) -> Iterator[bool]:
+    """Whether the run of this folder is ours to do, for as long as the context lasts.
+
+    The claim is a lock that the system takes back from a holder that dies, however it dies; a shared file system must
+    keep locks (flock) for that, as NFS 4 does. `claim.json` tells who holds it. The folder is made if need be. Raises
+    OSError where it cannot be written to.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / LOCK)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        yield False
+        return
+    try:
+        write_json(folder / CLAIM, {"host": platform.node(), "pid": os.getpid(), "since": time.time()})
+        yield True
+    finally:
+        with suppress(OSError):
+            (folder / CLAIM).unlink(missing_ok=True)
+        lock.release()
 
 
 def read_claim(folder: Path) -> dict[str, Any] | None:

@@ -1,6 +1,6 @@
 """What the experiments' command lines have in common: options that stand for a grid of runs."""
 
-from __future__ import annotations
+# No postponed annotations: simple_parsing looks for their names in the module of the base class.
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
@@ -10,12 +10,14 @@ from typing import Any, ClassVar
 from ..methods import find_method
 from ..recipes import Recipe
 from ..training import Run
+from ..training.config import usable_cores
+from .engines import EngineOptions, check_engine
 
 MOST_TRIALS = 10_000
 
 
 @dataclass(frozen=True, kw_only=True)
-class Experiment:
+class Experiment(EngineOptions):
     """Which runs to do. An option that is not given takes the recipe's value."""
 
     recipes: ClassVar[dict[str, Recipe]]
@@ -39,7 +41,7 @@ class Experiment:
     device: str = "auto"
     """auto (an accelerator if there is one), cpu, or any torch device"""
     threads: int | None = None
-    """CPU threads of a run; 0: one a core (default: the recipe's)"""
+    """CPU threads of a run; 0: the cores divided among the jobs, with ray 1 (default: the recipe's)"""
     recipe: str = "quick"
     """quick: minutes on the embedded data; paper: the paper's own settings"""
     out: str = "runs"
@@ -50,6 +52,7 @@ class Experiment:
 
         Raises ValueError, naming the option at fault.
         """
+        check_engine(self)
         recipe = self.chosen_recipe()
         trials = recipe.trials if self.trials is None else self.trials
         if not 1 <= trials <= MOST_TRIALS:
@@ -64,6 +67,8 @@ class Experiment:
         }
         if self.threads is not None:
             settings["threads"] = self.threads
+        if not settings.get("threads"):
+            settings["threads"] = 1 if self.engine == "ray" else max(1, usable_cores() // (self.jobs or 1))
         models, methods = words(self.models) or recipe.models, words(self.methods) or recipe.methods
         found: dict[Run, None] = {}
         for model, method in product(models, methods):
@@ -71,7 +76,8 @@ class Experiment:
                 own = recipe.of_method.get(method, {})
                 run = Run(**{**settings, **own, **changes, "model": model, "method": method})
                 for trial in range(trials):
-                    found[replace(run, seed=self.seed + trial).resolved()] = None
+                    trial_run = replace(run, seed=self.seed + trial)
+                    found[trial_run.resolved(here=self.engine != "ray")] = None
         return list(found)
 
     def chosen_recipe(self) -> Recipe:

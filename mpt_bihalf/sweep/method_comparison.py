@@ -6,15 +6,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import pandas as pd
 
-from ..recipes import METHOD_COMPARISON, Recipe
+from ..recipes import METHOD_COMPARISON
 from ..training import Run
-from .engine import run_all
+from .engines import EngineOptions
 from .experiment import MOST_TRIALS, Experiment
 from .records import read_records
+from .run_all import run_all
 
 TUNED = ("lr", "weight_decay")
 ARM = ("model", "method")
@@ -30,7 +31,7 @@ class MethodComparison(Experiment):
     (see recipes.py); its own scale is an option.
     """
 
-    recipes: ClassVar[dict[str, Recipe]] = METHOD_COMPARISON
+    recipes = METHOD_COMPARISON
 
     irnet_scale: Literal["kaiming", "power-of-two"] = "kaiming"
     """kaiming: the scale of the other methods; power-of-two: IR-Net's own, near 1, with which networks without batch
@@ -68,12 +69,14 @@ class MethodComparison(Experiment):
         return [{"scale": self.irnet_scale} if method == "irnet" else {}]
 
 
-def tune(runs: list[Run], tuning: list[Run], out: Path) -> tuple[list[Run], pd.DataFrame]:
+def tune(
+    runs: list[Run], tuning: list[Run], out: Path, options: EngineOptions | None = None
+) -> tuple[list[Run], pd.DataFrame]:
     """Do what is missing of the tuning runs below `out`, then give each of `runs` the values that are best for its arm.
 
     Returns these runs, and the grid as `tuning_scores` has it.
     """
-    run_all(tuning, out)
+    run_all(tuning, out, options)
     scores = tuning_scores(read_records(out, tuning))
     chosen = {
         (row["model"], row["method"]): {name: row[name] for name in TUNED}

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from decimal import Decimal, InvalidOperation
 from itertools import product
-from typing import Any, ClassVar, get_type_hints
+from typing import Any, get_type_hints
 
 from ..methods import find_method
-from ..recipes import PRUNE_SWEEP, Recipe
+from ..recipes import PRUNE_SWEEP
 from ..training import Run
 from .experiment import Experiment, words
 
@@ -21,7 +21,7 @@ OPTION_OF = {"prune_rate": "--rates", "model": "--models", "method": "--methods"
 class PruneSweep(Experiment):
     """What to sweep. An option that is not given takes the recipe's value."""
 
-    recipes: ClassVar[dict[str, Recipe]] = PRUNE_SWEEP
+    recipes = PRUNE_SWEEP
 
     rates: str = "0.1..0.9"
     """fractions PRUNED (the reference MPT code's flag counts the kept): 0.1..0.9 (steps of 0.1), 0.1..0.9:0.2 (steps of

@@ -15,6 +15,8 @@ from ..methods import METHODS
 from ..training import Run
 from ..training.loop import DIVERGED, FIGURES, FINISHED, RESULT
 
+# Why the last attempt at a run failed.
+FAILURE = "failure.json"
 SETTING = ("model", "data", "method", "prune_rate", "p_pos", "weight_decay", "schedule", "seed")
 # A run has some fifteen: more is no run's doing.
 MOST_FIGURES = 100
@@ -110,7 +112,7 @@ def read_records(out: Path, runs: list[Run]) -> list[dict[str, Any]]:
     """
     rows = []
     for run in runs:
-        with suppress(PermissionError):
+        with suppress(PermissionError, NotADirectoryError):
             result = read_result(run_folder(out, run), run)
             if result is not None:
                 rows.append(record(run, result))

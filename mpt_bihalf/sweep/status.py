@@ -22,7 +22,7 @@ from ..training import Run
 from ..training.loop import FINISHED
 from .claim import held, read_claim
 from .plan import Plan, find_plans
-from .records import MOST_FIGURES, in_order, is_number, read_result, read_run, run_folders
+from .records import FAILURE, MOST_FIGURES, in_order, is_number, read_result, read_run, run_folders
 
 # done and diverged runs are never done again; the command goes on with all others.
 STATES = ("done", "diverged", "running", "failed", "interrupted", "missing", "unreadable")
@@ -216,13 +216,13 @@ def _one_session(folder: Path) -> bool:
 def _failure(folder: Path) -> tuple[str, float | None]:
     """Why and when the last attempt failed; nothing where it did not."""
     try:
-        failure = read_json(folder / "failure.json")
+        failure = read_json(folder / FAILURE)
     except FileNotFoundError:
         return "", None
     except ValueError:
         failure = None
     if not isinstance(failure, dict):
-        return "failure.json is damaged", None
+        return f"{FAILURE} is damaged", None
     when = failure.get("when")
     return one_line(failure.get("error")) or "unknown", when if is_number(when) and 0 < when < 2**40 else None
 

@@ -172,9 +172,13 @@ class Run:
         for field, value in canonical.items():
             object.__setattr__(self, field, value)
 
-    def resolved(self) -> Run:
-        """The run with this machine's device and thread count in the place of `auto` and 0, as its hash needs them."""
-        return replace(self, device=str(pick_device(self.device)), threads=self.threads or usable_cores())
+    def resolved(self, here: bool = True) -> Run:
+        """The run with this machine's device and thread count in the place of `auto` and 0, as its hash needs them.
+
+        ValueError for a device that is not here, unless the run is to be done elsewhere.
+        """
+        device = str(pick_device(self.device)) if here or self.device == "auto" else self.device
+        return replace(self, device=device, threads=self.threads or usable_cores())
 
     @property
     def hash(self) -> str:

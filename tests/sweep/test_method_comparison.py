@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 
+from mpt_bihalf.sweep import EngineOptions
 from mpt_bihalf.sweep.method_comparison import HOLDOUT, MethodComparison, tune, tuning_scores
 from mpt_bihalf.sweep.records import run_folder
 from mpt_bihalf.training import Run, loop
 
+SERIAL = EngineOptions(engine="serial")
 Score = Callable[[Run], float | None]
 
 
@@ -134,7 +136,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> Callable[[Score], list[Run]]:
 
         def train(run: Run, folder: Path, *rest: Any, **options: Any) -> dict[str, Any]:
             done.append(run)
-            folder.mkdir(parents=True)
+            folder.mkdir(parents=True, exist_ok=True)
             top1 = score(run)
             result: dict[str, Any] = {"status": "diverged: NaN in layer '0' in epoch 1"}
             if top1 is not None:
@@ -143,7 +145,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> Callable[[Score], list[Run]]:
             (folder / "result.json").write_text(json.dumps(result))
             return result
 
-        monkeypatch.setattr("mpt_bihalf.sweep.engine.train", train)
+        monkeypatch.setattr("mpt_bihalf.sweep.work.train", train)
         return done
 
     return make
@@ -169,7 +171,7 @@ def test_trials_get_the_values_that_are_best_for_their_arm(
         methods=["sign", "bihalf"], trials=2, tune_lrs=[1.0, 0.1, 0.3], tune_weight_decays=[0.0, 1e-4], tune_trials=1
     )
     plain = options.runs()
-    runs, scores = tune(plain, options.tuning_runs(), tmp_path)
+    runs, scores = tune(plain, options.tuning_runs(), tmp_path, SERIAL)
     assert done == options.tuning_runs()
     assert [(run.model, run.method, run.seed) for run in runs] == [(run.model, run.method, run.seed) for run in plain]
     for run in runs:
@@ -183,12 +185,11 @@ def test_tuning_goes_on_where_it_was_left(tmp_path: Path, trained: Callable[[Sco
     options = comparison(models=["conv2"], methods=["sign"], tune_lrs=[0.1, 0.3], tune_trials=2)
     done = trained(lambda run: 90.0 if run.lr == 0.3 else 80.0)
     tuning = options.tuning_runs()
-    first = tune(options.runs(), tuning, tmp_path)
+    first = tune(options.runs(), tuning, tmp_path, SERIAL)
     gone = tuning[3]
     (run_folder(tmp_path, gone) / "result.json").unlink()
-    run_folder(tmp_path, gone).rmdir()
     done.clear()
-    again = tune(options.runs(), tuning, tmp_path)
+    again = tune(options.runs(), tuning, tmp_path, SERIAL)
     assert done == [gone]
     assert again[0] == first[0]
     assert again[1].equals(first[1])

@@ -1,0 +1,97 @@
+"""Runs on a Ray cluster, or on Ray on this machine: each run a task."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Generator
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from ...training import Run
+from ..work import Outcome, failed, perform
+from .engine import Engine, EngineOptions, Event
+
+# A run whose worker or node died is taken up again so often, by any node; it goes on from its last checkpoint.
+RETRIES = 5
+# Seconds that tasks have to end their step and write their checkpoints when the sweep is interrupted.
+PATIENCE = 60
+
+
+class RayEngine(Engine):
+    """A task a run, of as many CPUs as the run has threads and of a share of an accelerator.
+
+    All nodes must see the output folder, and any `folder:` of images, at the same path, and have this package.
+    """
+
+    def __init__(self, out: Path, runs: list[Run], options: EngineOptions) -> None:
+        self._ray = _import_ray()
+        self._out, self._options = out, options
+        if not self._ray.is_initialized():
+            try:
+                self._ray.init(
+                    address=options.address or None,
+                    include_dashboard=None if options.address else False,
+                    log_to_driver=False,
+                    logging_level="error",
+                )
+            except (ConnectionError, RuntimeError) as fault:
+                raise ValueError(f"no Ray cluster at {options.address or 'this machine'}: {fault}") from None
+        self._check_room(runs)
+
+    def do(self, runs: list[Run]) -> Generator[Event]:
+        task = self._ray.remote(_perform)
+        left = deque(runs)
+        under_way: dict[Any, Run] = {}
+        try:
+            while left or under_way:
+                while left and (not self._options.jobs or len(under_way) < self._options.jobs):
+                    run = left.popleft()
+                    wanted = {"name": run.name, "max_retries": RETRIES, **self._resources(run)}
+                    under_way[task.options(**wanted).remote(asdict(run), str(self._out))] = run
+                (done, *_), _ = self._ray.wait(list(under_way), num_returns=1)
+                yield self._outcome(done, under_way.pop(done))
+        finally:
+            for reference in under_way:
+                self._ray.cancel(reference)  # as an interrupt: training stops after its step
+            with suppress(self._ray.exceptions.RayError):
+                self._ray.wait(list(under_way), num_returns=len(under_way), timeout=PATIENCE) if under_way else None
+
+    def _resources(self, run: Run) -> dict[str, float]:
+        on_cpu = run.device == "cpu"
+        return {"num_cpus": run.threads, "num_gpus": 0 if on_cpu else 1 / self._options.runs_per_device}
+
+    def _check_room(self, runs: list[Run]) -> None:
+        """ValueError for a run that no node there is now can take: it would wait for ever."""
+        nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
+        for run in runs:
+            wanted = self._resources(run)
+            if not any(
+                node.get("CPU", 0) >= wanted["num_cpus"] and node.get("GPU", 0) >= wanted["num_gpus"] for node in nodes
+            ):
+                raise ValueError(
+                    f"no node of the Ray cluster has the {run.threads} CPUs"
+                    f"{' and the accelerator' * (wanted['num_gpus'] > 0)} of a run: see --threads and --device"
+                )
+
+    def _outcome(self, reference: Any, run: Run) -> Outcome:
+        try:
+            result, error = self._ray.get(reference)
+        except self._ray.exceptions.RayError as fault:  # its worker or node died once too often
+            return failed(run, self._out, f"Ray gave it up: {type(fault).__name__}: {fault}")
+        return Outcome(run, result, error)
+
+
+def _perform(values: dict[str, Any], out: str) -> tuple[dict[str, Any] | None, str]:
+    outcome = perform(Run.from_dict(values), Path(out), lambda progress: None)
+    return outcome.result, outcome.error
+
+
+def _import_ray() -> ModuleType:
+    try:
+        import ray
+    except ImportError:
+        raise ValueError("--engine ray needs Ray: pip install 'mpt_bihalf[ray]'") from None
+    return ray

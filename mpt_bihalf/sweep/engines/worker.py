@@ -1,0 +1,63 @@
+"""A process that does runs one after the other, as the local engine asks it to.
+
+It reads a line of JSON for each run, its configuration, and answers with lines of JSON: `[step, steps, figures]` while
+it trains, then `{"result": ..., "error": ...}`. When nobody is left to read them it stops, with what it has done kept.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from contextlib import suppress
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
+
+from ...devices import use_accelerator
+from ...training import Progress, Run
+from ..work import perform
+
+# Seconds between two lines on the progress of a run.
+EVERY = 0.2
+
+
+def main() -> None:
+    out, accelerator = Path(sys.argv[1]), sys.argv[2:]
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what anything else prints is no answer
+    if accelerator:
+        use_accelerator(int(accelerator[0]))
+    lines: SimpleQueue[str] = SimpleQueue()
+    threading.Thread(target=_listen, args=[lines], daemon=True).start()
+
+    def answer(content: Any) -> None:
+        with suppress(BrokenPipeError):  # then nobody listens any more either
+            answers.write(json.dumps(content) + "\n")
+            answers.flush()
+
+    while line := lines.get():
+        last = 0.0
+
+        def tell(progress: Progress) -> None:
+            nonlocal last
+            if progress.figures is not None or time.monotonic() - last > EVERY:
+                answer(progress)
+                last = time.monotonic()
+
+        outcome = perform(Run.from_dict(json.loads(line)), out, tell)
+        answer({"result": outcome.result, "error": outcome.error})
+
+
+def _listen(lines: SimpleQueue[str]) -> None:
+    while line := sys.stdin.readline():
+        lines.put(line)
+    lines.put("")
+    os.kill(os.getpid(), signal.SIGTERM)  # the engine has ended: training, if there is any, stops after its step
+
+
+if __name__ == "__main__":
+    main()

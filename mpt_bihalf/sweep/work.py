@@ -1,0 +1,67 @@
+"""What is done with one run of a sweep, in whatever process an engine does it."""
+
+from __future__ import annotations
+
+import time
+import traceback
+from contextlib import suppress
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from ..data import Dataset, load_dataset
+from ..files import write_json
+from ..training import Run, train
+from ..training.loop import Tell
+from .claim import claimed
+from .records import FAILURE, read_result, run_folder
+
+
+class Outcome(NamedTuple):
+    """How an attempt at a run ended: with a result, with an error, or with neither, as somebody else is doing it."""
+
+    run: Run
+    result: dict[str, Any] | None = None
+    error: str = ""
+
+
+def perform(run: Run, out: Path, tell: Tell | None = None) -> Outcome:
+    """Do a run below `out`, unless it is done already or somebody else's; its folder says why where it failed.
+
+    tell: called with what is done so far, instead of a progress bar.
+    """
+    folder = run_folder(out, run)
+    try:
+        with claimed(folder) as ours:
+            if not ours:
+                return Outcome(run)
+            result = read_result(folder, run)
+            if result is None:
+                result = train(run, folder, _data(run.data, run.data_root, run.image_size), tell)
+            (folder / FAILURE).unlink(missing_ok=True)
+            return Outcome(run, result)
+    except Exception as fault:
+        return failed(run, out, _told(fault), traceback.format_exc())
+
+
+def failed(run: Run, out: Path, error: str, trace: str = "") -> Outcome:
+    """The outcome of a run that ended with this error, which is left in the run's folder where that can be written."""
+    error = " ".join(error.split())
+    with suppress(OSError):
+        write_json(run_folder(out, run) / FAILURE, {"error": error, "traceback": trace, "when": time.time()})
+    return Outcome(run, error=error)
+
+
+@lru_cache(maxsize=1)
+def _data(name: str, root: str, image_size: int) -> Dataset:
+    return load_dataset(name, root or None, image_size or None)
+
+
+def _told(fault: Exception) -> str:
+    text = str(fault) or type(fault).__name__
+    memory = isinstance(fault, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in text
+    if memory:
+        return f"out of memory: {text}"
+    return text if isinstance(fault, OSError | ValueError) else f"{type(fault).__name__}: {text}"

@@ -1,0 +1,192 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, suppress
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+from mpt_bihalf.sweep import EngineOptions, read_records
+from mpt_bihalf.sweep.claim import holder
+from mpt_bihalf.sweep.engines import local
+from mpt_bihalf.sweep.engines.local import LocalEngine
+from mpt_bihalf.sweep.records import run_folder
+from mpt_bihalf.sweep.work import Outcome, perform
+from mpt_bihalf.training import Run
+
+Runs = Callable[..., list[Run]]
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[subprocess.Popen[str]]]:
+    """The worker processes that were started; none may be left in the end."""
+    processes: list[subprocess.Popen[str]] = []
+    start = subprocess.Popen
+
+    def note(*arguments: object, **options: object) -> subprocess.Popen[str]:
+        processes.append(start(*arguments, **options))  # type: ignore[call-overload]
+        return processes[-1]
+
+    monkeypatch.setattr(local.subprocess, "Popen", note)
+    yield processes
+    assert [process.pid for process in processes if process.poll() is None] == []
+
+
+def do(runs: list[Run], out: Path, jobs: int = 1) -> list[Outcome]:
+    engine = LocalEngine(out, runs, EngineOptions(jobs=jobs))
+    with closing(engine.do(runs)) as events:
+        return [event for event in events if isinstance(event, Outcome)]
+
+
+def long(run: Run) -> Run:
+    """The run with some 20 s of work in small steps."""
+    return replace(run, epochs=40, batch_size=20)
+
+
+def test_workers_stay_up_between_runs(tmp_path: Path, runs: Runs, started: list[subprocess.Popen[str]]) -> None:
+    wanted = runs(methods=["sign", "mpt-sign"], trials=3)
+    outcomes = do(wanted, tmp_path, jobs=2)
+    assert {outcome.run for outcome in outcomes} == set(wanted)
+    assert len(started) == 2
+
+
+def test_results_are_those_of_runs_in_this_process(tmp_path: Path, runs: Runs) -> None:
+    wanted = runs(methods=["sign", "mpt-bihalf"])
+    for outcome in do(wanted, tmp_path / "workers", jobs=2):
+        assert outcome == perform(outcome.run, tmp_path / "here")
+    assert read_records(tmp_path / "workers", wanted) == read_records(tmp_path / "here", wanted)
+
+
+def test_no_more_workers_than_runs(tmp_path: Path, runs: Runs, started: list[subprocess.Popen[str]]) -> None:
+    do(runs(methods=["sign"], trials=1), tmp_path, jobs=4)
+    assert len(started) == 1
+
+
+def test_a_run_whose_worker_is_killed_goes_on_and_ends_as_one_left_alone(
+    tmp_path: Path, runs: Runs, started: list[subprocess.Popen[str]]
+) -> None:
+    (run, other) = (replace(run, epochs=6, batch_size=20) for run in runs(methods=["mpt-bihalf"]))
+    folder = run_folder(tmp_path, run)
+
+    def kill() -> None:
+        while not (folder / "checkpoint.pt").exists():
+            time.sleep(0.001)
+        os.kill((holder(folder) or {})["pid"], signal.SIGKILL)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    outcomes = do([run, other], tmp_path)
+    killer.join()
+    assert len(started) == 2
+    assert [outcome.error for outcome in outcomes] == ["", ""]
+    assert len(list(folder.glob("events.*"))) == 2
+    assert outcomes[0].result == perform(run, tmp_path / "alone").result
+    weights = [
+        torch.load(run_folder(out, run) / "checkpoint.pt", weights_only=True)["model"]
+        for out in (tmp_path, tmp_path / "alone")
+    ]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[1])
+
+
+def test_a_run_whose_workers_are_all_killed_has_failed_and_the_others_go_on(tmp_path: Path, runs: Runs) -> None:
+    wanted = runs(methods=["sign"], trials=3)
+    wanted[0] = long(wanted[0])
+    folder = run_folder(tmp_path, wanted[0])
+    ended = threading.Event()
+
+    def kill() -> None:
+        while not ended.wait(0.01):
+            found = holder(folder)
+            if found is not None and "pid" in found:
+                with suppress(ProcessLookupError):
+                    os.kill(found["pid"], signal.SIGKILL)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    outcomes = {outcome.run: outcome for outcome in do(wanted, tmp_path, jobs=2)}
+    ended.set()
+    killer.join()
+    assert outcomes[wanted[0]].error == "its process was killed (SIGKILL, perhaps for want of memory), 3 times"
+    assert "want of memory" in (folder / "failure.json").read_text()
+    assert all(outcomes[run].result for run in wanted[1:])
+
+
+def test_closing_ends_the_runs_under_way_with_their_steps_kept(
+    tmp_path: Path, runs: Runs, started: list[subprocess.Popen[str]]
+) -> None:
+    wanted = [long(run) for run in runs(methods=["sign"])]
+    events = LocalEngine(tmp_path, wanted, EngineOptions(jobs=2)).do(wanted)
+    under_way = set()
+    while len(under_way) < 2:
+        run, _ = next(events)
+        under_way.add(run)
+    before = time.monotonic()
+    events.close()
+    assert time.monotonic() - before < 30
+    for run in wanted:
+        assert holder(run_folder(tmp_path, run)) is None
+        assert (run_folder(tmp_path, run) / "checkpoint.pt").exists()
+        assert not (run_folder(tmp_path, run) / "failure.json").exists()
+
+
+def test_workers_end_with_a_sweep_that_is_killed(
+    tmp_path: Path, runs: Runs, python: Callable[..., subprocess.Popen[str]]
+) -> None:
+    (run,) = (long(run) for run in runs(methods=["sign"], trials=1))
+    code = """
+        import sys
+        from pathlib import Path
+        from mpt_bihalf.sweep import run_all
+        from mpt_bihalf.training import Run
+        run_all([Run(**eval(sys.argv[2]))], Path(sys.argv[1]))
+    """
+    sweep = python(code, tmp_path, repr(vars(run)))
+    folder = run_folder(tmp_path, run)
+    until = time.monotonic() + 60
+    while not (folder / "checkpoint.pt").exists():
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    (worker,) = psutil.Process(sweep.pid).children()
+    sweep.kill()
+    worker.wait(30)
+    assert holder(folder) is None
+    assert not (folder / "failure.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "threads", "cores", "devices", "device", "jobs", "shares"),
+    [
+        ({}, 1, 4, 0, "cpu", 4, [[], [], [], []]),
+        ({}, 1, 64, 0, "cpu", 8, [[]] * 8),
+        ({}, 4, 4, 8, "cpu", 1, [[]]),
+        ({}, 8, 4, 0, "cpu", 1, [[]]),
+        ({"jobs": 3}, 4, 4, 0, "cpu", 3, [[], [], []]),
+        ({}, 8, 8, 2, "cuda", 2, [["0"], ["1"]]),
+        ({"runs_per_device": 2}, 8, 8, 2, "cuda", 4, [["0"], ["1"], ["0"], ["1"]]),
+        ({"jobs": 3, "runs_per_device": 2}, 8, 8, 2, "cuda", 3, [["0"], ["1"], ["0"]]),
+    ],
+)
+def test_cores_and_accelerators_are_divided(
+    options: dict[str, int],
+    threads: int,
+    cores: int,
+    devices: int,
+    device: str,
+    jobs: int,
+    shares: list[list[str]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(local, "usable_cores", lambda: cores)
+    monkeypatch.setattr(local, "accelerators", lambda: devices)
+    engine = LocalEngine(tmp_path, [Run(threads=threads, device=device)], EngineOptions(**options))
+    assert engine.jobs == jobs
+    assert [engine.accelerator(worker) for worker in range(jobs)] == shares

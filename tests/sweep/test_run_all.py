@@ -1,0 +1,183 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mpt_bihalf.report import sweep_table
+from mpt_bihalf.sweep import EngineOptions, RunsFailed, read_records, run_all, work
+from mpt_bihalf.sweep.plan import read_plans
+from mpt_bihalf.sweep.records import run_folder
+from mpt_bihalf.training import Run
+
+Runs = Callable[..., list[Run]]
+SERIAL = EngineOptions(engine="serial")
+
+
+@pytest.fixture
+def trained(monkeypatch: pytest.MonkeyPatch) -> list[Run]:
+    """The runs that are trained, in this process."""
+    done: list[Run] = []
+    train = work.train
+
+    def note(run: Run, *others: Any) -> dict[str, Any]:
+        done.append(run)
+        return train(run, *others)
+
+    monkeypatch.setattr(work, "train", note)
+    return done
+
+
+def test_runs_are_done_in_order(tmp_path: Path, trained: list[Run], runs: Runs) -> None:
+    wanted = runs(methods=["mpt-sign", "sign"])
+    run_all(wanted, tmp_path, SERIAL)
+    assert trained == wanted
+    assert [record["status"] for record in read_records(tmp_path, wanted)] == ["finished"] * 4
+
+
+def test_only_what_is_missing_is_done(tmp_path: Path, trained: list[Run], runs: Runs) -> None:
+    wanted = runs(methods=["mpt-sign", "sign"])
+    run_all(wanted, tmp_path, SERIAL)
+    before = read_records(tmp_path, wanted)
+    trained.clear()
+    run_all(wanted, tmp_path, SERIAL)
+    assert trained == []
+    for file in run_folder(tmp_path, wanted[2]).iterdir():
+        file.unlink()
+    run_folder(tmp_path, wanted[2]).rmdir()
+    (run_folder(tmp_path, wanted[0]) / "result.json").write_text("{")
+    run_all(wanted, tmp_path, SERIAL)
+    assert trained == [wanted[0], wanted[2]]
+    assert read_records(tmp_path, wanted) == before
+
+
+def test_a_wider_sweep_does_what_is_new(tmp_path: Path, trained: list[Run], runs: Runs) -> None:
+    run_all(runs(methods=["mpt-sign"], trials=1), tmp_path, SERIAL)
+    trained.clear()
+    run_all(runs(methods=["mpt-sign"], rates="0.3,0.5", trials=1), tmp_path, SERIAL)
+    assert [run.prune_rate for run in trained] == [0.3]
+
+
+def test_a_run_that_diverges_does_not_stop_the_sweep_and_is_not_done_again(
+    tmp_path: Path, trained: list[Run], runs: Runs
+) -> None:
+    wanted = runs(methods=["sign"], trials=1, grid=["lr=1e38,0.1", "weight_decay=10"])
+    run_all(wanted, tmp_path, SERIAL)
+    records = read_records(tmp_path, wanted)
+    assert records[0]["status"] == "diverged: NaN in layer '0' in epoch 1"
+    assert records[1]["status"] == "finished"
+    assert "diverged" in sweep_table(records)
+    trained.clear()
+    run_all(wanted, tmp_path, SERIAL)
+    assert trained == []
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [{"model": "conv8"}, {"batch_size": 1500}, {"skip": ("nothing",)}, {"scope": "global", "prune_rate": 0.9999999}],
+)
+def test_a_run_that_cannot_be_is_told_before_any_is_done(
+    bad: dict[str, Any], tmp_path: Path, trained: list[Run], runs: Runs
+) -> None:
+    good = runs(methods=["mpt-sign"], trials=1)
+    with pytest.raises(ValueError):
+        run_all([*good, replace(good[0], **bad)], tmp_path / "out", SERIAL)
+    assert trained == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_in_a_sweep_is_the_run_alone(tmp_path: Path, trained: list[Run], runs: Runs) -> None:
+    several = runs(methods=["mpt-sign", "mpt-bihalf"], trials=1)
+    run_all(several, tmp_path / "a", SERIAL)
+    run_all(several[1:], tmp_path / "b", SERIAL)
+    results = [json.loads((run_folder(tmp_path / out, several[1]) / "result.json").read_text()) for out in "ab"]
+    assert results[0] == results[1]
+
+
+def test_a_run_that_fails_does_not_stop_the_others_and_is_tried_again(tmp_path: Path, runs: Runs) -> None:
+    wanted = runs(methods=["sign"], trials=3)
+    folder = run_folder(tmp_path, wanted[1])
+    folder.parent.mkdir()
+    folder.write_text("a file where the folder should be")
+    with pytest.raises(RunsFailed, match=rf"1 of 3 runs failed, the first, {wanted[1].name}, by: .*File exists"):
+        run_all(wanted, tmp_path, SERIAL)
+    assert [record["seed"] for record in read_records(tmp_path, wanted)] == [0, 2]
+    folder.unlink()
+    run_all(wanted, tmp_path, SERIAL)
+    run_all(wanted, tmp_path / "untroubled", SERIAL)
+    assert read_records(tmp_path, wanted) == read_records(tmp_path / "untroubled", wanted)
+
+
+def test_what_a_sweep_set_out_to_do_is_kept(tmp_path: Path, runs: Runs) -> None:
+    wanted = runs(methods=["sign"])
+    run_all(wanted, tmp_path, SERIAL)
+    assert read_plans(tmp_path) == wanted
+
+
+def test_a_run_that_another_sweep_does_is_waited_for(
+    tmp_path: Path, runs: Runs, trained: list[Run], python: Callable[..., subprocess.Popen[str]]
+) -> None:
+    wanted = runs(methods=["sign"], trials=3)
+    other = python(DO_SLOWLY, tmp_path, repr(vars(wanted[0])))
+    assert other.stdout
+    assert other.stdout.readline() == "claimed\n"
+    run_all(wanted, tmp_path, SERIAL)
+    assert trained == wanted[1:]
+    assert other.wait() == 0
+    assert len(read_records(tmp_path, wanted)) == 3
+
+
+def test_a_run_is_taken_over_from_a_sweep_that_is_killed(
+    tmp_path: Path, runs: Runs, trained: list[Run], python: Callable[..., subprocess.Popen[str]]
+) -> None:
+    wanted = runs(methods=["sign"])
+    other = python(DO_SLOWLY, tmp_path, repr(vars(wanted[0])))
+    assert other.stdout
+    assert other.stdout.readline() == "claimed\n"
+    threading.Timer(3, other.kill).start()
+    run_all(wanted, tmp_path, SERIAL)
+    assert trained == [wanted[1], wanted[0]]
+
+
+DO_SLOWLY = """
+    import sys, time
+    from pathlib import Path
+    from mpt_bihalf.sweep.claim import claimed
+    from mpt_bihalf.sweep.records import run_folder
+    from mpt_bihalf.training import Run, train
+    run = Run(**eval(sys.argv[2]))
+    folder = run_folder(Path(sys.argv[1]), run)
+    with claimed(folder):
+        print("claimed", flush=True)
+        time.sleep(5)
+        train(run, folder)
+"""
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_of_two_sweeps_started_together_each_run_is_done_by_one(
+    jobs: int, tmp_path: Path, runs: Runs, python: Callable[..., subprocess.Popen[str]]
+) -> None:
+    code = """
+        import sys
+        from pathlib import Path
+        from mpt_bihalf.sweep import EngineOptions, run_all
+        from mpt_bihalf.training import Run
+        wanted = [Run(**values) for values in eval(sys.argv[2])]
+        run_all(wanted, Path(sys.argv[1]), EngineOptions(jobs=int(sys.argv[3])))
+    """
+    wanted = runs(methods=["sign", "mpt-bihalf"], trials=4)
+    together = [python(code, tmp_path, repr([vars(run) for run in wanted]), jobs) for _ in range(2)]
+    told = [process.communicate()[0] for process in together]
+    assert [process.returncode for process in together] == [0, 0]
+    for run in wanted:
+        assert len(list(run_folder(tmp_path, run).glob("events.*"))) == 1, run.name
+        assert all(run.name in text for text in told)
+    run_all(wanted, tmp_path / "alone", SERIAL)
+    assert read_records(tmp_path, wanted) == read_records(tmp_path / "alone", wanted)
