@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from math import isnan
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -19,6 +19,8 @@ from .figures import save_figure
 Rows = Sequence[dict[str, Any]]
 Curves = dict[str, Sequence[tuple[int, float]]]
 
+# How the files end that hold our curves: TensorBoard reads all event files of a folder, among which may be a user's.
+CURVES = ".outcome"
 STYLES = {".txt": "simple", ".md": "github", ".tex": "latex_booktabs"}
 
 
@@ -54,13 +56,18 @@ def write_table(path: Path, rows: Rows) -> str:
 
 
 def write_curves(folder: Path, curves: Curves) -> None:
-    """TensorBoard curves in the place of those that are in the folder."""
-    shutil.rmtree(folder, ignore_errors=True)
-    writer = SummaryWriter(str(folder))
-    for tag, points in curves.items():
-        for step, value in points:
-            writer.add_scalar(tag, value, step)
-    writer.close()
+    """TensorBoard curves in the place of those written here before; what else is in the folder stays."""
+    folder.mkdir(parents=True, exist_ok=True)
+    before = list(folder.glob(f"events.out.tfevents.*{CURVES}"))
+    with TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
+        with SummaryWriter(temporary, filename_suffix=CURVES) as writer:
+            for tag, points in curves.items():
+                for step, value in points:
+                    writer.add_scalar(tag, value, step)
+        for file in Path(temporary).iterdir():
+            file.replace(folder / file.name)
+    for file in before:
+        file.unlink()
 
 
 def _is_nan(value: Any) -> bool:

@@ -10,6 +10,7 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.utils.tensorboard import SummaryWriter
 
 from mpt_bihalf import files
 from mpt_bihalf.report.outcome import conclude, write_curves, write_table
@@ -121,6 +122,33 @@ def test_curves_are_replaced_not_appended(tmp_path: Path, outcome: Callable[...,
     assert len(list((out / "curves").iterdir())) == 1
     write_curves(out / "curves", {})
     assert read_curves(out / "curves") == {}
+
+
+def test_what_others_put_beside_the_curves_stays(tmp_path: Path) -> None:
+    folder, elsewhere = tmp_path / "curves", tmp_path / "elsewhere"
+    write_curves(folder, CURVES)
+    elsewhere.mkdir()
+    mine = [folder / "events.out.tfevents.1.mine", folder / "notes.txt", elsewhere / "events.out.tfevents.1.outcome"]
+    for file in mine:
+        file.write_text("mine")
+    (folder / "linked").symlink_to(elsewhere)
+    (folder / "events.out.tfevents.2.outcome").symlink_to(mine[-1])
+    write_curves(folder, {})
+    assert [file.read_text() for file in mine] == ["mine"] * 3
+    assert len(list(folder.iterdir())) == 4  # the two files, the linked folder, the new curves
+
+
+def test_curves_stay_as_they_were_where_new_ones_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_curves(tmp_path / "curves", CURVES)
+
+    def fail(*arguments: object) -> None:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(SummaryWriter, "add_scalar", fail)
+    with pytest.raises(OSError, match="no space left"):
+        write_curves(tmp_path / "curves", {"top1/sign": [(1, 0.0)]})
+    assert read_curves(tmp_path / "curves") == CURVES
+    assert [path.name for path in tmp_path.iterdir()] == ["curves"]
 
 
 def test_a_second_outcome_replaces_the_first(outcome: Callable[..., Path]) -> None:
