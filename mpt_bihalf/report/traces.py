@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from .statistics import SIGNIFICANT, TOP1, compare, p_text
+from .statistics import SIGNIFICANT, TOP1, compare, diverged_texts, p_text, reference_of
 from .tables import short_data
 
 PLACE = ["model", "data"]
@@ -51,10 +51,11 @@ def compare_methods(runs: pd.DataFrame, figure: str, further: Callable[[pd.DataF
     """A row for each network, data set and method.
 
     Columns: `SETTING`, trials (finished ones), diverged, the mean of `figure` under its name, its `_std`, what is
-    `further` found in the method's runs, and difference and p of the figure against `reference_of` (`paired`).
+    `further` found in the method's runs, and difference and p of the figure (`paired`) against bihalf, or without it
+    the first method.
     """
     rows = []
-    for row in compare(runs, reference_of(runs), figure=figure).to_dict("records"):
+    for row in compare(runs, reference_of(runs, "bihalf"), figure=figure).to_dict("records"):
         own = runs[(runs[SETTING] == [row[name] for name in SETTING]).all(axis=1)]
         rows.append(
             {name: row[name] for name in (*SETTING, "trials", "diverged")}
@@ -63,12 +64,6 @@ def compare_methods(runs: pd.DataFrame, figure: str, further: Callable[[pd.DataF
             | {name: row[name] for name in ("difference", "p")}
         )
     return rows
-
-
-def reference_of(runs: pd.DataFrame) -> str:
-    """The method that the others are compared with: bihalf, or without it the first."""
-    methods = list(runs["method"])
-    return "bihalf" if "bihalf" in methods else methods[0]
 
 
 def tell_places(rows: list[Row], tell: Callable[[list[Row]], str]) -> str:
@@ -80,11 +75,7 @@ def tell_places(rows: list[Row], tell: Callable[[list[Row]], str]) -> str:
         parts = [tell(finished) if finished else "no run finished"]
         if finished and max(row["trials"] for row in finished) < 2:
             parts.append("one trial is too little to tell this from chance")
-        parts += [
-            f"{row['diverged']} of {row['trials'] + row['diverged']} trainings of {row['method']} diverged"
-            for row in here
-            if row["diverged"]
-        ]
+        parts += diverged_texts(pd.DataFrame(here))
         told.append(f"{model} on {short_data(data)}: {'; '.join(parts)}")
     return "; ".join(told)
 
