@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import csv
 import runpy
 import signal
 import subprocess
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 
 from mpt_bihalf.commandline import run_command
+from mpt_bihalf.training import Run
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "experiments" / "prune_sweep.py"
@@ -45,6 +47,58 @@ def experiment(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
         return 0
 
     return do
+
+
+@pytest.fixture
+def name(request: pytest.FixtureRequest) -> str:
+    """The experiment that the test file is named after."""
+    return request.path.stem.removeprefix("test_")
+
+
+@pytest.fixture
+def ran(name: str) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run the file's experiment in a process of its own, to the end."""
+
+    def do(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, str(ROOT / "experiments" / f"{name}.py"), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    return do
+
+
+@pytest.fixture
+def refused(
+    name: str, experiment: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., str]:
+    """The one line that is all that the file's experiment does when it is run so."""
+
+    def do(*arguments: str) -> str:
+        assert experiment(name, "--out", str(tmp_path / "out"), *arguments) == 2
+        told = capsys.readouterr()
+        assert told.err.startswith("error: ") and told.err.count("\n") == 1, told.err
+        assert told.out == ""
+        assert not (tmp_path / "out").exists()
+        return told.err
+
+    return do
+
+
+@pytest.fixture
+def runs_of(name: str) -> Callable[..., list[Run]]:
+    """The runs of the file's experiment with these options."""
+    options = script(name)[name.title().replace("_", "")]
+    return lambda **given: options(device="cpu", threads=1, **given).runs()
+
+
+@pytest.fixture
+def rows_of() -> Callable[[Path], list[dict[str, str]]]:
+    """The rows of a CSV file."""
+
+    def read(file: Path) -> list[dict[str, str]]:
+        with file.open(newline="") as lines:
+            return list(csv.DictReader(lines))
+
+    return read
 
 
 @pytest.fixture

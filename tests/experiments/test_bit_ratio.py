@@ -1,10 +1,8 @@
 from __future__ import annotations
 
-import runpy
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from subprocess import CompletedProcess
 
 import pandas as pd
 import pytest
@@ -12,21 +10,12 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from mpt_bihalf.training import Run
 
-SCRIPT = Path(__file__).parents[2] / "experiments" / "bit_ratio.py"
+FAST = ["--device", "cpu", "--threads", "1", "--epochs", "1"]
 RATIOS = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]
 
 
-def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(SCRIPT), "--device", "cpu", "--threads", "1", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
-
-
-def runs(**options: Any) -> list[Run]:
-    return runpy.run_path(str(SCRIPT))["BitRatio"](device="cpu", threads=1, **options).runs()
-
-
-def test_the_paper_recipe_has_the_settings_of_figure_5() -> None:
-    found = runs(recipe="paper")
+def test_the_paper_recipe_has_the_settings_of_figure_5(runs_of: Callable[..., list[Run]]) -> None:
+    found = runs_of(recipe="paper")
     assert {
         (run.model, run.epochs, run.batch_size, run.lr, run.momentum, run.weight_decay, run.schedule) for run in found
     } == {("conv2", 100, 128, 0.1, 0.9, 1e-4, "cosine")}
@@ -38,17 +27,19 @@ def test_the_paper_recipe_has_the_settings_of_figure_5() -> None:
     assert all(run.trace for run in found)
 
 
-def test_what_is_given_goes_before_the_recipe() -> None:
-    found = runs(recipe="paper", data="digits", ratios="0.25,0.75", methods=["mpt-balanced", "bop"], trials=1)
+def test_what_is_given_goes_before_the_recipe(runs_of: Callable[..., list[Run]]) -> None:
+    found = runs_of(recipe="paper", data="digits", ratios="0.25,0.75", methods=["mpt-balanced", "bop"], trials=1)
     assert [(run.data, run.method, run.p_pos) for run in found] == [
         ("digits", "mpt-balanced", 0.25), ("digits", "mpt-balanced", 0.75), ("digits", "bop", 0.5)
     ]  # fmt: skip
 
 
-def test_ratios_are_exact_and_a_second_run_does_nothing_anew(tmp_path: Path) -> None:
-    options = ["--epochs", "1", "--trials", "2", "--ratios", "0.5,0.9", "--methods", "bihalf", "sign"]
+def test_ratios_are_exact_and_a_second_run_does_nothing_anew(
+    tmp_path: Path, ran: Callable[..., CompletedProcess[str]]
+) -> None:
+    options = [*FAST, "--trials", "2", "--ratios", "0.5,0.9", "--methods", "bihalf", "sign"]
     options += ["--out", str(tmp_path)]
-    first = run(*options)
+    first = ran(*options)
     assert first.returncode == 0, first.stderr
     lines = [line for line in first.stdout.splitlines() if line.startswith(("measured:", "paper:"))]
     assert len(lines) == 2
@@ -72,19 +63,12 @@ def test_ratios_are_exact_and_a_second_run_does_nothing_anew(tmp_path: Path) -> 
     assert [point.step for point in events.Scalars("test_top1/conv2-digits-bihalf")] == [500, 900]
 
     results = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.json")}
-    again = run(*options)
+    again = ran(*options)
     assert "6 of 6 runs are done already" in again.stdout and lines[0] in again.stdout
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.json")} == results
 
 
 @pytest.mark.parametrize("bad", [["--ratios", "1.5"], ["--ratios", "0.9..0.1"], ["--methods", "dense"]])
-def test_a_bad_option_ends_in_one_line(
-    bad: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sys, "argv", [str(SCRIPT), "--out", str(tmp_path / "out"), *bad])
-    with pytest.raises(SystemExit) as end:
-        runpy.run_path(str(SCRIPT), run_name="__main__")
-    error = capsys.readouterr().err
-    assert end.value.code == 2 and error.startswith("error: ") and error.count("\n") == 1
+def test_a_bad_option_ends_in_one_line(bad: list[str], refused: Callable[..., str]) -> None:
+    error = refused(*bad)
     assert "ratios" in error or "dense" in error
-    assert not (tmp_path / "out").exists()

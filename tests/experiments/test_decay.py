@@ -1,10 +1,8 @@
 from __future__ import annotations
 
-import runpy
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from subprocess import CompletedProcess
 
 import pandas as pd
 import pytest
@@ -12,20 +10,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from mpt_bihalf.training import Run
 
-SCRIPT = Path(__file__).parents[2] / "experiments" / "decay.py"
+FAST = ["--device", "cpu", "--threads", "1", "--epochs", "1"]
 
 
-def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(SCRIPT), "--device", "cpu", "--threads", "1", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
-
-
-def runs(**options: Any) -> list[Run]:
-    return runpy.run_path(str(SCRIPT))["Decay"](device="cpu", threads=1, **options).runs()
-
-
-def test_the_paper_recipe_has_the_settings_of_figure_3() -> None:
-    found = runs(recipe="paper")
+def test_the_paper_recipe_has_the_settings_of_figure_3(runs_of: Callable[..., list[Run]]) -> None:
+    found = runs_of(recipe="paper")
     assert {(run.data, run.model, run.method, run.p_pos) for run in found} == {("cifar10", "conv2", "bihalf", 0.5)}
     assert {(run.epochs, run.batch_size, run.lr, run.momentum, run.optimizer) for run in found} == {
         (100, 128, 0.1, 0.9, "sgd")
@@ -39,16 +28,18 @@ def test_the_paper_recipe_has_the_settings_of_figure_3() -> None:
     assert all(run.trace for run in found)
 
 
-def test_given_weight_decays_go_before_the_recipes_each_once() -> None:
-    found = runs(weight_decays=[0.5, 0.25, 0.5], trials=1)
+def test_given_weight_decays_go_before_the_recipes_each_once(runs_of: Callable[..., list[Run]]) -> None:
+    found = runs_of(weight_decays=[0.5, 0.25, 0.5], trials=1)
     assert [(run.weight_decay, run.schedule) for run in found] == [
         (0.5, "constant"), (0.5, "cosine"), (0.25, "constant"), (0.25, "cosine")
     ]  # fmt: skip
 
 
-def test_a_run_leaves_table_figure_steps_and_curves_and_a_second_does_nothing_anew(tmp_path: Path) -> None:
-    options = ["--epochs", "1", "--trials", "1", "--weight-decays", "0", "0.05", "--out", str(tmp_path)]
-    first = run(*options)
+def test_a_run_leaves_table_figure_steps_and_curves_and_a_second_does_nothing_anew(
+    tmp_path: Path, ran: Callable[..., CompletedProcess[str]]
+) -> None:
+    options = [*FAST, "--trials", "1", "--weight-decays", "0", "0.05", "--out", str(tmp_path)]
+    first = ran(*options)
     assert first.returncode == 0, first.stderr
     lines = [line for line in first.stdout.splitlines() if line.startswith(("measured:", "paper:"))]
     assert len(lines) == 2
@@ -71,18 +62,11 @@ def test_a_run_leaves_table_figure_steps_and_curves_and_a_second_does_nothing_an
     assert [point.step for point in events.Scalars(tag)] == [5, 10, 15, 20, 22]
 
     results = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.json")}
-    again = run(*options)
+    again = ran(*options)
     assert "4 of 4 runs are done already" in again.stdout and lines[0] in again.stdout
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.json")} == results
 
 
 @pytest.mark.parametrize("bad", [["--weight-decays", "-1"], ["--weight-decays", "x"], ["--methods", "dense"]])
-def test_a_bad_option_ends_in_one_line(
-    bad: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sys, "argv", [str(SCRIPT), "--out", str(tmp_path / "out"), *bad])
-    with pytest.raises(SystemExit) as end:
-        runpy.run_path(str(SCRIPT), run_name="__main__")
-    error = capsys.readouterr().err
-    assert end.value.code == 2 and error.startswith("error: ") and error.count("\n") == 1
-    assert not (tmp_path / "out").exists()
+def test_a_bad_option_ends_in_one_line(bad: list[str], refused: Callable[..., str]) -> None:
+    assert refused(*bad)

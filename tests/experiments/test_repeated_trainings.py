@@ -1,11 +1,9 @@
 from __future__ import annotations
 
-import csv
 import runpy
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
+from subprocess import CompletedProcess
 from typing import Any
 
 import pytest
@@ -16,11 +14,14 @@ FAST = ["--device", "cpu", "--threads", "1", "--epochs", "1", "--trials", "2"]
 
 
 def test_the_experiment_leaves_all_its_files_and_a_second_call_trains_nothing(
-    tmp_path: Path, experiment: Callable[..., int], capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    ran: Callable[..., CompletedProcess[str]],
+    experiment: Callable[..., int],
+    rows_of: Callable[[Path], list[dict[str, str]]],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     out = tmp_path / "out"
-    command = [sys.executable, str(SCRIPT), *FAST, "--out", str(out)]
-    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    ended = ran(*FAST, "--out", str(out))
     assert ended.returncode == 0, ended.stderr
     names = {f"repeated_trainings{ending}" for ending in (".csv", ".txt", ".md", ".tex", ".png", ".pdf")}
     assert {path.name for path in out.iterdir()} == {*names, "results.csv", "curves", "runs"}
@@ -32,12 +33,11 @@ def test_the_experiment_leaves_all_its_files_and_a_second_call_trains_nothing(
     assert "100 trainings" in paper
     assert (out / "repeated_trainings.txt").read_text().strip() in ended.stdout
 
-    with (out / "results.csv").open(newline="") as file:
-        results = list(csv.DictReader(file))
+    results = rows_of(out / "results.csv")
     assert [(row["method"], row["seed"]) for row in results] == [(m, s) for m in ("sign", "bihalf") for s in "01"]
-    with (out / "repeated_trainings.csv").open(newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row["figure"] == "test_top1"]
-    for row in rows:
+    for row in rows_of(out / "repeated_trainings.csv"):
+        if row["figure"] != "test_top1":
+            continue
         values = [float(result["test_top1"]) for result in results if result["method"] == row["method"]]
         assert float(row["mean"]) == pytest.approx(sum(values) / 2)
 
@@ -57,16 +57,8 @@ def test_the_experiment_leaves_all_its_files_and_a_second_call_trains_nothing(
 @pytest.mark.parametrize(
     "bad", ["--trials=0", "--trials=x", "--methods=", "--models=conv3", "--recipe=fast", "--tral=1"]
 )
-def test_a_bad_option_ends_in_one_line_and_changes_nothing(
-    bad: str, tmp_path: Path, experiment: Callable[..., int], capsys: pytest.CaptureFixture[str]
-) -> None:
-    out = tmp_path / "out"
-    assert experiment("repeated_trainings", *FAST, "--out", str(out), bad) == 2
-    told = capsys.readouterr()
-    assert told.err.startswith("error: ")
-    assert told.err.count("\n") == 1
-    assert told.out == ""
-    assert not out.exists()
+def test_a_bad_option_ends_in_one_line_and_changes_nothing(bad: str, refused: Callable[..., str]) -> None:
+    assert refused(*FAST, bad)
 
 
 def test_the_paper_recipe_has_the_settings_of_figure_4() -> None:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
+import pandas as pd
 import pytest
 
 from mpt_bihalf.training import Run
@@ -25,6 +26,24 @@ def trials() -> Callable[..., list[Record]]:
                 result = {"status": "finished", "test_top1": accuracy, "best_epoch_test_top1": accuracy + 1}  # type: ignore[dict-item]
             records.append({"run": run.name, **values, **result})
         return records
+
+    return make
+
+
+@pytest.fixture
+def measured(
+    trials: Callable[..., list[Record]], request: pytest.FixtureRequest
+) -> Callable[..., tuple[list[Record], pd.DataFrame]]:
+    """Records and trace of methods: for each what the test file's `trace_of` takes for each of its trials."""
+
+    def make(methods: dict[str, list[Any]]) -> tuple[list[Record], pd.DataFrame]:
+        records = [record for method, runs in methods.items() for record in trials(method, 0.0, [90.0] * len(runs))]
+        traces = [
+            request.module.trace_of(method, seed, run)
+            for method, runs in methods.items()
+            for seed, run in enumerate(runs)
+        ]
+        return records, pd.concat(traces, ignore_index=True)
 
     return make
 

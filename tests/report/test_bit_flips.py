@@ -20,6 +20,7 @@ from mpt_bihalf.report.figures import save_figure
 
 Record = dict[str, Any]
 Trials = Callable[..., list[Record]]
+Measured = Callable[..., tuple[list[Record], pd.DataFrame]]
 Flips = list[tuple[int, int]]
 
 STEPS = (2, 4, 5)
@@ -47,21 +48,14 @@ def trace_of(method: str, seed: int, flips: Flips, model: str = "conv2") -> pd.D
     )
 
 
-def measured(trials: Trials, methods: dict[str, list[Flips]]) -> tuple[list[Record], pd.DataFrame]:
-    records = [record for method, runs in methods.items() for record in trials(method, 0.0, [90.0] * len(runs))]
-    traces = [trace_of(method, seed, run) for method, runs in methods.items() for seed, run in enumerate(runs)]
-    return records, pd.concat(traces, ignore_index=True)
-
-
 def rows_of(records: list[Record], trace: pd.DataFrame, layer: str = "") -> list[Record]:
     return bit_flips_rows(bit_flips_runs(records, bit_flips_steps(records, trace, layer)))
 
 
 @pytest.fixture
-def paper(trials: Trials) -> tuple[list[Record], pd.DataFrame]:
+def paper(measured: Measured) -> tuple[list[Record], pd.DataFrame]:
     """As the paper says: bihalf is even, the others are not."""
     return measured(
-        trials,
         {
             "sign": [[(5, 1), (3, 0), (0, 2)], [(0, 4), (1, 5), (1, 1)]],
             "irnet": [[(4, 4), (2, 3), (1, 0)], [(3, 4), (2, 0), (1, 2)]],
@@ -71,10 +65,9 @@ def paper(trials: Trials) -> tuple[list[Record], pd.DataFrame]:
 
 
 @pytest.fixture
-def reverse(trials: Trials) -> tuple[list[Record], pd.DataFrame]:
+def reverse(measured: Measured) -> tuple[list[Record], pd.DataFrame]:
     even: Flips = [(9, 9), (3, 3), (1, 1)]
     return measured(
-        trials,
         {"sign": [even, [(8, 8), (4, 4), (0, 0)]], "bihalf": [[(0, 3), (0, 2), (1, 0)], [(1, 0), (1, 0), (1, 0)]]},
     )
 
@@ -131,28 +124,28 @@ def test_the_finding_is_reversed_with_the_records(reverse: tuple[list[Record], p
     assert "flips in a training: sign 25.0 (20.5 more than bihalf" in finding
 
 
-def test_flips_that_are_even_only_in_the_end_are_not_even(trials: Trials) -> None:
-    finding = bit_flips_finding(rows_of(*measured(trials, {"bihalf": [[(3, 0), (0, 0), (0, 3)]] * 2})))
+def test_flips_that_are_even_only_in_the_end_are_not_even(measured: Measured) -> None:
+    finding = bit_flips_finding(rows_of(*measured({"bihalf": [[(3, 0), (0, 0), (0, 3)]] * 2})))
     assert "as often" not in finding
     assert "reaches 3 in bihalf" in finding
 
 
-def test_a_method_that_never_flips_is_not_called_even(trials: Trials) -> None:
+def test_a_method_that_never_flips_is_not_called_even(measured: Measured) -> None:
     still: Flips = [(0, 0)] * 3
-    finding = bit_flips_finding(rows_of(*measured(trials, {"sign": [still] * 2, "bihalf": [[(1, 1)] * 3] * 2})))
+    finding = bit_flips_finding(rows_of(*measured({"sign": [still] * 2, "bihalf": [[(1, 1)] * 3] * 2})))
     assert "bihalf flips as often" in finding
     assert "sign 0.0 (6.0 less than bihalf)" in finding
     assert "reaches" not in finding
 
 
-def test_several_even_methods_are_told_together(trials: Trials) -> None:
+def test_several_even_methods_are_told_together(measured: Measured) -> None:
     even: Flips = [(1, 1)] * 3
-    finding = bit_flips_finding(rows_of(*measured(trials, {"irnet": [even] * 2, "bihalf": [even] * 2})))
+    finding = bit_flips_finding(rows_of(*measured({"irnet": [even] * 2, "bihalf": [even] * 2})))
     assert "irnet and bihalf flip as often to +1" in finding
 
 
-def test_too_little_to_tell_is_told(trials: Trials) -> None:
-    one = bit_flips_finding(rows_of(*measured(trials, {"sign": [[(2, 0)] * 3]})))
+def test_too_little_to_tell_is_told(measured: Measured, trials: Trials) -> None:
+    one = bit_flips_finding(rows_of(*measured({"sign": [[(2, 0)] * 3]})))
     assert one.endswith("flips in a training: sign 6.0; one trial is too little to tell this from chance")
     lost = trials("sign", 0.0, [None, None])
     assert bit_flips_finding(rows_of(lost, pd.DataFrame())) == (
@@ -196,8 +189,8 @@ def test_lines_are_the_flips_of_the_first_trial_and_the_differences_of_all(
     assert list(differences.lines[4].get_ydata()) == [0, 0, 0]
 
 
-def test_rates_of_many_steps_are_moving_means_per_iteration(trials: Trials) -> None:
-    steps = bit_flips_steps(*measured(trials, {"sign": [[(2, 0), (4, 0), (6, 0)]]}))
+def test_rates_of_many_steps_are_moving_means_per_iteration(measured: Measured) -> None:
+    steps = bit_flips_steps(*measured({"sign": [[(2, 0), (4, 0), (6, 0)]]}))
     many = pd.concat([steps.iloc[[0]]] * 40 + [steps.iloc[[1]]] * 40).assign(step=range(1, 81))
     rates = draw_bit_flips(many).axes[0].lines[0].get_ydata()
     assert rates[10] == pytest.approx(1) and rates[70] == pytest.approx(2)

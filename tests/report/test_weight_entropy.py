@@ -24,6 +24,7 @@ from mpt_bihalf.report.weight_entropy import (
 
 Record = dict[str, Any]
 Trials = Callable[..., list[Record]]
+Measured = Callable[..., tuple[list[Record], pd.DataFrame]]
 
 ODD = entropy([5, 4], base=2)  # nine weights
 CONNECTIONS = {"0": 9, "2": 16}
@@ -66,23 +67,15 @@ def falling(start: float, end: float) -> dict[str, list[float]]:
     return {"0": [ODD - start, ODD - start, ODD - end], "2": [1 - start, 1 - start, 1 - end]}
 
 
-def measured(trials: Trials, methods: dict[str, list[dict[str, list[float]]]]) -> tuple[list[Record], pd.DataFrame]:
-    """Records and trace of these methods: the entropies of each trial."""
-    records = [record for method, runs in methods.items() for record in trials(method, 0.0, [90.0] * len(runs))]
-    traces = [trace_of(method, seed, run) for method, runs in methods.items() for seed, run in enumerate(runs)]
-    return records, pd.concat(traces, ignore_index=True)
-
-
 def rows_of(records: list[Record], trace: pd.DataFrame, layer: str = "") -> list[Record]:
     steps = weight_entropy_steps(weight_entropy_layers(records, trace, layer))
     return weight_entropy_rows(weight_entropy_runs(records, steps))
 
 
 @pytest.fixture
-def paper(trials: Trials) -> tuple[list[Record], pd.DataFrame]:
+def paper(measured: Measured) -> tuple[list[Record], pd.DataFrame]:
     """As the paper says: bihalf at the most possible, the others below it."""
     return measured(
-        trials,
         {
             "sign": [falling(0.01, 0.02), falling(0.01, 0.03), falling(0.02, 0.025)],
             "irnet": [falling(0.002, 0.004), falling(0.001, 0.002), falling(0.002, 0.003)],
@@ -92,9 +85,8 @@ def paper(trials: Trials) -> tuple[list[Record], pd.DataFrame]:
 
 
 @pytest.fixture
-def reverse(trials: Trials) -> tuple[list[Record], pd.DataFrame]:
+def reverse(measured: Measured) -> tuple[list[Record], pd.DataFrame]:
     return measured(
-        trials,
         {"sign": [falling(0, 0)] * 2, "bihalf": [falling(0.03, 0.01), falling(0.02, 0.015)]},
     )
 
@@ -160,15 +152,15 @@ def test_the_finding_is_reversed_with_the_records(reverse: tuple[list[Record], p
     )
 
 
-def test_that_none_is_at_the_most_possible_or_changes_is_told(trials: Trials) -> None:
-    finding = weight_entropy_finding(rows_of(*measured(trials, {"bihalf": [falling(0.01, 0.01)] * 2})))
+def test_that_none_is_at_the_most_possible_or_changes_is_told(measured: Measured) -> None:
+    finding = weight_entropy_finding(rows_of(*measured({"bihalf": [falling(0.01, 0.01)] * 2})))
     assert "always" not in finding
     assert finding.endswith("below the most that an odd or even count allows by up to: bihalf 0.01; "
                             "change while training: none")  # fmt: skip
 
 
-def test_one_filter_that_is_off_by_one_weight_counts_though_no_mean_shows_it(trials: Trials) -> None:
-    records, trace = measured(trials, {"bihalf": [falling(0, 0)] * 2})
+def test_one_filter_that_is_off_by_one_weight_counts_though_no_mean_shows_it(measured: Measured) -> None:
+    records, trace = measured({"bihalf": [falling(0, 0)] * 2})
     assert rows_of(records, trace)[0]["exact"]
     for column, share in (("filter_share_lowest", 7 / 16), ("filter_share_highest", 9 / 16)):
         off = trace.copy()
@@ -179,19 +171,19 @@ def test_one_filter_that_is_off_by_one_weight_counts_though_no_mean_shows_it(tri
         assert "always" not in weight_entropy_finding([row])
 
 
-def test_either_side_of_an_odd_count_is_exact(trials: Trials) -> None:
-    records, trace = measured(trials, {"bihalf": [falling(0, 0)] * 2})
+def test_either_side_of_an_odd_count_is_exact(measured: Measured) -> None:
+    records, trace = measured({"bihalf": [falling(0, 0)] * 2})
     trace.loc[trace["layer"] == "0", "filter_share_lowest"] = float(np.float32(4 / 9))
     assert rows_of(records, trace)[0]["exact"]
 
 
-def test_a_step_below_the_most_counts_though_the_end_is_there(trials: Trials) -> None:
-    rows = rows_of(*measured(trials, {"bihalf": [falling(0.002, 0)] * 2}))
+def test_a_step_below_the_most_counts_though_the_end_is_there(measured: Measured) -> None:
+    rows = rows_of(*measured({"bihalf": [falling(0.002, 0)] * 2}))
     assert "by up to: bihalf 0.002" in weight_entropy_finding(rows)
 
 
-def test_too_little_to_tell_is_told(trials: Trials) -> None:
-    one = weight_entropy_finding(rows_of(*measured(trials, {"sign": [falling(0, 0.1)], "bihalf": [falling(0, 0)]})))
+def test_too_little_to_tell_is_told(measured: Measured, trials: Trials) -> None:
+    one = weight_entropy_finding(rows_of(*measured({"sign": [falling(0, 0.1)], "bihalf": [falling(0, 0)]})))
     assert "sign 0.8955 (0.1000 less than bihalf)" in one
     assert one.endswith("one trial is too little to tell this from chance")
     lost = trials("sign", 0.0, [None, None])
