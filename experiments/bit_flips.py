@@ -20,7 +20,8 @@ from mpt_bihalf.sweep import TracedExperiment, read_records, read_trace, run_all
 
 @dataclass(frozen=True, kw_only=True)
 class BitFlips(TracedExperiment):
-    """Trainings whose flips are counted; those of one seed begin with the same latent weights."""
+    """Trainings whose flips are counted. With equal seeds all methods begin with the same latent weights and the same
+    signs, half of those of a filter +1."""
 
     recipes = BIT_FLIPS
 
