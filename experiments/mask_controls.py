@@ -2,9 +2,11 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from itertools import product
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
@@ -20,6 +22,7 @@ from mpt_bihalf.report.mask_controls import (
     mask_controls_rows,
 )
 from mpt_bihalf.report.outcome import conclude
+from mpt_bihalf.report.statistics import TOP1
 from mpt_bihalf.sweep import Experiment, parse_rates, read_records, run_all
 from mpt_bihalf.sweep.records import run_folder
 from mpt_bihalf.training import Run
@@ -60,12 +63,13 @@ def main() -> None:
 
     frame = pd.DataFrame(read_records(out, runs))
     frame["mask"] = frame["learn_mask"].map({True: "learned", False: "random"})
+    frame[TOP1] = frame.get(TOP1, np.nan)  # no record has it where all runs diverged
     finished = {row["run"] for row in frame.to_dict("records") if row["status"] == FINISHED}
-    data = load_run_data(runs[0])
+    load = cache(lambda: load_run_data(runs[0]))
     shuffled = []
     for run in tqdm([run for run in runs if run.learn_mask], desc="shuffled masks", unit="run", disable=None):
         if run.name in finished:
-            figures = evaluate_shuffled(run, run_folder(out, run), data)
+            figures = evaluate_shuffled(run, run_folder(out, run), load)
             setting = {name: getattr(run, name) for name in ("model", "method", "prune_rate", "seed")}
             shuffled.append(setting | {"mask": "shuffled"} | figures)
     frame = pd.concat([frame, pd.DataFrame(shuffled)], ignore_index=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +19,19 @@ from .loop import EVALUATION_BATCH, build, evaluate
 SHUFFLED = "shuffled.json"
 
 
-def evaluate_shuffled(run: Run, folder: Path, dataset: Dataset) -> dict[str, Any]:
+def evaluate_shuffled(run: Run, folder: Path, load: Callable[[], Dataset]) -> dict[str, Any]:
     """Test figures of a finished run whose scores are permuted within its layers, by the run's seed.
 
-    Kept in the run's folder as `shuffled.json`, and read from there the next time. Raises ValueError for a folder
-    without the run's checkpoint, or a run that has no scores to permute.
+    Kept in the run's folder as `shuffled.json`, and read from there the next time. load: gives the run's data, asked
+    only where the figures are not kept. Raises ValueError for a folder without the run's checkpoint, or a run that has
+    no scores to permute.
     """
     path = folder / SHUFFLED
     known = _read(path)
     if known is not None:
         return known
     torch.set_num_threads(run.threads)
-    dataset = dataset.to(torch.device(run.device))
+    dataset = load().to(torch.device(run.device))
     model, _ = build(run, dataset)
     state = load_checkpoint(folder, run, model, None, len(dataset.train) // run.batch_size)
     if state is None or state.epoch < run.epochs:

@@ -17,7 +17,7 @@ Trained = Callable[..., tuple[Run, Path]]
 def test_shuffled_masks_lose_what_was_learned_and_the_run_stays_as_it_is(trained: Trained, small: Dataset) -> None:
     run, folder = trained(method="mpt-sign", epochs=4, lr=0.1)
     before = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
-    figures = evaluate_shuffled(run, folder, small)
+    figures = evaluate_shuffled(run, folder, lambda: small)
     learned = json.loads((folder / "result.json").read_text())
     assert set(figures) == {"test_loss", "test_top1", "test_top5"}
     assert figures["test_top1"] < learned["test_top1"] - 20
@@ -26,19 +26,19 @@ def test_shuffled_masks_lose_what_was_learned_and_the_run_stays_as_it_is(trained
 
 def test_the_figures_are_kept_and_a_damaged_file_is_made_anew(trained: Trained, small: Dataset) -> None:
     run, folder = trained(method="mpt-balanced", epochs=1)
-    figures = evaluate_shuffled(run, folder, small)
+    figures = evaluate_shuffled(run, folder, lambda: small)
     file = folder / "shuffled.json"
     assert json.loads(file.read_text()) == figures
     for damaged in ("", "{", "[]", '{"test_loss": 1.0}', '{"test_top1": "x"}'):
         file.write_text(damaged)
-        assert evaluate_shuffled(run, folder, small) == figures
+        assert evaluate_shuffled(run, folder, lambda: small) == figures
     (folder / "checkpoint.pt").unlink()
-    assert evaluate_shuffled(run, folder, small) == figures  # no need for it any more
+    assert evaluate_shuffled(run, folder, lambda: pytest.fail("loaded")) == figures  # no need of either any more
 
 
 def test_a_run_without_a_checkpoint_is_an_error(tmp_path: Path, small: Dataset, make_run: Callable[..., Run]) -> None:
     with pytest.raises(ValueError, match="no checkpoint"):
-        evaluate_shuffled(make_run(), tmp_path, small)
+        evaluate_shuffled(make_run(), tmp_path, lambda: small)
 
 
 @pytest.mark.parametrize("method", ["mpt-sign", "mpt-bihalf", "mpt-balanced"])
