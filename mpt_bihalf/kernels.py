@@ -119,8 +119,8 @@ def signed(positive: Tensor, mask: Tensor | None, alpha: Tensor) -> Tensor:
     alpha: broadcasts over `positive`. Unlike the other functions here this one is for any device and dtype.
     """
     rows = alpha.numel()
-    one_or_each = rows == 1 or 0 < rows == positive.shape[0] == alpha.shape[0]  # one for all, or one a filter
-    if compiled() and one_or_each and suit(positive, mask, alpha):
+    of_filters = rows > 1 and alpha.shape == (positive.shape[0], *[1] * (positive.dim() - 1))
+    if compiled() and (rows == 1 or of_filters) and suit(positive, mask, alpha):
         out = torch.empty(positive.shape, dtype=torch.float32, device=positive.device)
         _call("signed", positive, mask, alpha, rows, positive.numel() // rows, out)
         return out

@@ -177,3 +177,12 @@ def test_loops_built_from_another_source_are_not_used(tmp_path: Path, monkeypatc
             assert kernels.compiled() is None
     finally:
         kernels.compiled.cache_clear()
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (5, 1), (5,), (1, 5), (5, 5)])
+def test_signs_take_a_scale_of_any_shape_that_broadcasts(shape: tuple[int, ...]) -> None:
+    g = torch.Generator().manual_seed(4)
+    alpha, positive, mask = torch.rand(shape, generator=g), *(torch.rand(2, 5, 5, generator=g) < 0.5)
+    expected = torch.where(positive, alpha, -alpha)
+    assert torch.equal(kernels.signed(positive, None, alpha), expected)
+    assert torch.equal(kernels.signed(positive, mask, alpha), expected * mask)
