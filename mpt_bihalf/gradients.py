@@ -38,6 +38,8 @@ class Ede:
     With x the standardised W: dL/dx = alpha g c t (1 - tanh(t x)^2), t = t0 (10 / t0)^progress, c = max(1/t, 1), where
     progress = epoch / epochs. Mean and unbiased deviation of the filter are differentiated through, alpha is not.
     t0: where t starts, above 0; 1e-1 in the authors' code, 1e-3 for its 1/1 ResNet-20.
+
+    alpha: one for the layer, or [F, 1, ...], one for each filter. ValueError for any other, in the backward pass.
     """
 
     t0: float = 1e-1
@@ -51,9 +53,12 @@ class Ede:
         return float(self.t0 * (10 / self.t0) ** progress)
 
     def __call__(self, g: Tensor, latent: Latent, positive: Tensor, alpha: Tensor) -> Tensor:
+        a_filter = (latent.weight.shape[0], *[1] * (latent.weight.dim() - 1))
+        if alpha.numel() != 1 and alpha.shape != a_filter:
+            raise ValueError(f"ede takes a scale of one element or of shape {a_filter}, not of {tuple(alpha.shape)}")
         t = self.sharpness(latent.progress)
         weight, of_loss = filters(latent.weight), filters(g)
-        slope = 4 * max(1 / t, 1) * t * alpha.expand(weight.shape[0], *alpha.shape[1:]).reshape(-1, 1)
+        slope = 4 * max(1 / t, 1) * t * alpha.expand(a_filter).reshape(-1, 1)
         out = torch.empty_like(weight, dtype=torch.promote_types(weight.dtype, torch.float32))
         for w, of_part, steep, result in few_filters(weight, of_loss, slope, out):
             around, _, deviation = centred(w)

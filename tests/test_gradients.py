@@ -111,6 +111,12 @@ def test_a_filter_of_equal_weights_has_finite_scale_and_gradient(shape: tuple[in
     assert layer.weight.eq(1).all() and latent_of(layer).grad.isfinite().all()
 
 
+def test_ede_refuses_a_scale_of_each_weight() -> None:
+    layer = binarize_weights(nn.Linear(4, 6, bias=False), "irnet", scale=lambda weight, mask: weight.abs())
+    with one_line_error(r"shape \(6, 1\), not of \(6, 4\)"):
+        layer.weight.sum().backward()
+
+
 def test_t0_must_be_above_zero() -> None:
     for t0 in (0.0, -1.0, float("nan"), float("inf")):
         with one_line_error("t0"):
