@@ -39,7 +39,8 @@ def experiment(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
     """Run the command of the experiment of this name in this process; its exit status."""
 
     def do(name: str, *arguments: str) -> int:
-        monkeypatch.setattr(sys, "argv", [f"{name}.py", *arguments])
+        here = [] if name == "search_space" or "--engine" in arguments else ["--engine", "serial"]
+        monkeypatch.setattr(sys, "argv", [f"{name}.py", *arguments, *here])
         try:
             run_command(script(name)["main"])
         except SystemExit as end:
