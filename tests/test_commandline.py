@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import os
+import signal
 from dataclasses import dataclass, field
 
 import pytest
 
 from mpt_bihalf.commandline import fail, parse, run_command
+from mpt_bihalf.signals import Stopped
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,6 +107,31 @@ def test_a_fault_of_the_program_keeps_its_trace() -> None:
 
     with pytest.raises(AssertionError, match="a bug"):
         run_command(command)
+
+
+@pytest.mark.parametrize(("signum", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("text", ["", "half of it is lost"])
+def test_a_command_that_was_stopped_ends_with_the_signals_status_and_what_there_is_to_say(
+    signum: int, status: int, text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def command() -> None:
+        raise Stopped(signum, text)
+
+    with pytest.raises(SystemExit) as end:
+        run_command(command)
+    assert end.value.code == status
+    assert capsys.readouterr().err == f"interrupted: {text or 'the same command goes on from here'}\n"
+
+
+def test_termination_ends_a_command_with_143(capsys: pytest.CaptureFixture[str]) -> None:
+    def command() -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise AssertionError("still here")
+
+    with pytest.raises(SystemExit) as end:
+        run_command(command)
+    assert end.value.code == 143
+    assert "goes on from here" in capsys.readouterr().err
 
 
 def test_an_interrupt_ends_with_130_and_says_how_to_go_on(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
-from mpt_bihalf.devices import fused_optimizers, host_reads_free, pick_device, reproducible_kernels
+from mpt_bihalf.devices import device_name, fused_optimizers, host_reads_free, pick_device, reproducible_kernels
 
 
 @pytest.fixture
@@ -24,6 +26,20 @@ def test_auto_is_the_accelerator_where_there_is_one(monkeypatch: pytest.MonkeyPa
 
 def test_a_device_by_its_name() -> None:
     assert pick_device("cpu") == torch.device("cpu")
+
+
+def test_a_processor_is_named_as_it_is_sold(monkeypatch: pytest.MonkeyPatch) -> None:
+    core = "processor\t: 0\nmodel name\t: Fast: 9 (R) @ 3 GHz\nflags\t\t:\n\n"
+    monkeypatch.setattr(Path, "read_text", lambda path: 2 * core)
+    assert device_name(torch.device("cpu")) == "Fast: 9 (R) @ 3 GHz"
+
+
+def test_a_processor_has_a_name_also_where_the_system_tells_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(path: Path) -> str:
+        raise FileNotFoundError(path)
+
+    monkeypatch.setattr(Path, "read_text", missing)
+    assert device_name(torch.device("cpu"))
 
 
 @pytest.mark.usefixtures("no_accelerator")

@@ -12,7 +12,7 @@ from typing import BinaryIO
 
 import pytest
 
-from mpt_bihalf.files import write_csv, write_json, write_text, write_whole
+from mpt_bihalf.files import remove_leftovers, write_csv, write_json, write_text, write_whole
 
 HANGING_WRITER = """
 import sys, time
@@ -47,6 +47,23 @@ def test_a_write_that_fails_half_way_leaves_the_old_file_and_nothing_else(old: P
         write_whole(old, write)
     assert old.read_bytes() == b"old"
     assert list(old.parent.iterdir()) == [old]
+
+
+def test_a_full_disk_is_told_with_the_files_name_and_leaves_the_old_file(small_disk: Path) -> None:
+    path = small_disk / "file.txt"
+    path.write_bytes(b"old")
+    with pytest.raises(OSError, match=r"No space left on device: .*/disk/file\.txt'$"):
+        write_whole(path, lambda file: file.write(bytes(100_000_000)))
+    assert path.read_bytes() == b"old"
+    assert list(small_disk.iterdir()) == [path]
+
+
+def test_only_what_writers_of_the_files_named_left_unfinished_is_removed(tmp_path: Path) -> None:
+    stay = [tmp_path / name for name in ("a.txt", ".b.txt.xyz", "a.txt.xyz", ".a.txt", ".a[1].txtx")]
+    for path in (*stay, tmp_path / ".a.txt.xyz", tmp_path / ".a.txt.uvw", tmp_path / ".a[1].txt.xyz"):
+        path.write_text("x")
+    remove_leftovers(tmp_path, ["a.txt", "a[1].txt", "none.txt"])
+    assert sorted(tmp_path.iterdir()) == sorted(stay)
 
 
 def test_a_first_write_that_fails_leaves_no_file(tmp_path: Path) -> None:

@@ -87,6 +87,16 @@ def test_epoch_depends_on_seed_and_epoch_alone(colour: Dataset) -> None:
     assert not torch.equal(first(1, 23), first(12, 3))
 
 
+@pytest.mark.parametrize("first", [0, 1, 4, 5])
+def test_from_a_later_batch_on_an_epoch_is_the_same(colour: Dataset, first: int) -> None:
+    whole, rest = list(training_batches(colour, 20, 1, 2)), list(training_batches(colour, 20, 1, 2, first=first))
+    assert len(whole) == 5
+    assert len(rest) == 5 - first
+    for (x, y), (same_x, same_y) in zip(whole[first:], rest, strict=True):
+        assert torch.equal(x, same_x)
+        assert torch.equal(y, same_y)
+
+
 def test_drawing_leaves_the_global_random_state_alone(colour: Dataset) -> None:
     before = torch.get_rng_state()
     list(training_batches(colour, 50, 0, 0))

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from math import log
 from pathlib import Path
@@ -17,8 +20,12 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, MultiStepLR
 
 from mpt_bihalf import METHODS, binary_layers
 from mpt_bihalf.data import Dataset, evaluation_batches
-from mpt_bihalf.training import Run, loop, train, train_step
-from mpt_bihalf.training.loop import build_model, build_optimizer, check_fits, evaluate, summarise
+from mpt_bihalf.signals import Stopped
+from mpt_bihalf.training import Progress, Run, loop, train, train_step
+from mpt_bihalf.training.events import Curves
+from mpt_bihalf.training.loop import FIGURES, build_model, build_optimizer, check_fits, evaluate, summarise
+
+RECORDS = ("result.json", "metrics.csv", "layers.csv", "trace.csv", "config.json")
 
 Trained = Callable[..., tuple[Run, Path]]
 Weights = Callable[[Path], dict[str, Tensor]]
@@ -189,6 +196,52 @@ def test_the_layer_named_is_the_one_with_the_nan(
     assert json.loads((tmp_path / "run" / "result.json").read_text()) == result
 
 
+def poison_at(at: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From training step `at` of a process on, counted from 1, the loss is NaN, and so is what is trained by it."""
+    forward, count = loop._logits, 0
+
+    def poisoned(model: nn.Module, *others: Any) -> Tensor:
+        nonlocal count
+        count += model.training
+        return forward(model, *others) * (float("nan") if model.training and count >= at else 1.0)
+
+    monkeypatch.setattr(loop, "_logits", poisoned)
+
+
+@pytest.mark.parametrize("method", ["dense", "sign", "mpt-bihalf", "bop"])
+def test_a_loss_that_becomes_nan_in_the_middle_is_recorded_beside_the_epochs_before(
+    method: str, trained: Trained, monkeypatch: pytest.MonkeyPatch, curves_of: Callable[[Path], Any]
+) -> None:
+    poison_at(10, monkeypatch)  # four steps an epoch
+    _, folder = trained(method=method, epochs=4, lr=0.01)
+    result = json.loads((folder / "result.json").read_text())
+    assert set(result) == {"status"}
+    assert result["status"].startswith("diverged: ") and result["status"].endswith("in epoch 3")
+    assert pd.read_csv(folder / "metrics.csv")["epoch"].tolist() == [1, 2]
+    assert [step for step, _ in curves_of(folder)["loss/train"]] == [1, 2]
+
+
+@pytest.mark.parametrize("method", ["bihalf", "bop"])
+def test_a_diverging_run_that_is_stopped_ends_as_diverged_as_one_left_alone(
+    method: str,
+    tmp_path: Path,
+    trained: Trained,
+    stopped: Callable[..., tuple[Run, Path]],
+    small: Dataset,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    poison_at(6, monkeypatch)
+    _, whole = trained("whole", method=method)
+    monkeypatch.undo()
+    poison_at(6, monkeypatch)
+    run, folder = stopped(7, method=method)
+    monkeypatch.undo()
+    poison_at(2, monkeypatch)  # its first epoch is kept
+    assert train(run, folder, small) == json.loads((whole / "result.json").read_text())
+    assert (folder / "metrics.csv").read_bytes() == (whole / "metrics.csv").read_bytes()
+    assert not list(folder.glob("unusable-*"))
+
+
 def test_a_loss_that_is_not_finite_ends_a_dense_run_too(trained: Trained) -> None:
     _, folder = trained(method="dense", lr=1e30, epochs=2)
     assert json.loads((folder / "result.json").read_text())["status"].startswith("diverged: ")
@@ -265,32 +318,17 @@ def test_frozen_weights_stay_to_the_last_bit(trained: Trained, small: Dataset, w
         assert torch.equal(ended[name], value) == name.endswith("original"), name
 
 
-@pytest.mark.parametrize("stop", [1, 2])
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"method": "bihalf", "holdout": 0.2},
-        {"method": "mpt-bihalf", "scope": "global", "optimizer": "adam", "lr": 0.01},
-        {"method": "mpt-sign", "schedule": "step", "milestones": (1, 2)},
-    ],
-    ids=["bihalf", "mpt-bihalf-global-adam", "mpt-sign-step"],
-)
-def test_an_interrupted_run_goes_on_as_if_it_had_not_been(
-    options: dict[str, object],
-    stop: int,
-    tmp_path: Path,
-    trained: Trained,
-    small: Dataset,
-    weights_of: Weights,
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize("at", [5, 8, 11])
+def test_a_run_killed_in_a_step_goes_on_from_its_last_epoch(
+    at: int, tmp_path: Path, trained: Trained, small: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run, whole = trained(epochs=3, **options)
+    run, whole = trained(epochs=3, method="bihalf")
     step, count = loop.train_step, 0
 
     def interrupt(*arguments: Any) -> Tensor:
         nonlocal count
         count += 1
-        if count == stop * ((210 if run.holdout else 300) // 64) + 2:
+        if count == at:
             raise KeyboardInterrupt
         return step(*arguments)
 
@@ -299,13 +337,241 @@ def test_an_interrupted_run_goes_on_as_if_it_had_not_been(
         patch.setattr(loop, "train_step", interrupt)
         with pytest.raises(KeyboardInterrupt):
             train(run, folder, small)
+    done = (at - 1) // 4
     assert not (folder / "result.json").exists()
+    assert len(pd.read_csv(folder / "metrics.csv")) == done
     train(run, folder, small)
-    for name in ("result.json", "metrics.csv", "layers.csv", "config.json"):
-        assert (folder / name).read_bytes() == (whole / name).read_bytes(), name
-    assert json.loads((folder / "times.json").read_text())["from_epoch"] == stop
-    for name, value in weights_of(whole).items():
-        assert torch.equal(weights_of(folder)[name], value), name
+    assert same_ends(folder, whole)
+    assert json.loads((folder / "times.json").read_text())["from_epoch"] == done
+
+
+def same_ends(folder: Path, whole: Path) -> bool:
+    """Whether two folders hold the same bytes in their records and the same tensors in their checkpoints."""
+    names = [name for name in RECORDS if (whole / name).exists()]
+    assert {name: (folder / name).read_bytes() for name in names} == {
+        name: (whole / name).read_bytes() for name in names
+    }
+    saved, expected = (torch.load(place / "checkpoint.pt", weights_only=True)["model"] for place in (folder, whole))
+    assert all(torch.equal(saved[name], expected[name]) for name in expected)
+    return True
+
+
+STOPPED: dict[str, dict[str, Any]] = {
+    "dense": {"method": "dense", "holdout": 0.1},
+    "bihalf": {"method": "bihalf", "trace": 3},
+    "bihalf-adam": {"method": "bihalf", "optimizer": "adam", "lr": 0.01, "holdout": 0.1},
+    "sign-step": {"method": "sign", "schedule": "step", "milestones": (1, 2), "trace": 1, "momentum": 0.0},
+    "irnet": {"method": "irnet", "trace": 2, "scale": "kaiming"},
+    "bop": {"method": "bop", "bop_gamma": 1e-3, "bop_tau": 1e-5, "trace": 3},
+    "mpt-sign-bf16": {"method": "mpt-sign", "precision": "bf16"},
+    "mpt-bihalf": {"method": "mpt-bihalf", "holdout": 0.1, "trace": 3},
+    "mpt-bihalf-adam": {"method": "mpt-bihalf", "scope": "global", "optimizer": "adam", "lr": 0.01, "trace": 4},
+    "mpt-balanced-affine": {"method": "mpt-balanced", "train_affine": True, "skip": ("first",)},
+    "magnitude-bihalf": {"method": "magnitude-bihalf", "trace": 1},
+    "a mask that never learns": {"method": "mpt-bihalf", "learn_mask": False, "trace": 1},
+}
+
+
+@pytest.mark.parametrize("options", STOPPED.values(), ids=STOPPED)
+def test_a_run_stopped_twice_in_mid_epoch_ends_with_the_same_bits(
+    options: dict[str, Any],
+    tmp_path: Path,
+    trained: Trained,
+    stopped: Callable[..., tuple[Run, Path]],
+    small: Dataset,
+    curves_of: Callable[[Path], Any],
+) -> None:
+    run, whole = trained("whole", epochs=3, **options)
+    stopped(2, epochs=3, **options)
+    _, folder = stopped(7, epochs=3, **options)
+    assert not (folder / "result.json").exists()
+    steps: list[int] = []
+    train(run, folder, small, lambda progress: steps.append(progress.step) if progress.figures is None else None)
+    assert steps == [8, 9, 10, 11, 12]
+    assert same_ends(folder, whole)
+    assert curves_of(folder) == curves_of(whole)
+    if run.trace and run.method != "dense":
+        np.testing.assert_equal(curves_of(folder / "trace"), curves_of(whole / "trace"))  # NaN where none is kept
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("at", range(1, 9))
+def test_a_run_can_be_stopped_after_any_step(
+    at: int, signum: int, trained: Trained, stopped: Callable[..., tuple[Run, Path]], small: Dataset
+) -> None:
+    options = {"method": "sign", "trace": 3, "holdout": 0.1, "lr": 0.3}
+    _, whole = trained("whole", **options)
+    run, folder = stopped(at, signum=signum, **options)
+    steps: list[int] = []
+    train(run, folder, small, lambda progress: steps.append(progress.step))
+    # After the last step of an epoch the images to test on are left, and it is told again with their figures.
+    assert steps == sorted([*range(at + 1, 9), 8, *([4] if at <= 4 else [])])
+    assert same_ends(folder, whole)
+
+
+def test_evaluation_is_given_up_for_a_stop_and_the_steps_are_kept(
+    tmp_path: Path, trained: Trained, small: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, whole = trained("whole", method="mpt-bihalf")
+    looked, logits = [], loop._logits
+
+    def look(model: nn.Module, x: Tensor, precision: str) -> Tensor:
+        if not model.training:
+            looked.append(len(x))
+            if len(looked) == 3:
+                os.kill(os.getpid(), signal.SIGTERM)
+        return logits(model, x, precision)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "_logits", look)
+        patch.setattr(loop, "EVALUATION_BATCH", 20)
+        with pytest.raises(Stopped):
+            train(run, tmp_path / "run", small)
+    assert looked == [20, 20, 20]
+    steps: list[int] = []
+    train(run, tmp_path / "run", small, lambda progress: steps.append(progress.step))
+    assert steps == [4, 5, 6, 7, 8, 8]
+    assert same_ends(tmp_path / "run", whole)
+
+
+def test_a_run_that_was_done_when_asked_to_stop_is_done(
+    stopped: Callable[..., tuple[Run, Path]],
+    trained: Trained,
+    tmp_path: Path,
+    small: Dataset,
+    make_run: Callable[..., Run],
+) -> None:
+    def tell(progress: Progress) -> None:
+        if progress.figures and progress.step == progress.steps:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Stopped):
+        train(make_run(), tmp_path / "last", small, tell)
+    _, whole = trained("whole")
+    assert same_ends(tmp_path / "last", whole)
+
+
+def test_a_killed_run_goes_on_from_a_checkpoint_in_mid_epoch(
+    trained: Trained, stopped: Callable[..., tuple[Run, Path]], small: Dataset
+) -> None:
+    options = {"method": "bop", "bop_gamma": 1e-3, "bop_tau": 1e-5, "trace": 2}
+    _, whole = trained("whole", **options)
+    run, folder = stopped(6, **options)
+
+    def kill(progress: Progress) -> None:
+        raise SystemExit
+
+    with pytest.raises(SystemExit):
+        train(run, folder, small, kill)
+    train(run, folder, small)
+    assert same_ends(folder, whole)
+
+
+def test_progress_is_told_after_each_step_and_each_epoch(
+    tmp_path: Path, small: Dataset, make_run: Callable[..., Run]
+) -> None:
+    told: list[Progress] = []
+    result = train(make_run(), tmp_path, small, told.append)
+    assert [(step, steps) for step, steps, _ in told] == [(n, 8) for n in (1, 2, 3, 4, 4, 5, 6, 7, 8, 8)]
+    assert [index for index, progress in enumerate(told) if progress.figures] == [4, 9]
+    assert told[9].figures == {"epoch": 2} | {name: result[name] for name in FIGURES}
+
+
+def test_the_figures_of_each_epoch_are_on_disk_when_they_are_told(
+    tmp_path: Path, small: Dataset, make_run: Callable[..., Run]
+) -> None:
+    found: list[list[int]] = []
+
+    def tell(progress: Progress) -> None:
+        if progress.figures:
+            found.append(pd.read_csv(tmp_path / "metrics.csv")["epoch"].tolist())
+
+    train(make_run(epochs=3), tmp_path, small, tell)
+    assert found == [[1], [1, 2], [1, 2, 3]]
+
+
+def test_figures_of_an_epoch_that_has_to_be_done_again_are_not_left_standing(trained: Trained, small: Dataset) -> None:
+    run, folder = trained()
+    (folder / "checkpoint.pt").write_text("damaged")
+
+    def tell(progress: Progress) -> None:
+        assert (folder / "metrics.csv").exists() == (progress.step > 4 or progress.figures is not None)
+
+    train(run, folder, small, tell)
+
+
+def fill(disk: Path) -> Path:
+    """Leave no room on a disk."""
+    filler = disk / "filler"
+    with filler.open("wb", buffering=0) as file, suppress(OSError):
+        while file.write(bytes(65536)):
+            pass
+    return filler
+
+
+@pytest.mark.parametrize("epoch", [1, 2])
+@pytest.mark.parametrize("place", ["events", "checkpoint"])
+def test_a_full_disk_ends_the_run_in_a_clear_error_and_with_room_again_it_goes_on(
+    epoch: int,
+    place: str,
+    small_disk: Path,
+    trained: Trained,
+    small: Dataset,
+    monkeypatch: pytest.MonkeyPatch,
+    curves_of: Callable[[Path], Any],
+) -> None:
+    run, whole = trained("whole", trace=1, method="bihalf")
+    folder = small_disk / "run"
+    before: dict[str, bytes] = {}
+
+    def full(*_: object) -> None:
+        before.update({path.name: path.read_bytes() for path in folder.glob("*.*")})
+        fill(small_disk)
+
+    def tell(progress: Progress) -> None:
+        if progress.step == epoch * 4 and not progress.figures:
+            full()
+
+    with monkeypatch.context() as patch:
+        if place == "checkpoint":
+            add = Curves.add
+
+            def fill_after(*arguments: Any) -> None:
+                add(*arguments)
+                if arguments[1]["epoch"] == epoch:
+                    full()
+
+            patch.setattr(Curves, "add", fill_after)
+        name = "events.out.tfevents.*" if place == "events" else "checkpoint.pt"
+        with pytest.raises(OSError, match=f"No space left on device: '{folder}/(trace/)?{name}'"):
+            train(run, folder, small, tell if place == "events" else None)
+    kept = {path.name: path.read_bytes() for path in folder.glob("*.*") if "tfevents" not in path.name}
+    assert kept == {name: content for name, content in before.items() if "tfevents" not in name}
+    (small_disk / "filler").unlink()
+    train(run, folder, small)
+    assert same_ends(folder, whole)
+    assert curves_of(folder) == curves_of(whole)
+    assert curves_of(folder / "trace") == curves_of(whole / "trace")
+
+
+def test_a_stop_on_a_full_disk_keeps_the_last_checkpoint_and_says_so(
+    small_disk: Path, trained: Trained, small: Dataset
+) -> None:
+    run, whole = trained("whole")
+    folder = small_disk / "run"
+
+    def tell(progress: Progress) -> None:
+        if progress.step == 6:
+            fill(small_disk)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Stopped, match=r"last checkpoint are lost .*No space left on device: .*checkpoint\.pt'"):
+        train(run, folder, small, tell)
+    (small_disk / "filler").unlink()
+    steps: list[int] = []
+    train(run, folder, small, lambda progress: steps.append(progress.step))
+    assert steps[0] == 5
+    assert same_ends(folder, whole)
 
 
 def test_a_finished_run_started_again_trains_nothing(
