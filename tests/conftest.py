@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ from hypothesis import settings
 
 settings.register_profile("tests", deadline=None)
 settings.load_profile("tests")
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it, and its children too
 torch.set_num_threads(1)  # the tensors of the tests are small: threads only wait for each other
 
 

@@ -148,37 +148,109 @@ def test_a_command_that_is_none_ends_in_one_line(
     assert_one_line(capsys.readouterr().err)
 
 
+RECORDS = ("result.json", "metrics.csv", "layers.csv", "trace.csv", "config.json")
+SETTINGS: dict[str, dict[str, Any]] = {
+    "mpt-sign": {"method": "mpt-sign", "holdout": 0.1},
+    "dense": {"method": "dense", "holdout": 0.1},
+    "mpt-bihalf": {"method": "mpt-bihalf", "trace": 7},
+    "bihalf-adam": {"method": "bihalf", "optimizer": "adam", "lr": 0.001},
+    "bop": {"method": "bop", "bop_gamma": 1e-3, "bop_tau": 1e-5, "trace": 5},
+}
+
+
+class Training:
+    """One run by the command line, and the same left alone to compare it with."""
+
+    def __init__(self, place: Path, **fields: Any) -> None:
+        settings: dict[str, Any] = {"epochs": 4, "batch_size": 32, "lr": 0.05, "device": "cpu", "threads": 1, **fields}
+        options = [text for name, value in settings.items() for text in (f"--{name.replace('_', '-')}", str(value))]
+        self.run, self.place = Run(**settings), place
+        self.folder = place / "out" / self.run.name
+        self.checkpoint = self.folder / "checkpoint.pt"
+        self.command = [*COMMAND, "train", *options, "--out", str(place / "out")]
+
+    def begin(self) -> subprocess.Popen[str]:
+        return subprocess.Popen(self.command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=self.place)
+
+    def begin_until(self, happened: Callable[[], bool]) -> subprocess.Popen[str]:
+        process = self.begin()
+        while not happened():
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.002)
+        time.sleep(0.03)
+        return process
+
+    def done(self) -> tuple[int, int]:
+        """Epochs, and steps of the one after them, in the checkpoint."""
+        content = torch.load(self.checkpoint, weights_only=True)
+        return len(content["history"]["epochs"]), content["step"]
+
+    def end(self) -> str:
+        return subprocess.run(self.command, capture_output=True, text=True, check=True, cwd=self.place).stdout
+
+    def assert_as_left_alone(self) -> None:
+        whole = self.place / "whole"
+        train(self.run, whole)
+        for name in RECORDS:
+            if name != "trace.csv" or self.run.trace:
+                assert (self.folder / name).read_bytes() == (whole / name).read_bytes(), name
+        saved, expected = (torch.load(at / "checkpoint.pt", weights_only=True)["model"] for at in (self.folder, whole))
+        assert all(torch.equal(saved[name], expected[name]) for name in expected)
+        events = EventAccumulator(str(self.folder), size_guidance={"scalars": 0})
+        events.Reload()
+        for tag in events.Tags()["scalars"]:
+            assert [point.step for point in events.Scalars(tag)] == [1, 2, 3, 4], tag
+
+
 def test_a_run_killed_in_mid_epoch_ends_as_one_left_alone(tmp_path: Path) -> None:
-    run = Run(method="mpt-sign", epochs=4, holdout=0.1, batch_size=32, lr=0.05, device="cpu", threads=1)
-    arguments = ["--method", "mpt-sign", "--epochs", "4", "--holdout", "0.1", "--batch-size", "32", "--lr", "0.05"]
-    whole, folder = tmp_path / "whole", tmp_path / "killed" / run.name
-    command = [*COMMAND, "train", *arguments, "--device", "cpu", "--threads", "1", "--out", str(folder.parent)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=tmp_path)
-    checkpoint = folder / "checkpoint.pt"
-    while not checkpoint.exists():
-        assert process.poll() is None
-        time.sleep(0.002)
-    time.sleep(0.03)
+    training = Training(tmp_path, **SETTINGS["mpt-sign"])
+    process = training.begin_until(training.checkpoint.exists)
     process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert not (folder / "result.json").exists()
-    done = len(torch.load(checkpoint, weights_only=True)["history"]["epochs"])
-    assert 1 <= done < 4
+    process.communicate()
+    assert not (training.folder / "result.json").exists()
+    done, step = training.done()
+    assert 1 <= done < 4 and step == 0
+    stdout = training.end()
+    assert json.loads((training.folder / "times.json").read_text())["from_epoch"] == done
+    assert (training.folder / "result.json").read_text() in stdout
+    assert str(training.folder) in stdout
+    training.assert_as_left_alone()
 
-    ended = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)
-    assert json.loads((folder / "times.json").read_text())["from_epoch"] == done
-    assert (folder / "result.json").read_text() in ended.stdout
-    assert str(folder) in ended.stdout
 
-    train(run, whole)
-    for name in ("result.json", "metrics.csv", "layers.csv", "config.json"):
-        assert (folder / name).read_bytes() == (whole / name).read_bytes(), name
-    saved, expected = (torch.load(place / "checkpoint.pt", weights_only=True)["model"] for place in (folder, whole))
-    assert all(torch.equal(saved[name], expected[name]) for name in expected)
-    events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
-    events.Reload()
-    for tag in events.Tags()["scalars"]:
-        assert [point.step for point in events.Scalars(tag)] == [1, 2, 3, 4], tag
+@pytest.mark.parametrize(
+    ("signum", "setting"),
+    [
+        (signal.SIGTERM, "mpt-bihalf"),
+        *[
+            pytest.param(signum, name, marks=pytest.mark.slow)
+            for name in SETTINGS
+            for signum in (signal.SIGTERM, signal.SIGINT)
+        ],
+    ],
+)
+def test_a_run_that_is_asked_to_stop_stops_at_once_and_loses_nothing(
+    signum: signal.Signals, setting: str, tmp_path: Path
+) -> None:
+    training = Training(tmp_path, **SETTINGS[setting])
+    process = training.begin_until(training.checkpoint.exists)
+    process.send_signal(signum)
+    asked = time.perf_counter()
+    assert process.communicate() == ("", "interrupted: the same command goes on from here\n")
+    assert time.perf_counter() - asked < 5
+    assert process.returncode == 128 + signum
+    assert not (training.folder / "result.json").exists()
+    done, step = training.done()
+    assert 1 <= done < 4 and step > 0
+
+    # Killed while it goes on, before or after its next checkpoint, it goes on from the last one.
+    before = training.checkpoint.read_bytes()
+    events = len(list(training.folder.glob("events.*")))
+    process = training.begin_until(lambda: len(list(training.folder.glob("events.*"))) > events)
+    process.kill()
+    process.communicate()
+    assert training.done() > (done, step) or training.checkpoint.read_bytes() == before
+    training.end()
+    training.assert_as_left_alone()
 
 
 def test_a_bad_option_of_a_real_process_ends_in_one_line(tmp_path: Path) -> None:
