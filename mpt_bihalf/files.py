@@ -32,7 +32,7 @@ def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
         os.replace(temporary, path)
     except BaseException as fault:
         Path(temporary).unlink(missing_ok=True)
-        if isinstance(fault, OSError) and fault.filename is None:
+        if isinstance(fault, OSError) and fault.errno is not None and fault.filename is None:
             fault.filename = str(path)
         raise
 
