@@ -216,11 +216,10 @@ def test_broken_files_in_the_output_folder_are_done_again_or_told(
         (run / "result.json").unlink(missing_ok=True)
         (run / name).unlink(missing_ok=True)
         (run / name).mkdir()
-        before = snapshot(out)
         capsys.readouterr()
-        assert sweep(*VALID, "--out", str(out)) == 2
+        assert sweep(*VALID, "--out", str(out)) == 1
         assert_one_line(capsys.readouterr().err)
-        assert snapshot(out) == before
+        assert (out / "results.csv").read_bytes() == results
         (run / name).rmdir()
 
 
@@ -234,6 +233,7 @@ def check_kills(
 ) -> list[Path]:
     """Kill the sweep in the midst of a run for each delay, let it end, and compare it with one left alone."""
     out, whole = tmp_path / "killed", tmp_path / "whole"
+    command = [*command, "--engine", "serial"]  # the process that trains is the one that is killed
     killed: set[Path] = set()
     for delay in delays:
         killed.add(kill_in_epoch([*command, *arguments, "--out", str(out)], out, killed, delay))
