@@ -1,12 +1,20 @@
-"""Commands of the package: python -m mpt_bihalf train --help"""
+"""Commands of the package: python -m mpt_bihalf train | status | report --help"""
 
 from __future__ import annotations
 
+import argparse
 import json
+import shutil
+import sys
+import time
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from .commandline import Parser, curves_command, run_command
 from .files import output_folder
+from .sweep.shown import Shown
+from .sweep.status import OVER, status_json, status_text, survey
 from .training import Run, train
 
 
@@ -28,12 +36,76 @@ def main() -> None:
     )
     training.add_arguments(Run, dest="run")
     training.add_arguments(Where, dest="where")
+    status = commands.add_parser(
+        "status",
+        help="how a sweep stands",
+        description="What of a sweep is done, running (with its last figures and a time left), failed (and why) and "
+        "missing, and the command that goes on. Reads only; at any time, while the sweep runs or after.",
+        epilog="What is missing is known from the plans in OUT/sweeps, one for each command; delete the file of one "
+        "that is not to be finished.",
+    )
+    _add_folder(status)
+    status.add_argument("--json", action="store_true", help="the same for programs, every run with its state")
+    status.add_argument(
+        "--watch", nargs="?", type=_seconds, const=5.0, metavar="SECONDS", help="draw again every so often (5 s)"
+    )
+    report = commands.add_parser(
+        "report",
+        help="tables and a figure of a sweep, finished or not",
+        description="Tables (text, CSV, Markdown, LaTeX) and a figure (PNG, PDF) of a sweep, finished or half-way: "
+        "mean ± sample standard deviation over the trials, grouped and filtered by any field of a run.",
+        epilog="e.g. python -m mpt_bihalf report runs/prune_sweep --where model=conv4 prune_rate=0.1..0.5 --figure "
+        "test_loss",
+    )
+    _add_folder(report)
+    report.add_arguments(Shown, dest="shown")
     options = parser.parse_args()
+    {"train": do_train, "status": show_status, "report": write_report}[options.command](options)
+
+
+def do_train(options: Any) -> None:
+    """Train one run."""
     run = options.run.resolved()
     folder = output_folder(options.where.out) / run.name
     result = train(run, folder)
     print(json.dumps(result, indent=2))
     print(f"run:    {folder}\ncurves: {curves_command(folder)}")
+
+
+def show_status(options: Any) -> None:
+    """Show how a sweep stands, once or again and again until it is done."""
+    if options.watch and options.json:
+        raise ValueError("--watch draws a screen and --json is for programs: choose one")
+    while True:
+        found = survey(options.out)
+        screen = shutil.get_terminal_size((100, 50))
+        text = json.dumps(status_json(found)) if options.json else status_text(found, *screen)
+        print("\x1b[H\x1b[2J" * (bool(options.watch) and sys.stdout.isatty()) + text, flush=True)
+        if not options.watch or all(status.state in OVER for status in found.runs):
+            return
+        try:
+            time.sleep(options.watch)
+        except KeyboardInterrupt:  # which is how one ends looking
+            return
+
+
+def write_report(options: Any) -> None:
+    """Print and write what the sweep's results are."""
+    from .report.sweep_report import sweep_report  # with matplotlib, half a second that no other command needs
+
+    columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    sweep_report(survey(options.out), options.shown, columns)
+
+
+def _add_folder(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("out", type=Path, metavar="OUT", help="the sweep's folder, which its --out gave")
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not 0.1 <= seconds <= 86400:
+        raise argparse.ArgumentTypeError(f"{text} is not from 0.1 to 86,400 seconds")
+    return seconds
 
 
 if __name__ == "__main__":

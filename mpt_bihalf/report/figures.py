@@ -11,14 +11,19 @@ from typing import Any
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
+from ..commandline import one_line
 from ..files import write_whole
-from ..methods import METHODS
-from .tables import split_settings, summarise_trials
+from .tables import PRUNING, UNUSED, View, figure_name, row_label, split_settings, summarise_trials, unit_of, unused
 
 # Okabe and Ito's palette and two more: told apart by readers with any colour vision.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442", "#882255", "#999999")
 MARKERS = "osD^vP*X<>"
+# Where values stand side by side: how much of the way to the next they take up.
+ROOM = 0.6
+MOST_PANELS = 24
+LOGARITHMIC = ("lr", "weight_decay", "bop_gamma", "bop_tau", "batch_size")
 # What compares the ways to binarize all weights has them in these, whatever stands beside them.
 OWN_COLOUR = {"bihalf": COLOURS[0], "sign": COLOURS[1], "irnet": COLOURS[2]}
 ORDER = (
@@ -35,48 +40,89 @@ ORDER = (
 )
 
 
-def draw_sweep(records: list[dict[str, Any]]) -> Figure:
-    """Test top-1 against the percentage of pruned weights, a panel for each network and setting (Fig. 8).
+def draw_sweep(records: list[dict[str, Any]] | pd.DataFrame, view: View = PRUNING, note: str = "") -> Figure:
+    """The view's figure against its field x, a panel for each network and setting; by default test top-1 against the
+    percentage of pruned weights (Fig. 8).
 
-    Error bars are standard deviations over the trials; methods without a mask are horizontal lines in a shaded band.
+    Error bars are standard deviations over the trials; methods that do not look at x, as those without a mask at the
+    fraction pruned, are horizontal lines in a shaded band. Where x is no number, its values stand side by side.
+    `note` is written below. Of more than `MOST_PANELS` panels the first are drawn, and the figure says so.
     """
-    parts = split_settings(summarise_trials(records))
+    summary = summarise_trials(records, view)
+    every = split_settings(summary, view)
+    parts = every[:MOST_PANELS]
     columns = min(len(parts), 3)
     rows = -(-len(parts) // columns)
     figure = Figure(figsize=(4.8 * columns + 0.4, 3.6 * rows + 0.2), layout="constrained")
     panels = figure.subplots(rows, columns, squeeze=False).flatten()
     for panel, (title, part) in zip(panels, parts, strict=False):
-        for method, curve in part.groupby("method", sort=False):
-            place = list(dict.fromkeys([*ORDER, *part["method"]])).index(method) % len(COLOURS)
-            colour = COLOURS[place]
-            if METHODS[method].mask is None:
-                setting = curve.iloc[0]
-                panel.axhline(setting["mean"], color=colour, linestyle="--", label=f"{method} (unpruned)")
-                if setting["finished"] > 1:
-                    low, high = setting["mean"] - setting["std"], setting["mean"] + setting["std"]
-                    panel.axhspan(low, high, color=colour, alpha=0.15, linewidth=0)
-            else:
-                points = curve.sort_values("prune_rate")
-                panel.errorbar(
-                    100 * points["prune_rate"],
-                    points["mean"],
-                    points["std"].fillna(0),
-                    color=colour,
-                    marker=MARKERS[place],
-                    markersize=5,
-                    capsize=3,
-                    label=method,
-                )
-        panel.set(title=title, xlabel="weights pruned (%)", ylabel="test top-1 accuracy (%)")
+        draw_part(panel, part, view)
+        panel.set(title=title, xlabel=_x_label(view.x), ylabel=_y_label(view.figure))
         panel.grid(alpha=0.3)
-        panel.legend(fontsize="small")
+        if panel.get_legend_handles_labels()[0] and view.columns:
+            panel.legend(fontsize="small", title=None if view.columns == "method" else view.columns)
     for panel in panels[len(parts) :]:
         panel.remove()
-    trials = int(max(part["trials"].max() for _, part in parts))
-    figure.supxlabel(
-        f"mean and standard deviation of {trials} trial{'s' * (trials > 1)}", fontsize="small", color="0.4"
-    )
+    trials = int(summary["trials"].max())
+    notes = [f"mean and standard deviation of {trials} trial{'s' * (trials > 1)}", note]
+    if len(every) > len(parts):
+        notes.append(f"the first {len(parts)} of {len(every)} panels")
+    figure.supxlabel("; ".join(filter(None, notes)), fontsize="small", color="0.4")
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)  # a data folder's name may hold dollars
     return figure
+
+
+def draw_part(panel: Axes, part: pd.DataFrame, view: View) -> None:
+    """One panel: a curve for each value of the view's columns."""
+    numeric = pd.api.types.is_numeric_dtype(part[view.x]) and not pd.api.types.is_bool_dtype(part[view.x])
+    places = list(dict.fromkeys(part[view.x]))
+    aside = unused(part, view.x)
+    curves = list(part.groupby(view.columns, sort=False, dropna=False)) if view.columns else [("", part)]
+    known = ORDER if view.columns == "method" else ()
+    for number, (name, curve) in enumerate(curves):
+        place = list(dict.fromkeys([*known, *(value for value, _ in curves)])).index(name) % len(COLOURS)
+        colour = COLOURS[place]
+        if aside[curve.index].all():
+            setting = curve.iloc[0]
+            panel.axhline(
+                setting["mean"], color=colour, linestyle="--", label=f"{one_line(name)} ({UNUSED[view.x][0]})"
+            )
+            if setting["finished"] > 1:
+                low, high = setting["mean"] - setting["std"], setting["mean"] + setting["std"]
+                panel.axhspan(low, high, color=colour, alpha=0.15, linewidth=0)
+            continue
+        points = curve.sort_values(view.x) if numeric else curve
+        at = points[view.x] * (100 if view.x == "prune_rate" else 1)
+        if not numeric:
+            apart = ROOM / len(curves) * (number - (len(curves) - 1) / 2)
+            at = points[view.x].map(places.index) + apart
+        panel.errorbar(
+            at,
+            points["mean"],
+            points["std"].fillna(0),
+            color=colour,
+            marker=MARKERS[place],
+            markersize=5,
+            capsize=3,
+            linestyle="-" if numeric else "",
+            label=one_line(name),
+        )
+    if not numeric:
+        panel.set_xticks(range(len(places)), [one_line(row_label(view.x, value), 40) for value in places])
+        panel.set_xlim(-0.5, len(places) - 0.5)
+        if sum(len(row_label(view.x, value)) for value in places) > 40:
+            panel.tick_params(axis="x", rotation=30)
+    elif view.x in LOGARITHMIC and min(places) > 0 and max(places) >= 10 * min(places):
+        panel.set_xscale("log")
+
+
+def _x_label(x: str) -> str:
+    return "weights pruned (%)" if x == "prune_rate" else x.replace("_", " ")
+
+
+def _y_label(figure: str) -> str:
+    return f"{figure_name(figure)} accuracy (%)" if unit_of(figure) else figure_name(figure)
 
 
 def method_colours(methods: Iterable[str]) -> dict[str, str]:
@@ -93,7 +139,9 @@ def draw_mean(panel: Axes, trials: pd.DataFrame, x: str, y: str, **style: Any) -
 
 
 def save_figure(figure: Figure, path: Path) -> list[Path]:
-    """Write the figure as PNG and PDF at `path` with these endings; returns both paths."""
+    """Write the figure as PNG and PDF at `path` with these endings, laid out once for both; returns both paths."""
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
     written = []
     endings: tuple[tuple[str, Any], ...] = ((".png", {"dpi": 150}), (".pdf", {"metadata": {"CreationDate": None}}))
     for ending, options in endings:

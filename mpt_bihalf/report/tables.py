@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 from tabulate import tabulate
 
+from ..commandline import one_line
 from ..methods import METHODS
 from ..training import Run
 
@@ -42,6 +43,9 @@ class View:
     """the fields that tell settings apart, x and columns among them; runs of one setting are its trials"""
 
 
+PRUNING = View()
+
+
 @dataclass(frozen=True)
 class Table:
     """Cells as text, each row after its label."""
@@ -66,7 +70,7 @@ class Table:
         return "\n\n".join(texts)
 
 
-def summarise_trials(records: list[dict[str, Any]], view: View = View()) -> pd.DataFrame:
+def summarise_trials(records: list[dict[str, Any]] | pd.DataFrame, view: View = PRUNING) -> pd.DataFrame:
     """A row for each setting: the fields of `view.by`, then `mean`, `std`, `finished`, `diverged` and `trials`.
 
     mean and std (of a sample) are of the view's figure over the `finished` of the `trials`; `diverged` ones have none,
@@ -100,7 +104,7 @@ def varied_fields(frame: pd.DataFrame) -> list[str]:
     return leading + [name for name in others if several[name].any()]
 
 
-def split_settings(summary: pd.DataFrame, view: View = View()) -> list[tuple[str, pd.DataFrame]]:
+def split_settings(summary: pd.DataFrame, view: View = PRUNING) -> list[tuple[str, pd.DataFrame]]:
     """The summary in titled parts that a table or a panel shows each: by network, data and whatever else was varied.
 
     A method with one value of a field that others vary (it does not look at it) stands in every part.
@@ -115,21 +119,21 @@ def split_settings(summary: pd.DataFrame, view: View = View()) -> list[tuple[str
             for name, value in zip(leading, values, strict=True)
         ]
         varied = [name for name in varied_fields(block) if name not in (*placed, *leading)]
-        varied += [name for name in view.by if name == "seed" and name not in placed]
+        varied += ["seed"] * ("seed" in view.by and "seed" not in placed)
         methods = block["method"] if "method" in block else pd.Series("", index=block.index)
         single = block[varied].groupby(methods, sort=False).nunique(dropna=False) == 1 if varied else pd.DataFrame()
-        ignored = {name: methods.map(single[name]) & single[name].ne(True).any() for name in varied}
+        ignored = {name: methods.map(single[name]) for name in varied}
         points = block[varied].drop_duplicates() if varied else pd.DataFrame(index=[0])
         for _, point in points.iterrows():
             chosen = pd.Series(True, index=block.index)
             for name in varied:
                 chosen &= (block[name] == point[name]) | ignored[name]
             extra = [f"{name} {point[name]}" for name in varied]
-            parts.append((", ".join([*title, *extra]), block[chosen]))
+            parts.append((one_line(", ".join([*title, *extra])), block[chosen]))
     return parts
 
 
-def sweep_tables(records: list[dict[str, Any]], view: View = View()) -> list[Table]:
+def sweep_tables(records: list[dict[str, Any]] | pd.DataFrame, view: View = PRUNING) -> list[Table]:
     """The tables of a sweep: the view's figure, the best of each row marked with `*`. Needs at least one record.
 
     Methods that do not look at the field of the rows stand in a row of their own, as `unpruned`.
@@ -149,7 +153,7 @@ def what_cells_are(part: pd.DataFrame, view: View) -> str:
     """The figure, its unit, and of how many trials."""
     unit = f" in {unit_of(view.figure)}" if unit_of(view.figure) else ""
     trials = int(part["trials"].max())
-    return f"{figure_name(view.figure)}{unit}, mean ± standard deviation of {trials} trials"
+    return f"{figure_name(view.figure)}{unit}, mean ± standard deviation of {trials} trial{'s' * (trials > 1)}"
 
 
 def _body(part: pd.DataFrame, view: View) -> tuple[list[str], list[list[str]]]:
@@ -160,8 +164,8 @@ def _body(part: pd.DataFrame, view: View) -> tuple[list[str], list[list[str]]]:
     numeric = pd.api.types.is_numeric_dtype(part[view.x])
     at = part[~aside].groupby(view.x, sort=numeric, dropna=False)
     rows += [(row_label(view.x, value), rows_at) for value, rows_at in at]
-    head = ["pruned" if view.x == "prune_rate" else view.x, *map(str, columns)]
-    return head, [[label, *_cells(row, columns, view)] for label, row in rows]
+    head = ["pruned" if view.x == "prune_rate" else view.x, *map(one_line, columns)]
+    return head, [[one_line(label), *_cells(row, columns, view)] for label, row in rows]
 
 
 def unused(part: pd.DataFrame, x: str) -> pd.Series[bool]:

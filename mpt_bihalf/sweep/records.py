@@ -115,13 +115,13 @@ def read_records(out: Path, runs: list[Run]) -> list[dict[str, Any]]:
         with suppress(PermissionError, NotADirectoryError):
             result = read_result(run_folder(out, run), run)
             if result is not None:
-                rows.append(record(run, result))
+                rows.append(record(run.name, run, result))
     return rows
 
 
-def record(run: Run, result: dict[str, Any]) -> dict[str, Any]:
+def record(name: str, run: Run, result: dict[str, Any]) -> dict[str, Any]:
     """The row of a run: its name, its configuration, and what of the result does not stand there already."""
-    row = {"run": run.name, **_flat(vars(run))}
+    row = {"run": name, **_flat(vars(run))}
     return row | {name: value for name, value in result.items() if name not in row or name == "epochs"}
 
 

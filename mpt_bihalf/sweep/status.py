@@ -224,7 +224,8 @@ def _failure(folder: Path) -> tuple[str, float | None]:
     if not isinstance(failure, dict):
         return f"{FAILURE} is damaged", None
     when = failure.get("when")
-    return one_line(failure.get("error")) or "unknown", when if is_number(when) and 0 < when < 2**40 else None
+    sound = when is not None and is_number(when) and 0 < when < 2**40
+    return one_line(failure.get("error", "")) or "unknown", when if sound else None
 
 
 def _pace_told(folder: Path, status: RunStatus) -> list[float]:
@@ -298,7 +299,11 @@ def _summary(found: Survey, columns: int) -> Iterator[str]:
     if not found.plans:
         yield "no plan of a sweep lies here: what is missing is not known"
     if found.strangers:
-        yield f"passed over: {found.strangers:,} folder{'s' * (found.strangers > 1)} of no run, or of another than named"
+        yield f"passed over: {strangers_text(found.strangers)}"
+
+
+def strangers_text(count: int) -> str:
+    return f"{count:,} folder{'s' * (count > 1)} of no run, or of another than the name says"
 
 
 def _row(found: Survey, status: RunStatus) -> dict[str, str]:

@@ -1,0 +1,185 @@
+"""The report of any sweep, finished or not: tables and a figure, grouped and filtered by any field of the runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from pandas.api.types import is_bool_dtype, is_numeric_dtype
+
+from ..commandline import one_line
+from ..files import output_folder, write_csv, write_text
+from ..sweep.experiment import words
+from ..sweep.records import record
+from ..sweep.shown import Shown
+from ..sweep.status import Survey, strangers_text
+from ..training import Run
+from .figures import draw_sweep, save_figure
+from .outcome import STYLES
+from .tables import LEADING, MISSING, SETTING, SUMMARY, View, summarise_trials, sweep_tables, varied_fields
+
+FIELDS = [field.name for field in fields(Run)]
+# What a sweep seldom varies on purpose: it is nobody's axis unless asked for.
+INCIDENTAL = ("threads", "trace", "device")
+MOST_VALUES = 20
+
+
+def sweep_report(found: Survey, shown: Shown, columns: int | None = None) -> None:
+    """Print the tables of the sweep, and write them and the figure to `shown.to`, or else below the sweep's folder.
+
+    columns: width of the screen, into which tables are broken; None: unlimited. Raises ValueError, naming what is
+    known, for a field, a value or a figure that is not.
+    """
+    frame = chosen_records(records_of(found), shown.where)
+    view, notes = choose_view(frame, shown), []
+    done = frame["status"] != MISSING
+    if not done.any():
+        raise ValueError(f"none of {len(frame):,} runs is done yet: see python -m mpt_bihalf status {found.out}")
+    without = done & (frame["status"] == "finished") & frame[view.figure].isna()
+    if without.any():
+        notes.append(f"{without.sum():,} finished runs have no {view.figure} and are left out")
+    unfinished = "" if done.all() else f"{done.sum():,} of {len(frame):,} runs are done"
+    notes += [unfinished, *pooled(frame, view)]
+    if found.counts["unreadable"]:
+        notes.append(f"{found.counts['unreadable']:,} runs may not be read and count as {MISSING}")
+    if found.strangers:
+        notes.append(f"passed over: {strangers_text(found.strangers)}")
+
+    frame = frame[~without]
+    tables = sweep_tables(frame, view)
+    print("\n\n".join(f"{table.title}\n{table.text(columns=columns)}" for table in tables) + "\n")
+    print("".join(f"{note}\n" for note in notes if note))
+
+    folder = report_folder(found.out, shown.to)
+    for ending, style in STYLES.items():
+        heading = {".md": "**{}**\n", ".tex": "% {}"}.get(ending, "{}")
+        text = "\n\n".join(f"{heading.format(table.title)}\n{table.text(style)}" for table in tables)
+        write_text(folder / f"{view.figure}{ending}", text + "\n")
+    write_csv(folder / f"{view.figure}.csv", long_rows(frame, view))
+    png, pdf = save_figure(draw_sweep(frame, view, unfinished), folder / view.figure)
+    print(f"tables: {folder / view.figure}.txt, .csv, .md, .tex\nfigure: {png}, {pdf}")
+
+
+def records_of(found: Survey) -> pd.DataFrame:
+    """A row for each run that is known: its record, or its configuration with the status `MISSING`."""
+    return pd.DataFrame(
+        [
+            record(status.name, status.run, status.result or {"status": MISSING, "epochs": status.run.epochs})
+            for status in found.runs
+            if status.run
+        ]
+    )
+
+
+def chosen_records(frame: pd.DataFrame, where: Sequence[str]) -> pd.DataFrame:
+    """The rows that all entries `field=value,value` or `field=low..high` hold for. ValueError for what none has."""
+    for entry in where:
+        name, equals, texts = entry.partition("=")
+        name, told = _field(name, f"where {entry!r}"), f"where {entry!r}"
+        if not equals or not texts:
+            raise ValueError(f"{told}: write field=value,value or field=low..high")
+        column = frame[name]
+        kept = pd.Series(False, index=frame.index)
+        for text in texts.split(","):
+            matching = _matching(column, text.strip())
+            if not matching.any():
+                values = sorted(column.unique())
+                known = ", ".join(_word(value) for value in values[:MOST_VALUES]) + ", ..." * (
+                    len(values) > MOST_VALUES
+                )
+                raise ValueError(f"{told}: no run has {name} {text!r}; they have {known or 'none'}")
+            kept |= matching
+        frame = frame[kept]
+    return frame
+
+
+def _matching(column: pd.Series[Any], text: str) -> pd.Series[bool]:
+    """Which values a word of the command line means: itself, or for numbers a range."""
+    nothing = pd.Series(False, index=column.index)
+    if not is_numeric_dtype(column) or is_bool_dtype(column):
+        return column.map(_word) == text
+    try:
+        low, _, high = text.partition("..")
+        return column.between(float(low), float(high or low))
+    except ValueError:
+        return nothing
+
+
+def _word(value: Any) -> str:
+    """A value as one writes it on the command line, where nothing is `none`."""
+    return (one_line(value).lower() if isinstance(value, bool) else one_line(value).replace(" ", "+")) or "none"
+
+
+def _field(name: str, told: str) -> str:
+    """The field of a run of this name. ValueError for another."""
+    if name.strip().replace("-", "_") not in FIELDS:
+        raise ValueError(f"{told}: a run has no field {name!r}; it has {', '.join(FIELDS)}")
+    return name.strip().replace("-", "_")
+
+
+def choose_view(frame: pd.DataFrame, shown: Shown) -> View:
+    """What to show of these records: what was asked for, and for the rest what the records differ in.
+
+    Raises ValueError for a field that a run has not and a figure that no result has.
+    """
+    own = {"run", "status", *FIELDS}
+    figures = [name for name in frame if name not in own and is_numeric_dtype(frame[name])]
+    if shown.figure not in figures and figures:
+        raise ValueError(f"figure {shown.figure!r}: no result has it; they have {', '.join(figures)}")
+    by = [_field(name, "by") for name in words(shown.by)]
+    x, columns = shown.x and _field(shown.x, "x"), shown.columns and _field(shown.columns, "columns")
+    varied = varied_fields(frame)
+    candidates = [name for name in by or varied if name not in (columns, "method", *(() if by else INCIDENTAL))]
+    candidates = [name for name in candidates if name in varied] or candidates
+    numbers = [name for name in SETTING if name in candidates and is_numeric_dtype(frame[name])]
+    numbers = [name for name in numbers if not is_bool_dtype(frame[name])]
+    first = ["prune_rate"] * ("prune_rate" in numbers) + numbers + candidates
+    x = x or next((name for name in first), "" if columns == "method" else "method")
+    x = x or next(name for name in ("model", "data") if name != columns)
+    columns = columns or ("method" if x != "method" and (not by or "method" in by) else "")
+    if x == columns:
+        raise ValueError(f"x and columns are both {x!r}: choose two fields")
+    return View(
+        figure=shown.figure,
+        x=x,
+        columns=columns,
+        by=tuple(dict.fromkeys(name for name in (*(by or SETTING), x, columns) if name)),
+    )
+
+
+def pooled(frame: pd.DataFrame, view: View) -> list[str]:
+    """A line for each varied field that makes no setting, so that a mean runs over its values."""
+    return [
+        f"each mean is over {name} {', '.join(_word(value) for value in frame[name].unique()[:MOST_VALUES])}"
+        for name in varied_fields(frame)
+        if name not in view.by
+    ]
+
+
+def long_rows(frame: pd.DataFrame, view: View) -> list[dict[str, Any]]:
+    """A row for each setting: its fields, the figure, mean, std, and how many trials there are of each kind."""
+    summary = summarise_trials(frame, view)
+    told = {*LEADING, *varied_fields(frame), view.x, view.columns, "seed"}
+    names = [name for name in FIELDS if name in view.by and name in told]
+    rows = []
+    for setting in summary.to_dict("records"):
+        row = {name: one_line(setting[name]) if isinstance(setting[name], str) else setting[name] for name in names}
+        row |= {"figure": view.figure}
+        row |= {name: None if pd.isna(setting[name]) else setting[name] for name in SUMMARY}
+        rows.append(row | {MISSING: setting["trials"] - setting["finished"] - setting["diverged"]})
+    return rows
+
+
+def report_folder(out: Path, to: str) -> Path:
+    """The folder that the report goes to, made where there is none. ValueError where it leads out of the sweep's."""
+    folder = output_folder(to) if to else out / "report"
+    if not to and folder.is_symlink():
+        raise ValueError(f"{str(folder)!r} is a link, which may lead anywhere: choose a folder by --to")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as fault:
+        raise ValueError(f"{fault.strerror}: {str(folder)!r}; choose another folder by --to") from None
+    return folder
