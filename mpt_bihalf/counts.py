@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from decimal import Decimal
 from fractions import Fraction
+from functools import lru_cache
 from typing import TypeAlias
 
 import torch
@@ -24,9 +25,15 @@ def as_fraction(x: Number, name: str = "value") -> Fraction:
     Raises ValueError where `x` is no finite number; `name` stands in the message.
     """
     try:
-        return Fraction(str(x))
+        return _of_float(x) if type(x) is float else Fraction(str(x))
     except (ValueError, ZeroDivisionError):
         raise ValueError(f"{name} must be a finite number, not {x!r}") from None
+
+
+@lru_cache(maxsize=1000)
+def _of_float(x: float) -> Fraction:
+    """Looked up where many runs have the same rates."""
+    return Fraction(str(x))
 
 
 def fraction_within(x: Number, name: str, below_one: bool = False) -> Fraction:

@@ -68,16 +68,16 @@ def read_text(path: Path, largest: int = LARGEST) -> str:
     Raises ValueError for what is larger, no text, or no file (a pipe would never end), OSError where it is not there or
     may not be read.
     """
+    file = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
     try:
-        with open(path, "rb", opener=_open_at_once) as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise ValueError(f"{path} is no file")
-            content = file.read(largest + 1)
-    except IsADirectoryError:
-        raise ValueError(f"{path} is a folder") from None
-    if len(content) > largest:
-        raise ValueError(f"{path} is larger than {largest:,} bytes")
-    return content.decode()
+        status = os.fstat(file)
+        if not stat.S_ISREG(status.st_mode):
+            raise ValueError(f"{path} is no file")
+        if status.st_size > largest:
+            raise ValueError(f"{path} is larger than {largest:,} bytes")
+        return os.read(file, status.st_size).decode()
+    finally:
+        os.close(file)
 
 
 def read_json(path: Path, largest: int = LARGEST) -> Any:
@@ -86,10 +86,6 @@ def read_json(path: Path, largest: int = LARGEST) -> Any:
         return json.loads(read_text(path, largest))
     except RecursionError:
         raise ValueError(f"{path} is nested too deeply") from None
-
-
-def _open_at_once(path: str, flags: int) -> int:
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def output_folder(name: str) -> Path:

@@ -140,12 +140,11 @@ def draw_mean(panel: Axes, trials: pd.DataFrame, x: str, y: str, **style: Any) -
 
 def save_figure(figure: Figure, path: Path) -> list[Path]:
     """Write the figure as PNG and PDF at `path` with these endings, laid out once for both; returns both paths."""
-    figure.draw_without_rendering()
-    figure.set_layout_engine("none")
     written = []
     endings: tuple[tuple[str, Any], ...] = ((".png", {"dpi": 150}), (".pdf", {"metadata": {"CreationDate": None}}))
     for ending, options in endings:
         target = path.with_suffix(ending)
         write_whole(target, partial(figure.savefig, format=ending[1:], **options))
+        figure.set_layout_engine("none")
         written.append(target)
     return written

@@ -1,4 +1,4 @@
-"""What of a sweep's results to show: the options of the report, apart from what draws it, which takes long to import."""
+"""What of a sweep's results to show: the options of the report, apart from what draws it."""
 
 from __future__ import annotations
 

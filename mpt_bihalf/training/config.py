@@ -23,9 +23,6 @@ from ..weights import INITS
 
 # What a run's result does not depend on, so that it is left out of the hash.
 WHERE = ("data_root",)
-# What the fields with several items have for items.
-ITEMS = {"skip": str, "milestones": int}
-LARGEST = float_info.max
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,24 +194,31 @@ class Run:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Run:
         """The run of a `config.json`; ValueError for a field that is missing, unknown or of another type."""
-        names = {field.name for field in fields(cls)}
-        if set(values) != names:
-            raise ValueError(f"not a run's configuration: fields {sorted(names ^ set(values))} are missing or unknown")
+        if values.keys() != DEFAULTS.keys():
+            wrong = sorted(DEFAULTS.keys() ^ values.keys())
+            raise ValueError(f"not a run's configuration: fields {wrong} are missing or unknown")
         arguments: dict[str, Any] = {
             n: tuple(value) if isinstance(value, list) else value for n, value in values.items()
         }
-        for field in fields(cls):
-            _check_type(field.name, arguments[field.name], field.default)
+        for name, default in DEFAULTS.items():
+            _check_type(name, arguments[name], default)
         return cls(**arguments)
+
+
+DEFAULTS: dict[str, Any] = {field.name: field.default for field in fields(Run)}
+# What the fields with several items have for items.
+ITEMS = {"skip": str, "milestones": int}
 
 
 def _check_type(name: str, value: Any, default: Any) -> None:
     """ValueError unless the value may stand for the default: a whole number for a float too, no bool for a number."""
-    kinds = (int, float) if isinstance(default, float) else (type(default),)
-    sound = type(value) in kinds
-    if sound and isinstance(value, tuple):
-        sound = all(type(item) is ITEMS[name] for item in value)
-    if not sound or (isinstance(default, float) and not -LARGEST <= value <= LARGEST):
+    kind = type(default)
+    sound = type(value) is kind
+    if kind is tuple:
+        sound = sound and all(type(item) is ITEMS[name] for item in value)
+    elif kind is float:
+        sound = (sound or type(value) is int) and -float_info.max <= value <= float_info.max
+    if not sound:
         raise ValueError(f"not a run's configuration: {name} is {str(value)[:40]!r}")
 
 
