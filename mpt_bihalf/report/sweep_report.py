@@ -15,7 +15,7 @@ from ..files import output_folder, write_csv, write_text
 from ..sweep.experiment import words
 from ..sweep.records import record
 from ..sweep.shown import Shown
-from ..sweep.status import Survey, strangers_text
+from ..sweep.status import OVER, Survey, strangers_text
 from ..training import Run
 from .figures import draw_sweep, save_figure
 from .outcome import STYLES
@@ -42,7 +42,8 @@ def sweep_report(found: Survey, shown: Shown, columns: int | None = None) -> Non
     if without.any():
         notes.append(f"{without.sum():,} finished runs have no {view.figure} and are left out")
     unfinished = "" if done.all() else f"{done.sum():,} of {len(frame):,} runs are done"
-    notes += [unfinished, *pooled(frame, view)]
+    others = [f"{count:,} {state}" for state, count in frame["state"].value_counts().items() if state not in OVER]
+    notes += [f"{unfinished}; {', '.join(others)}"] * bool(unfinished) + pooled(frame, view)
     if found.counts["unreadable"]:
         notes.append(f"{found.counts['unreadable']:,} runs may not be read and count as {MISSING}")
     if found.strangers:
@@ -64,14 +65,10 @@ def sweep_report(found: Survey, shown: Shown, columns: int | None = None) -> Non
 
 
 def records_of(found: Survey) -> pd.DataFrame:
-    """A row for each run that is known: its record, or its configuration with the status `MISSING`."""
-    return pd.DataFrame(
-        [
-            record(status.name, status.run, status.result or {"status": MISSING, "epochs": status.run.epochs})
-            for status in found.runs
-            if status.run
-        ]
-    )
+    """A row for each run that is known: its record, or its configuration with the status `MISSING`, and its state."""
+    known = [(status, status.run) for status in found.runs if status.run]
+    rows = [record(status.name, run, status.result or {"status": MISSING}) for status, run in known]
+    return pd.DataFrame(rows).assign(state=[status.state for status, _ in known])
 
 
 def chosen_records(frame: pd.DataFrame, where: Sequence[str]) -> pd.DataFrame:
@@ -125,7 +122,7 @@ def choose_view(frame: pd.DataFrame, shown: Shown) -> View:
 
     Raises ValueError for a field that a run has not and a figure that no result has.
     """
-    own = {"run", "status", *FIELDS}
+    own = {"run", "status", "state", *FIELDS}
     figures = [name for name in frame if name not in own and is_numeric_dtype(frame[name])]
     if shown.figure not in figures and figures:
         raise ValueError(f"figure {shown.figure!r}: no result has it; they have {', '.join(figures)}")
@@ -163,7 +160,7 @@ def long_rows(frame: pd.DataFrame, view: View) -> list[dict[str, Any]]:
     """A row for each setting: its fields, the figure, mean, std, and how many trials there are of each kind."""
     summary = summarise_trials(frame, view)
     told = {*LEADING, *varied_fields(frame), view.x, view.columns, "seed"}
-    names = [name for name in FIELDS if name in view.by and name in told]
+    names = [name for name in dict.fromkeys([*LEADING, *FIELDS]) if name in view.by and name in told]
     rows = []
     for setting in summary.to_dict("records"):
         row = {name: one_line(setting[name]) if isinstance(setting[name], str) else setting[name] for name in names}

@@ -204,12 +204,12 @@ def _cell(setting: dict[str, Any], figure: str) -> str:
     if trials in (diverged, missing):
         return "diverged" if diverged else MISSING
     spread = f" ± {number_text(setting['std'], figure)}" if finished > 1 else ""
-    value = f"{number_text(setting['mean'], figure)}{spread}" if finished else ""
-    counts = [f"{count} {what}" for count, what in ((diverged, "diverged"), (missing, MISSING)) if count]
-    if not counts:
-        return value
-    counts[0] = counts[0].replace(" ", f" of {trials} ", 1)
-    return f"{value} ({', '.join(counts)})".strip()
+    value = f"{number_text(setting['mean'], figure)}{spread}"
+    if not finished:
+        return f"{diverged} of {trials} diverged"
+    if diverged:
+        return f"{value} ({diverged} of {trials} diverged{f', {missing} {MISSING}' if missing else ''})"
+    return f"{value} ({finished} of {trials})" if missing else value
 
 
 def figure_name(figure: str) -> str:

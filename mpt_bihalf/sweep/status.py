@@ -107,7 +107,7 @@ class Survey:
         if pace is None or status.run is None:
             return None
         under_way = self.now - status.last_epoch_at if status.last_epoch_at else 0.0
-        return max(0.0, pace * (status.run.epochs - status.epoch) - max(0.0, under_way))
+        return max(0.0, pace * (status.run.epochs - status.epoch) - min(max(0.0, under_way), pace))
 
     @cached_property
     def work_left(self) -> float | None:
@@ -269,9 +269,10 @@ def status_text(found: Survey, columns: int = 100, lines: int = 50) -> str:
     parts = ["\n".join(_summary(found, columns))]
     for state, some in shown:
         latest = sorted(some, key=lambda status: -(status.when or 0))
-        rows = [_row(found, status) for status in latest[:room]]
-        more = f"\n  ... and {len(some) - room:,} more (--json lists all)" if len(some) > room else ""
-        parts.append(f"{state}:\n" + "\n".join(_fitting(rows, columns)) + more)
+        told = _fitting([_row(found, status) for status in latest[:room]], columns, room)
+        parts.append(f"{state}:\n" + "\n".join(told))
+        if len(some) > room or len(told) < len(some):
+            parts[-1] += f"\n  of {len(some):,} (--json lists all)"
     commands = found.to_do()
     for command, count in commands[:MOST_COMMANDS]:
         goes_on = one_line(shlex.join(command), 2000)
@@ -310,33 +311,28 @@ def _row(found: Survey, status: RunStatus) -> dict[str, str]:
     """What is told of a run, by what it is."""
     row = {"run": one_line(status.name)}
     if status.state in ("running", "interrupted") and status.run:
-        row |= {
-            "epoch": f"{status.epoch}/{status.run.epochs}",
-            "test top-1": f"{status.figures['test_top1']:.2f} %" if "test_top1" in status.figures else "-",
-            "train loss": f"{status.figures['train_loss']:.4g}" if "train_loss" in status.figures else "-",
-        }
+        row["epoch"] = f"{status.epoch}/{status.run.epochs}"
+        for name, figure, shape in (("top-1", "test_top1", "{:.2f} %"), ("loss", "train_loss", "{:.4g}")):
+            row[name] = shape.format(status.figures[figure]) if figure in status.figures else ""
     if status.state == "running":
         left, since = found.seconds_left(status), status.claim.get("since")
-        row |= {
-            "left": "unknown" if left is None else duration(left),
-            "for": duration(found.now - since) if since else "?",
-            "by": f"{one_line(status.claim.get('host', '?'), 40)}:{status.claim.get('pid', '?')}",
-        }
+        row["left"] = "unknown" if left is None else duration(left)
+        row["since"] = f"{duration(found.now - since)} ago" if since else ""
+        row["by"] = f"{one_line(status.claim.get('host', '?'), 40)}:{status.claim.get('pid', '?')}"
     if status.state == "failed":
-        row["when"] = f"{duration(found.now - status.when)} ago" if status.when else "?"
+        row["when"] = f"{duration(found.now - status.when)} ago" if status.when else ""
     return row | ({"why": status.why} if status.why else {})
 
 
-def _fitting(rows: list[dict[str, str]], columns: int) -> list[str]:
-    """The rows as a table where that fits into the columns, else the figures of each below its name."""
+def _fitting(rows: list[dict[str, str]], columns: int, lines: int) -> list[str]:
+    """The rows as a table where that fits into the columns, else as many as fit, the figures of each below its name."""
     table = tabulate(rows, headers="keys", tablefmt="plain", disable_numparse=True).splitlines()
-    if max(map(len, table)) + 2 <= columns and len(rows[0]) > 1:
-        return [f"  {line.rstrip()}" for line in table]
+    if max(map(len, table)) + 2 <= columns:
+        return [f"  {line.rstrip()}" for line in table[len(rows[0]) == 1 :]]
     told = []
-    for row in rows:
-        details = ", ".join(f"{name} {value}" for name, value in row.items() if name not in ("run", "why"))
-        below = ": ".join(filter(None, (details, row.get("why"))))
-        told += [f"  {row['run']}"] + [f"    {below}"] * bool(below)
+    for row in rows[: max(2, lines // 2)]:
+        known = [value if name in ("when", "why") else f"{name} {value}" for name, value in row.items() if value]
+        told += [f"  {row['run']}", f"    {one_line(', '.join(known[1:]), columns - 4)}"]
     return told
 
 
