@@ -8,6 +8,7 @@ import json
 import shutil
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,9 @@ def main() -> None:
         "that is not to be finished.",
     )
     _add_folder(status)
-    status.add_argument("--json", action="store_true", help="the same for programs, every run with its state")
+    status.add_argument(
+        "--json", action="store_true", default=None, help="the same for programs, every run with its state"
+    )
     status.add_argument(
         "--watch", nargs="?", type=_seconds, const=5.0, metavar="SECONDS", help="draw again every so often (5 s)"
     )
@@ -103,10 +106,10 @@ def _add_folder(parser: argparse.ArgumentParser) -> None:
 
 
 def _seconds(text: str) -> float:
-    seconds = float(text)
-    if not 0.1 <= seconds <= 86400:
-        raise argparse.ArgumentTypeError(f"{text} is not from 0.1 to 86,400 seconds")
-    return seconds
+    with suppress(ValueError):
+        if 0.1 <= float(text) <= 86_400:
+            return float(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is not from 0.1 to 86,400 seconds")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 import signal
 import sys
@@ -105,10 +106,23 @@ def run_command(command: Callable[[], object]) -> None:
     try:
         with raise_when_terminated():
             command()
+        sys.stdout.flush()
     except KeyboardInterrupt as stop:
         print(f"interrupted: {str(stop) or 'the same command goes on from here'}", file=sys.stderr)
         sys.exit(128 + getattr(stop, "signum", signal.SIGINT))
     except CommandFailed as fault:
         fail(str(fault), status=1)
     except (ValueError, OSError) as fault:
+        if isinstance(fault, BrokenPipeError) and _nobody_reads():
+            sys.exit(1)
         fail(str(fault))
+
+
+def _nobody_reads() -> bool:
+    """Whether the reader of standard output has seen enough and is gone; nothing is written there any more then."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False

@@ -51,7 +51,7 @@ def draw_sweep(records: list[dict[str, Any]] | pd.DataFrame, view: View = PRUNIN
     summary = summarise_trials(records, view)
     every = split_settings(summary, view)
     parts = every[:MOST_PANELS]
-    columns = min(len(parts), 3)
+    columns = 2 if len(parts) == 4 else min(len(parts), 3)
     rows = -(-len(parts) // columns)
     figure = Figure(figsize=(4.8 * columns + 0.4, 3.6 * rows + 0.2), layout="constrained")
     panels = figure.subplots(rows, columns, squeeze=False).flatten()
@@ -115,6 +115,8 @@ def draw_part(panel: Axes, part: pd.DataFrame, view: View) -> None:
             panel.tick_params(axis="x", rotation=30)
     elif view.x in LOGARITHMIC and min(places) > 0 and max(places) >= 10 * min(places):
         panel.set_xscale("log")
+        panel.set_xticks(places, [f"{value:g}" for value in places])
+        panel.minorticks_off()
 
 
 def _x_label(x: str) -> str:

@@ -51,17 +51,19 @@ def sweep_report(found: Survey, shown: Shown, columns: int | None = None) -> Non
 
     frame = frame[~without]
     tables = sweep_tables(frame, view)
-    print("\n\n".join(f"{table.title}\n{table.text(columns=columns)}" for table in tables) + "\n")
-    print("".join(f"{note}\n" for note in notes if note))
-
-    folder = report_folder(found.out, shown.to)
-    for ending, style in STYLES.items():
-        heading = {".md": "**{}**\n", ".tex": "% {}"}.get(ending, "{}")
-        text = "\n\n".join(f"{heading.format(table.title)}\n{table.text(style)}" for table in tables)
-        write_text(folder / f"{view.figure}{ending}", text + "\n")
-    write_csv(folder / f"{view.figure}.csv", long_rows(frame, view))
-    png, pdf = save_figure(draw_sweep(frame, view, unfinished), folder / view.figure)
-    print(f"tables: {folder / view.figure}.txt, .csv, .md, .tex\nfigure: {png}, {pdf}")
+    try:
+        path = report_folder(found.out, shown.to) / view.figure
+        for ending, style in STYLES.items():
+            heading = {".md": "**{}**\n", ".tex": "% {}"}.get(ending, "{}")
+            text = "\n\n".join(f"{heading.format(table.title)}\n{table.text(style)}" for table in tables)
+            write_text(path.with_name(path.name + ending), text + "\n")
+        write_csv(path.with_name(path.name + ".csv"), long_rows(frame, view))
+        png, pdf = save_figure(draw_sweep(frame, view, unfinished), path)
+    finally:  # where nothing can be written, it can be read
+        print("\n\n".join(f"{table.title}\n{table.text(columns=columns)}" for table in tables) + "\n")
+        if notes:
+            print("\n".join(notes) + "\n")
+    print(f"tables: {path}.txt, .csv, .md, .tex\nfigure: {png}, {pdf}")
 
 
 def records_of(found: Survey) -> pd.DataFrame:

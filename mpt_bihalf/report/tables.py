@@ -223,7 +223,7 @@ def unit_of(figure: str) -> str:
 
 def number_text(value: float, figure: str) -> str:
     """A value of this figure with the digits that it deserves."""
-    return f"{value:.2f}" if unit_of(figure) else f"{value:.4g}"
+    return f"{value:.2f}" if unit_of(figure) else f"{value:.4f}" if figure.endswith("_loss") else f"{value:.3g}"
 
 
 def short_data(data: str) -> str:

@@ -272,7 +272,7 @@ def status_text(found: Survey, columns: int = 100, lines: int = 50) -> str:
         told = _fitting([_row(found, status) for status in latest[:room]], columns, room)
         parts.append(f"{state}:\n" + "\n".join(told))
         if len(some) > room or len(told) < len(some):
-            parts[-1] += f"\n  of {len(some):,} (--json lists all)"
+            parts[-1] += f"\n  ... of {len(some):,}; --json lists all"
     commands = found.to_do()
     for command, count in commands[:MOST_COMMANDS]:
         goes_on = one_line(shlex.join(command), 2000)
