@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import random
 import statistics
 import subprocess
@@ -60,9 +61,10 @@ def reading(options: SweepScale) -> Iterator[dict[str, Any]]:
             out = Path(place)
             make_records(out, count)
             for command in (["status"], ["status", "--json"], ["report"]):
-                seconds = statistics.median(_seconds([*command, place]) for _ in range(options.rounds))
+                times = [_times([*command, place]) for _ in range(options.rounds)]
+                seconds, busy = (statistics.median(column) for column in zip(*times, strict=True))
                 name = " ".join(command)
-                row = {"what": name, "records": count, "s": seconds}
+                row = {"what": name, "records": count, "s": seconds, "processor s": busy}
                 if name in last:
                     before, then = last[name]
                     row |= {"ratio": seconds / then, "growth": math.log(seconds / then) / math.log(count / before)}
@@ -101,12 +103,16 @@ def grid() -> Iterator[Run]:
             yield Run(model=model, method=method, prune_rate=rate, seed=seed, epochs=EPOCHS, device="cpu", threads=1)
 
 
-def _seconds(arguments: list[str]) -> float:
-    start = time.perf_counter()
+def _times(arguments: list[str]) -> tuple[float, float]:
+    """Seconds that a command takes by the clock, and of the processor."""
+    start, before = time.perf_counter(), os.times()
     subprocess.run([sys.executable, "-m", "mpt_bihalf", *arguments], check=True, stdout=subprocess.DEVNULL)
-    return time.perf_counter() - start
+    after = os.times()
+    busy = after.children_user + after.children_system - before.children_user - before.children_system
+    return time.perf_counter() - start, busy
 
 
+# A part gives rows for the table; each is measured by itself with --parts.
 PARTS: dict[str, Callable[[SweepScale], Iterator[dict[str, Any]]]] = {"reading": reading}
 
 

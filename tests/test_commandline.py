@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 from dataclasses import dataclass, field
 
 import pytest
 
-from mpt_bihalf.commandline import fail, parse, run_command
+from mpt_bihalf.commandline import fail, one_line, parse, run_command
 from mpt_bihalf.signals import Stopped
 
 
@@ -142,3 +144,29 @@ def test_an_interrupt_ends_with_130_and_says_how_to_go_on(capsys: pytest.Capture
         run_command(command)
     assert end.value.code == 130
     assert "goes on from here" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("plain é ü", "plain é ü"),
+        ("two\nlines\tand  spaces ", "two lines and spaces"),
+        ("\x1b[31mred\x1b[0m", "[31mred [0m"),
+        ("\ud800 \u202e\x00\x07", ""),
+        (3, "3"),
+        ("x" * 300, "x" * 199 + "…"),
+    ],
+)
+def test_foreign_text_is_shown_as_one_plain_line(text: object, line: str) -> None:
+    assert one_line(text) == line
+
+
+def test_whoever_stops_reading_ends_a_command_quietly() -> None:
+    program = "from mpt_bihalf.commandline import run_command\nrun_command(lambda: print('line\\n' * 100_000))"
+    command = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert command.stdout and command.stderr
+    command.stdout.readline()
+    command.stdout.close()
+    assert command.stderr.read() == b""
+    command.stderr.close()
+    assert command.wait() == 1

@@ -12,7 +12,7 @@ from typing import BinaryIO
 
 import pytest
 
-from mpt_bihalf.files import remove_leftovers, write_csv, write_json, write_text, write_whole
+from mpt_bihalf.files import read_json, remove_leftovers, write_csv, write_json, write_text, write_whole
 
 HANGING_WRITER = """
 import sys, time
@@ -144,3 +144,40 @@ def test_two_writers_of_one_file_leave_one_of_their_contents(tmp_path: Path) -> 
     assert all(writer.returncode == 0 for writer in writers)
     assert contents | {path.read_text()} <= {"a" * 100_000, "b" * 100_000}
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_json_is_read_as_it_was_written(tmp_path: Path) -> None:
+    write_json(tmp_path / "x.json", {"a": [1, 0.1, "é"]})
+    assert read_json(tmp_path / "x.json") == {"a": [1, 0.1, "é"]}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"{", b"\xff\xfe\x00", b"[" * 1_000_000, b"9" * 10_000, b" " * (4 * 2**20) + b"1", b"\xef\xbb\xbf{}"],
+    ids=["empty", "cut off", "no text", "deep", "a huge number", "large", "marked"],
+)
+def test_what_is_no_json_or_too_much_of_it_is_a_value_error(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "x.json").write_bytes(content)
+    with pytest.raises(ValueError):
+        read_json(tmp_path / "x.json")
+
+
+def test_a_file_without_an_end_is_not_read(tmp_path: Path) -> None:
+    (tmp_path / "x.json").symlink_to("/dev/zero")
+    with pytest.raises(ValueError, match="no file"):
+        read_json(tmp_path / "x.json")
+
+
+def test_a_pipe_or_a_folder_is_no_file_and_does_not_hang(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", tmp_path):
+        with pytest.raises(ValueError, match="no file"):
+            read_json(path)
+
+
+def test_a_file_that_is_not_there_is_an_os_error(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(FileNotFoundError):
+        read_json(tmp_path / "nothing")
+    with pytest.raises(OSError):
+        read_json(tmp_path / "loop")

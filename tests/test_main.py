@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from mpt_bihalf.__main__ import main
 from mpt_bihalf.commandline import run_command
+from mpt_bihalf.sweep.plan import write_plan
 from mpt_bihalf.training import Run, loop, train
 
 ROOT = Path(__file__).parents[1]
@@ -260,3 +262,71 @@ def test_a_bad_option_of_a_real_process_ends_in_one_line(tmp_path: Path) -> None
     assert (ended.returncode, ended.stdout) == (2, "")
     assert_one_line(ended.stderr)
     assert snapshot(tmp_path) == {}
+
+
+def test_status_and_report_of_a_real_sweep(tmp_path: Path) -> None:
+    run = Run(method="mpt-sign", epochs=2, device="cpu", threads=1)
+    write_plan(tmp_path, [run, replace(run, seed=1)], ["python", "sweep.py"])
+    train(run, tmp_path / "runs" / run.name, progress=False)
+
+    def told(*arguments: str) -> str:
+        ended = subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, check=True, cwd=tmp_path)
+        assert ended.stderr == ""
+        return ended.stdout
+
+    top1 = json.loads((tmp_path / "runs" / run.name / "result.json").read_text())["test_top1"]
+    assert "1 done, 1 missing" in told("status", str(tmp_path))
+    assert json.loads(told("status", ".", "--json"))["to_do"] == [{"command": ["python", "sweep.py"], "runs": 1}]
+    assert f"{top1:.2f} (1 of 2)" in told("report", ".", "--where", "method=mpt-sign", "--x", "prune_rate")
+    assert (tmp_path / "report" / "test_top1.pdf").exists()
+
+
+def test_status_is_drawn_again_until_the_sweep_is_done(tmp_path: Path) -> None:
+    run = Run(method="mpt-sign", epochs=1, device="cpu", threads=1)
+    write_plan(tmp_path, [run])
+    watching = subprocess.Popen(
+        [*COMMAND, "status", str(tmp_path), "--watch", "0.1"], stdout=subprocess.PIPE, text=True
+    )
+    assert watching.stdout is not None
+    assert "0 done, 1 missing" in watching.stdout.readline()
+    train(run, tmp_path / "runs" / run.name, progress=False)
+    assert "1 done (of 1)" in watching.stdout.read()
+    watching.stdout.close()
+    assert watching.wait() == 0
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["status"],
+        ["status", "nothing"],
+        ["status", "file"],
+        ["status", "."],
+        ["status", "sweep", "--watch", "0"],
+        ["status", "sweep", "--watch", "x"],
+        ["status", "sweep", "--watch", "--json"],
+        ["report", "nothing"],
+        ["report", "sweep", "--by", "colour"],
+        ["report", "sweep", "--figure", "speed"],
+        ["report", "sweep", "--where", "model=conv8"],
+        ["report", "sweep", "--to", "file"],
+    ],
+)
+def test_a_sweep_that_cannot_be_shown_ends_in_one_line(
+    arguments: list[str],
+    tmp_path: Path,
+    command: Callable[..., int],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("mine")
+    run = Run(device="cpu", threads=1)
+    folder = tmp_path / "sweep" / "runs" / run.name
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(asdict(run)))
+    (folder / "result.json").write_text(json.dumps({"status": "diverged: NaN in layer '0' in epoch 1"}))
+    before = snapshot(tmp_path)
+    assert command(*arguments) == 2
+    assert_one_line(capsys.readouterr().err)
+    assert snapshot(tmp_path) == before

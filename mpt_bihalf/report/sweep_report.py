@@ -17,6 +17,7 @@ from ..sweep.records import record
 from ..sweep.shown import Shown
 from ..sweep.status import OVER, Survey, strangers_text
 from ..training import Run
+from ..training.loop import FIGURES, FINISHED
 from .figures import draw_sweep, save_figure
 from .outcome import STYLES
 from .tables import LEADING, MISSING, SETTING, SUMMARY, View, summarise_trials, sweep_tables, varied_fields
@@ -38,7 +39,7 @@ def sweep_report(found: Survey, shown: Shown, columns: int | None = None) -> Non
     done = frame["status"] != MISSING
     if not done.any():
         raise ValueError(f"none of {len(frame):,} runs is done yet: see python -m mpt_bihalf status {found.out}")
-    without = done & (frame["status"] == "finished") & frame[view.figure].isna()
+    without = (frame["status"] == FINISHED) & frame.reindex(columns=[view.figure])[view.figure].isna()
     if without.any():
         notes.append(f"{without.sum():,} finished runs have no {view.figure} and are left out")
     unfinished = "" if done.all() else f"{done.sum():,} of {len(frame):,} runs are done"
@@ -109,7 +110,8 @@ def _matching(column: pd.Series[Any], text: str) -> pd.Series[bool]:
 
 def _word(value: Any) -> str:
     """A value as one writes it on the command line, where nothing is `none`."""
-    return (one_line(value).lower() if isinstance(value, bool) else one_line(value).replace(" ", "+")) or "none"
+    word = one_line(value).replace(" ", "+")
+    return word.lower() if word in ("True", "False") else word or "none"
 
 
 def _field(name: str, told: str) -> str:
@@ -125,8 +127,8 @@ def choose_view(frame: pd.DataFrame, shown: Shown) -> View:
     Raises ValueError for a field that a run has not and a figure that no result has.
     """
     own = {"run", "status", "state", *FIELDS}
-    figures = [name for name in frame if name not in own and is_numeric_dtype(frame[name])]
-    if shown.figure not in figures and figures:
+    figures = [name for name in frame if name not in own and is_numeric_dtype(frame[name])] or FIGURES
+    if shown.figure not in figures:
         raise ValueError(f"figure {shown.figure!r}: no result has it; they have {', '.join(figures)}")
     by = [_field(name, "by") for name in words(shown.by)]
     x, columns = shown.x and _field(shown.x, "x"), shown.columns and _field(shown.columns, "columns")

@@ -3,12 +3,14 @@ from __future__ import annotations
 import os
 import platform
 import signal
+import stat
 import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from filelock import FileLock, Timeout
 
 from mpt_bihalf.sweep.claim import claimed, held, holder
 
@@ -79,3 +81,62 @@ def test_a_claim_is_no_way_to_write_elsewhere(tmp_path: Path) -> None:
         pass
     assert victim.read_text() == "precious"
     assert list(folder.iterdir()) == [folder / "claim.lock"]
+
+
+CLAIM = '{"host": "here", "pid": 7, "since": 5.5}'
+
+
+def test_nobody_holds_what_nobody_claims(tmp_path: Path) -> None:
+    assert holder(tmp_path) is None
+    with FileLock(tmp_path / "claim.lock"):
+        assert holder(tmp_path) is None
+
+
+def test_looking_leaves_no_lock_and_no_file(tmp_path: Path) -> None:
+    (tmp_path / "claim.json").write_text(CLAIM)
+    assert holder(tmp_path) is None
+    assert [file.name for file in tmp_path.iterdir()] == ["claim.json"]
+    (tmp_path / "claim.lock").touch()
+    assert holder(tmp_path) is None
+    with FileLock(tmp_path / "claim.lock", timeout=0):
+        with pytest.raises(Timeout):
+            FileLock(tmp_path / "claim.lock", timeout=0).acquire()
+        assert holder(tmp_path) is not None
+
+
+@pytest.mark.parametrize(
+    ("text", "known"),
+    [
+        ("", {}),
+        ("[]", {}),
+        ("3", {}),
+        ("[" * 100_000, {}),
+        ('{"host": 3, "pid": "7", "since": "x"}', {}),
+        ('{"host": "h", "pid": true, "since": NaN}', {"host": "h"}),
+        ('{"host": "h", "pid": -1, "since": 1e999}', {"host": "h"}),
+        ('{"pid": 7, "more": 1}', {"pid": 7}),
+    ],
+)
+def test_of_a_damaged_claim_only_what_is_sound_is_told(text: str, known: dict[str, object], tmp_path: Path) -> None:
+    (tmp_path / "claim.json").write_text(text)
+    with FileLock(tmp_path / "claim.lock"):
+        assert holder(tmp_path) == known
+
+
+def test_a_pipe_in_the_place_of_the_lock_or_the_claim_does_not_hang(tmp_path: Path) -> None:
+    (tmp_path / "claim.json").write_text(CLAIM)
+    os.mkfifo(tmp_path / "claim.lock")
+    holder(tmp_path)
+    (tmp_path / "claim.json").unlink()
+    os.mkfifo(tmp_path / "claim.json")
+    holder(tmp_path)
+
+
+def test_who_may_only_read_sees_the_holder(tmp_path: Path, as_nobody: Callable[[], None]) -> None:
+    (tmp_path / "claim.json").write_text(CLAIM)
+    with FileLock(tmp_path / "claim.lock"):
+        (tmp_path / "claim.lock").chmod(0o444)
+        as_nobody()
+        assert holder(tmp_path) is not None
+    assert holder(tmp_path) is None
+    assert stat.S_IMODE((tmp_path / "claim.lock").stat().st_mode) == 0o444

@@ -72,6 +72,11 @@ BROKEN += [
     '{"status": "finished"}',
     '{"status": "finished", "test_top1": "high"}',
     '{"status": "finished", "test_top1": NaN}',
+    json.dumps({**RESULT, "test_loss": 10**400}),
+    json.dumps({**RESULT, "test_loss": True}),
+    json.dumps({**RESULT, "a\x1b[2J": 1.0}),
+    json.dumps({**RESULT, **{f"figure{i}": 1.0 for i in range(1000)}}),
+    "[" * 100_000,
 ]
 
 
@@ -133,3 +138,44 @@ def test_layer_figures_of_several_runs_stand_in_one_table(tmp_path: Path) -> Non
         ["mpt-bihalf", 0.3, 1, "10", 0.25],
     ]
     assert read_layers(tmp_path, runs[2:]).empty
+
+
+CONFIG = asdict(Run())
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "[]", "3", "null", "[" * 100_000, "{}"]
+    + [
+        json.dumps({**CONFIG, **change})
+        for change in (
+            {"device": 3},
+            {"device": {"a": 1}},
+            {"data": 3},
+            {"lr": "high"},
+            {"lr": True},
+            {"lr": 10**400},
+            {"lr": float("nan")},
+            {"seed": 0.5},
+            {"seed": 10**30},
+            {"learn_mask": 1},
+            {"skip": [[]]},
+            {"skip": "first"},
+            {"milestones": ["x"]},
+            {"prune_rate": [0.5]},
+            {"method": []},
+        )
+    ],
+)
+def test_a_configuration_that_is_none_makes_no_run_whatever_the_folder_is_called(text: str, tmp_path: Path) -> None:
+    folder = tmp_path / "runs" / Run().name
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(text)
+    assert find_runs(tmp_path) == []
+
+
+def test_a_folder_of_another_name_than_its_runs_is_not_believed(tmp_path: Path) -> None:
+    for name in (Run().name, Run().name + "x", "." + Run().name, "other"):
+        (tmp_path / "runs" / name).mkdir(parents=True)
+        (tmp_path / "runs" / name / "config.json").write_text(json.dumps(CONFIG))
+    assert find_runs(tmp_path) == [Run()]

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, fields, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -235,3 +236,24 @@ def test_odd_names_of_data_folders_make_plain_names_of_run_folders(name: str, tm
 def test_a_runs_folder_can_be_read() -> None:
     assert Run(method="mpt-sign", prune_rate=0.25, seed=7).name.startswith("conv2-digits-mpt-sign-pruned0.25-seed7-")
     assert Run(method="sign", seed=7).name.startswith("conv2-digits-sign-seed7-")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"seed": 1.0},
+        {"seed": True},
+        {"lr": "0.1"},
+        {"lr": False},
+        {"device": 3},
+        {"skip": ["first", 1]},
+        {"milestones": [1.5]},
+    ],
+)
+def test_a_configuration_with_a_field_of_another_type_is_none(change: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=next(iter(change))):
+        Run.from_dict({**asdict(Run()), **change})
+
+
+def test_a_whole_number_is_a_number_in_a_configuration_too() -> None:
+    assert Run.from_dict({**asdict(Run()), "lr": 1}) == Run(lr=1)
