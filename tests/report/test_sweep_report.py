@@ -342,7 +342,7 @@ def test_who_may_not_write_reads_the_tables_and_learns_of_another_place(
     assert "50.00" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", ["$x$", "$\\frac", "a\x1b[2Jb", "line\nbreak", "ü|&_%", "a" * 300])
+@pytest.mark.parametrize("name", ["$x$", "$\\frac$", "$", "a\x1b[2Jb", "line\nbreak", "ü|&_%", "a" * 300])
 def test_a_data_folder_of_any_name_is_reported(
     name: str, tmp_path: Path, leave: Leave, capsys: pytest.CaptureFixture[str]
 ) -> None:
