@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from unittest.mock import patch
+
 import numpy as np
 import ot
 import pytest
@@ -8,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from mpt_bihalf import binarize
+from mpt_bihalf import binarize, transport
 from mpt_bihalf.latent import Latent
 from mpt_bihalf.transport import transported
 from tests.reference import half_up, one_line_error, positives, rows_of, signs, tensor_of
@@ -61,8 +63,11 @@ def test_pruned_weights_have_the_sign_of_their_side_of_the_cut_off(
     weight: Tensor, p_pos: float, data: st.DataObject
 ) -> None:
     kept = [data.draw(st.lists(st.booleans(), min_size=len(row), max_size=len(row))) for row in rows_of(weight)]
-    would_be = transported(Latent(weight, p_pos=p_pos), tensor_of(kept, weight))
-    assert rows_of(would_be) == [positives(row, keep, p_pos) for row, keep in zip(rows_of(weight), kept, strict=True)]
+    expected = [positives(row, keep, p_pos) for row, keep in zip(rows_of(weight), kept, strict=True)]
+    for on_host in (True, False):  # an accelerator selects in another way
+        with patch.object(transport, "host_reads_free", lambda rows, on_host=on_host: on_host):
+            would_be = transported(Latent(weight, p_pos=p_pos), tensor_of(kept, weight))
+        assert rows_of(would_be) == expected
 
 
 def test_between_the_highest_kept_minus_and_the_lowest_kept_plus_a_pruned_weight_counts_as_minus() -> None:

@@ -148,6 +148,13 @@ def test_less_than_one_bit_at_equal_ratios_is_told(paper: list[Record]) -> None:
     assert bit_ratio_finding(measured(paper, change)).endswith("connections was NOT always 1 bit")
 
 
+def test_less_than_one_bit_in_one_run_counts(paper: list[Record]) -> None:
+    def change(trace: pd.DataFrame) -> None:
+        trace.loc[(trace["p_pos"] == 0.5) & (trace["connections"] == 10) & (trace["seed"] == 1), "filter_entropy"] = 0.9
+
+    assert bit_ratio_finding(measured(paper, change)).endswith("connections was NOT always 1 bit")
+
+
 def test_the_finding_says_where_there_is_too_little_to_tell(
     records_of: Callable[..., list[Record]], trials: Trials
 ) -> None:

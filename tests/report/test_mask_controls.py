@@ -48,7 +48,7 @@ def test_the_finding_is_that_of_the_records() -> None:
     assert "loses to a random one" in backwards and "loses to itself shuffled" in backwards
     assert "in 0 of 2 settings, in 0 with" in backwards
     same = mask_controls_finding(mask_controls_rows(frame({mask: [10.0, 20.0] for mask in MASKS})))
-    assert "equals a random one" in same
+    assert "equals a random one" in same and "above it in 0 of 2 settings" in same
     assert "too few" in mask_controls_finding(mask_controls_rows(frame({"learned": [50.0]})))
     assert all("\n" not in line for line in (forwards, backwards, same, CLAIM))
 

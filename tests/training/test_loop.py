@@ -85,6 +85,19 @@ def test_the_learning_rate_of_each_step_is_that_of_torchs_scheduler(
     assert [rate for rate, _ in steps] == pytest.approx(scheduled(scheduler, 12), rel=1e-9)
 
 
+def test_the_layers_know_how_far_the_training_is(trained: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
+    shares = []
+    step = loop.train_step
+
+    def note(model: nn.Module, *others: Any) -> Tensor:
+        shares.append({part.progress for _, part, _ in binary_layers(model)})
+        return step(model, *others)
+
+    monkeypatch.setattr(loop, "train_step", note)
+    trained(method="irnet", epochs=2)
+    assert shares == [{0.0}] * 4 + [{0.5}] * 4
+
+
 def test_the_last_incomplete_batch_is_dropped(trained: Trained, steps: list[tuple[float, int]]) -> None:
     _, folder = trained(batch_size=64, epochs=2)  # 300 images
     assert [size for _, size in steps] == [64] * 8
