@@ -26,7 +26,7 @@ from mpt_bihalf.training import Run
 
 @dataclass(frozen=True, kw_only=True)
 class BitRatio(Experiment):
-    """Which runs to do. What is not given is the recipe's."""
+    """Which runs to do. An option that is not given takes the recipe's value."""
 
     recipes = BIT_RATIO
 

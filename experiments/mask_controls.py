@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from mpt_bihalf.commandline import parse, run_command
 from mpt_bihalf.files import output_folder
-from mpt_bihalf.methods import find_method
+from mpt_bihalf.methods import METHODS, find_method
 from mpt_bihalf.recipes import MASK_CONTROLS
 from mpt_bihalf.report.mask_controls import (
     CLAIM,
@@ -32,7 +32,8 @@ from mpt_bihalf.training.loop import FINISHED, load_run_data
 
 @dataclass(frozen=True, kw_only=True)
 class MaskControls(Experiment):
-    """Which runs to do, each with a learned mask and with a random one. What is not given is the recipe's."""
+    """Which runs to do, each with a learned mask and with a random one. An option that is not given takes the recipe's
+    value."""
 
     recipes = MASK_CONTROLS
 
@@ -47,7 +48,8 @@ class MaskControls(Experiment):
 
         def vary(method: str) -> Iterator[dict[str, Any]]:
             if find_method(method).trains != "scores":
-                raise ValueError(f"methods: {method} learns no mask")
+                those = ", ".join(name for name, known in METHODS.items() if known.trains == "scores")
+                raise ValueError(f"method {method!r} learns no mask; {those} do")
             for rate, learn in product(rates, (True, False)):
                 # A mask that does not learn is the same after one epoch as after many.
                 yield {"prune_rate": rate, "learn_mask": learn} | ({} if learn else {"epochs": 1})

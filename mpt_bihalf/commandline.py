@@ -60,7 +60,10 @@ class _Help(argparse.HelpFormatter):
     def _get_help_string(self, action: argparse.Action) -> str:
         text = (action.help or "").rstrip()
         untold: tuple[Any, ...] = (None, argparse.SUPPRESS, "", [], ())
-        return text if action.default in untold or "%(default)" in text else f"{text} (default: %(default)s)"
+        if action.default in untold or "%(default)" in text:
+            return text
+        default = " ".join(map(str, action.default)) if isinstance(action.default, list) else "%(default)s"
+        return f"{text} (default: {default})"
 
     def _get_default_metavar_for_optional(self, action: argparse.Action) -> str:
         return action.dest.rsplit(".", 1)[-1].upper()

@@ -26,6 +26,8 @@ class Options:
     """several words"""
     text: str = ""
     """a text"""
+    rates: list[float] = field(default_factory=lambda: [0.1, 0.5])
+    """several numbers"""
 
 
 def read(*arguments: str) -> Options:
@@ -80,7 +82,14 @@ def test_help_tells_each_option_its_meaning_and_its_default(capsys: pytest.Captu
         read("--help")
     assert end.value.code == 0
     text = " ".join(capsys.readouterr().out.split())
-    for word in ("A command.", "--long-name", "how many of them (default: 3)", "--names", "several words"):
+    for word in (
+        "A command.",
+        "--long-name",
+        "how many of them (default: 3)",
+        "--names",
+        "several words",
+        "several numbers (default: 0.1 0.5)",
+    ):
         assert word in text
     assert "--long_name" not in text
 

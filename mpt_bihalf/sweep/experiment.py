@@ -25,7 +25,7 @@ class Experiment(EngineOptions):
     models: list[str] = field(default_factory=list)
     """networks, e.g. conv2 conv4 (default: the recipe's)"""
     methods: list[str] = field(default_factory=list)
-    """methods (default: the recipe's)"""
+    """methods, e.g. sign bihalf mpt-sign (default: the recipe's)"""
     data: str = ""
     """digits, fashion-mnist, cifar10, cifar100, or folder:PATH (default: the recipe's)"""
     data_root: str = ""
@@ -95,4 +95,4 @@ def words(entries: list[str]) -> list[str]:
 def refuse_dense(method: str) -> None:
     """ValueError for a method that has no binary weights to look at, or is unknown."""
     if find_method(method).binarizer is None:
-        raise ValueError(f"method {method!r} has no binary weights to look at")
+        raise ValueError(f"method {method!r} has no binary weights to look at: leave it out")
