@@ -25,8 +25,8 @@ from mpt_bihalf.training import Run
 
 @dataclass(frozen=True, kw_only=True)
 class Decay(Experiment):
-    """Which runs to do, each at a constant and at a cosine learning rate. An option that is not given takes the recipe's
-    value."""
+    """Which runs to do, each at a constant and at a cosine learning rate. An option that is not given takes the
+    recipe's value."""
 
     recipes = DECAY
 

@@ -26,7 +26,7 @@ def test_the_experiment_leaves_all_its_files_and_a_second_call_trains_nothing(
     ended = ran(*arguments)
     assert ended.returncode == 0, ended.stderr
     names = {f"method_comparison{ending}" for ending in ENDINGS}
-    assert {path.name for path in out.iterdir()} == {*names, "results.csv", "curves", "runs"}
+    assert {path.name for path in out.iterdir()} == {*names, "results.csv", "curves", "runs", "sweeps"}
 
     lines = ended.stdout.splitlines()
     (measured,) = (line for line in lines if line.startswith("measured: "))

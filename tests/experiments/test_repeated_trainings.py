@@ -24,7 +24,7 @@ def test_the_experiment_leaves_all_its_files_and_a_second_call_trains_nothing(
     ended = ran(*FAST, "--out", str(out))
     assert ended.returncode == 0, ended.stderr
     names = {f"repeated_trainings{ending}" for ending in (".csv", ".txt", ".md", ".tex", ".png", ".pdf")}
-    assert {path.name for path in out.iterdir()} == {*names, "results.csv", "curves", "runs"}
+    assert {path.name for path in out.iterdir()} == {*names, "results.csv", "curves", "runs", "sweeps"}
 
     lines = ended.stdout.splitlines()
     (measured,) = (line for line in lines if line.startswith("measured: "))

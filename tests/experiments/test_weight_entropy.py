@@ -20,7 +20,7 @@ def test_the_experiment_leaves_table_figure_and_curves_and_goes_on_where_it_was(
     ended = ran(*TINY, "--out", str(tmp_path))
     assert ended.returncode == 0, ended.stderr
     names = {f"weight_entropy{ending}" for ending in (".csv", ".txt", ".md", ".tex", ".png", ".pdf", "_steps.csv")}
-    assert {path.name for path in tmp_path.iterdir()} == {*names, "runs", "curves"}
+    assert {path.name for path in tmp_path.iterdir()} == {*names, "runs", "sweeps", "curves"}
 
     lines = ended.stdout.splitlines()
     (measured,) = (line for line in lines if line.startswith("measured: "))
