@@ -1,10 +1,12 @@
-"""What a sweep of many runs costs beside its training: how long `status` and `report` take, and how they grow.
+"""What a sweep of many runs costs beside its training: the local engine's work on a run, how long `status` and `report`
+take, and how they grow.
 
-The records are made, not trained, and like real ones in form.
+The records that are read are made, not trained, and like real ones in form.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -23,8 +25,11 @@ from typing import Any
 from measuring import show
 
 from mpt_bihalf.commandline import parse, run_command
+from mpt_bihalf.sweep import EngineOptions
+from mpt_bihalf.sweep.engines.local import LocalEngine
 from mpt_bihalf.sweep.plan import write_plan
 from mpt_bihalf.sweep.records import run_folder
+from mpt_bihalf.sweep.work import Outcome
 from mpt_bihalf.training import Run
 
 EPOCHS = 10
@@ -38,9 +43,11 @@ class SweepScale:
     """What to measure."""
 
     parts: list[str] = field(default_factory=lambda: list(PARTS))
-    """what to measure: reading"""
+    """what to measure: overhead (of the local engine), reading (by status and report)"""
     records: list[int] = field(default_factory=lambda: [100, 1_000, 10_000])
     """how many records the folders have that are read"""
+    runs: int = 50
+    """how many runs the engine does"""
     rounds: int = 3
     """times each command is run; the median counts"""
     json: bool = False
@@ -70,6 +77,21 @@ def reading(options: SweepScale) -> Iterator[dict[str, Any]]:
                     row |= {"ratio": seconds / then, "growth": math.log(seconds / then) / math.log(count / before)}
                 last[name] = count, seconds
                 yield row
+
+
+def overhead(options: SweepScale) -> Iterator[dict[str, Any]]:
+    """Time of the local engine for each run, one worker: an empty run, and one of one step beside its training."""
+    settings = dict(method="mpt-bihalf", epochs=1, batch_size=1000, device="cpu", threads=1)
+    runs = [Run(seed=seed, **settings) for seed in range(options.runs)]
+    with tempfile.TemporaryDirectory() as place:
+        for what in ("run of one step, beside its training", "empty run: done already"):
+            engine = LocalEngine(Path(place), runs, EngineOptions(jobs=1))
+            ends = [time.perf_counter() for event in engine.do(runs) if isinstance(event, Outcome)]
+            each = statistics.median(after - before for before, after in itertools.pairwise(ends))
+            if what.startswith("run"):
+                files = [run_folder(Path(place), run) / "times.json" for run in runs]
+                each -= statistics.median(json.loads(file.read_text())["seconds"] for file in files)
+            yield {"what": what, "records": len(runs), "s": each}
 
 
 def make_records(out: Path, count: int) -> None:
@@ -113,7 +135,7 @@ def _times(arguments: list[str]) -> tuple[float, float]:
 
 
 # A part gives rows for the table; each is measured by itself with --parts.
-PARTS: dict[str, Callable[[SweepScale], Iterator[dict[str, Any]]]] = {"reading": reading}
+PARTS: dict[str, Callable[[SweepScale], Iterator[dict[str, Any]]]] = {"overhead": overhead, "reading": reading}
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from typing import Any
 
 from .commandline import Parser, curves_command, run_command
 from .files import output_folder
+from .sweep.claim import claimed
 from .sweep.shown import Shown
 from .sweep.status import OVER, status_json, status_text, survey
 from .training import Run, train
@@ -71,7 +72,10 @@ def do_train(options: Any) -> None:
     """Train one run."""
     run = options.run.resolved()
     folder = output_folder(options.where.out) / run.name
-    result = train(run, folder)
+    with claimed(folder) as ours:
+        if not ours:
+            raise ValueError(f"another process is doing this run: {folder}")
+        result = train(run, folder)
     print(json.dumps(result, indent=2))
     print(f"run:    {folder}\ncurves: {curves_command(folder)}")
 

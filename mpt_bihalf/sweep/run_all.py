@@ -14,7 +14,7 @@ from tqdm import tqdm
 from ..commandline import CommandFailed
 from ..data import Dataset, load_dataset
 from ..training import Progress, Run
-from ..training.loop import check_fits, check_network
+from ..training.loop import check_fits, check_network, show_progress
 from .claim import held
 from .engines import EngineOptions, make_engine
 from .plan import write_plan
@@ -134,10 +134,7 @@ class _Bars:
             bar = tqdm(desc=run.name, total=progress.steps, unit="step", leave=False, disable=None)
             bar.initial = progress.step
             self._runs[run] = bar
-        bar.update(progress.step - bar.n)
-        if progress.figures:
-            top1, loss = progress.figures["test_top1"], progress.figures["train_loss"]
-            bar.set_postfix({"test top-1": f"{top1:.2f}%", "loss": f"{loss:.3f}"})
+        show_progress(bar, progress)
 
     def ended(self, outcome: Outcome) -> None:
         if outcome.run in self._runs:

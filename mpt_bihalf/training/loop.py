@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
+from functools import partial
 from math import cos, isfinite, pi
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -128,14 +129,15 @@ def telling(run: Run, tell: Tell | None, done: int, total: int) -> Iterator[Tell
         yield tell
         return
     with tqdm(desc=run.name, total=total, initial=done, unit="step", leave=False, disable=None) as bar:
+        yield partial(show_progress, bar)
 
-        def show(progress: Progress) -> None:
-            bar.update(progress.step - bar.n)
-            if progress.figures is not None:
-                figures = progress.figures
-                bar.set_postfix({"test top-1": f"{figures['test_top1']:.2f}%", "loss": f"{figures['train_loss']:.3f}"})
 
-        yield show
+def show_progress(bar: tqdm, progress: Progress) -> None:
+    """Move a run's progress bar on, with the last epoch's figures beside it."""
+    bar.update(progress.step - bar.n)
+    if progress.figures is not None:
+        top1, loss = progress.figures["test_top1"], progress.figures["train_loss"]
+        bar.set_postfix({"test top-1": f"{top1:.2f}%", "loss": f"{loss:.3f}"})
 
 
 def keep_steps(folder: Path, run: Run, state: State, stopped: Stopped) -> None:
