@@ -8,7 +8,7 @@ import json
 import shutil
 import sys
 import time
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,17 +84,15 @@ def show_status(options: Any) -> None:
     """Show how a sweep stands, once or again and again until it is done."""
     if options.watch and options.json:
         raise ValueError("--watch draws a screen and --json is for programs: choose one")
-    while True:
-        found = survey(options.out)
-        screen = shutil.get_terminal_size((100, 50))
-        text = json.dumps(status_json(found)) if options.json else status_text(found, *screen)
-        print("\x1b[H\x1b[2J" * (bool(options.watch) and sys.stdout.isatty()) + text, flush=True)
-        if not options.watch or all(status.state in OVER for status in found.runs):
-            return
-        try:
+    with suppress(KeyboardInterrupt) if options.watch else nullcontext():  # which is how one ends looking
+        while True:
+            found = survey(options.out)
+            screen = shutil.get_terminal_size((100, 50))
+            text = json.dumps(status_json(found)) if options.json else status_text(found, *screen)
+            print("\x1b[H\x1b[2J" * (bool(options.watch) and sys.stdout.isatty()) + text, flush=True)
+            if not options.watch or all(status.state in OVER for status in found.runs):
+                return
             time.sleep(options.watch)
-        except KeyboardInterrupt:  # which is how one ends looking
-            return
 
 
 def write_report(options: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import select
 import shlex
 import signal
 import sys
@@ -117,15 +118,13 @@ def run_command(command: Callable[[], object]) -> None:
         fail(str(fault), status=1)
     except (ValueError, OSError) as fault:
         if isinstance(fault, BrokenPipeError) and _nobody_reads():
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still to be flushed
             sys.exit(1)
         fail(str(fault))
 
 
 def _nobody_reads() -> bool:
-    """Whether the reader of standard output has seen enough and is gone; nothing is written there any more then."""
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return True
-    return False
+    """Whether standard output is a pipe whose reader has seen enough and is gone."""
+    poll = select.poll()
+    poll.register(sys.stdout, 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))

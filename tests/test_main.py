@@ -267,7 +267,7 @@ def test_a_bad_option_of_a_real_process_ends_in_one_line(tmp_path: Path) -> None
 def test_status_and_report_of_a_real_sweep(tmp_path: Path) -> None:
     run = Run(method="mpt-sign", epochs=2, device="cpu", threads=1)
     write_plan(tmp_path, [run, replace(run, seed=1)], ["python", "sweep.py"])
-    train(run, tmp_path / "runs" / run.name, progress=False)
+    train(run, tmp_path / "runs" / run.name)
 
     def told(*arguments: str) -> str:
         ended = subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, check=True, cwd=tmp_path)
@@ -289,7 +289,7 @@ def test_status_is_drawn_again_until_the_sweep_is_done(tmp_path: Path) -> None:
     )
     assert watching.stdout is not None
     assert "0 done, 1 missing" in watching.stdout.readline()
-    train(run, tmp_path / "runs" / run.name, progress=False)
+    train(run, tmp_path / "runs" / run.name)
     assert "1 done (of 1)" in watching.stdout.read()
     watching.stdout.close()
     assert watching.wait() == 0
