@@ -150,6 +150,8 @@ class Run:
         }
         if self.data.startswith("folder:"):
             canonical["data"] = "folder:" + str(Path(self.data.removeprefix("folder:")).expanduser().absolute())
+        if self.data_root:  # whoever does the run may do it in another folder
+            canonical["data_root"] = str(Path(self.data_root).expanduser().absolute())
         if method.mask is None:
             canonical["prune_rate"] = 0.0
         if not method.scoped:

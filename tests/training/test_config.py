@@ -257,3 +257,10 @@ def test_a_configuration_with_a_field_of_another_type_is_none(change: dict[str, 
 
 def test_a_whole_number_is_a_number_in_a_configuration_too() -> None:
     assert Run.from_dict({**asdict(Run()), "lr": 1}) == Run(lr=1)
+
+
+def test_a_data_root_is_the_same_place_wherever_the_run_is_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert Run(data_root="data").data_root == str(tmp_path / "data")
