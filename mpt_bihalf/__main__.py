@@ -19,6 +19,7 @@ from .sweep.claim import claimed
 from .sweep.shown import Shown
 from .sweep.status import OVER, status_json, status_text, survey
 from .training import Run, train
+from .training.loop import check_fits, check_network, load_run_data
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,10 +73,13 @@ def do_train(options: Any) -> None:
     """Train one run."""
     run = options.run.resolved()
     folder = output_folder(options.where.out) / run.name
+    check_network(run)
+    dataset = load_run_data(run)
+    check_fits(run, dataset)
     with claimed(folder) as ours:
         if not ours:
             raise ValueError(f"another process is doing this run: {folder}")
-        result = train(run, folder)
+        result = train(run, folder, dataset)
     print(json.dumps(result, indent=2))
     print(f"run:    {folder}\ncurves: {curves_command(folder)}")
 

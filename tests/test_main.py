@@ -330,3 +330,14 @@ def test_a_sweep_that_cannot_be_shown_ends_in_one_line(
     assert command(*arguments) == 2
     assert_one_line(capsys.readouterr().err)
     assert snapshot(tmp_path) == before
+
+
+def test_a_run_that_another_process_does_is_left_to_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--epochs", "1", "--device", "cpu", "--threads", "1", "--out", str(tmp_path)]
+    run = Run(epochs=1, device="cpu", threads=1)
+    with claimed(tmp_path / run.name):
+        done = subprocess.run(
+            [sys.executable, "-m", "mpt_bihalf", "train", *arguments], capture_output=True, text=True, check=False
+        )
+    assert done.returncode == 2
+    assert done.stderr == f"error: another process is doing this run: {tmp_path / run.name}\n"
