@@ -13,6 +13,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from mpt_bihalf import METHODS
 from mpt_bihalf.training import loop
 
 Sweep = Callable[..., int]
@@ -279,17 +280,7 @@ def test_a_sweep_killed_in_mid_epoch_ends_as_one_left_alone(
 def test_every_method_killed_at_many_moments_ends_as_one_left_alone(
     tmp_path: Path, command: list[str], sweep: Sweep, kill_in_epoch: Callable[..., Path]
 ) -> None:
-    methods = [
-        "dense",
-        "sign",
-        "bihalf",
-        "mpt-sign",
-        "mpt-bihalf",
-        "mpt-balanced",
-        "magnitude-sign",
-        "magnitude-bihalf",
-    ]
-    arguments = [*FAST, "--rates", "0.5", "--methods", *methods, "--epochs", "8", "--grid", "holdout=0.1"]
-    delays = [0.05 * i for i in range(len(methods))]
+    arguments = [*FAST, "--rates", "0.5", "--methods", *METHODS, "--epochs", "8", "--grid", "holdout=0.1"]
+    delays = [0.05 * i for i in range(len(METHODS))]
     for folder in check_kills(arguments, delays, tmp_path, command, sweep, kill_in_epoch):
         assert_each_epoch_once(folder, 8)
