@@ -16,6 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from mpt_bihalf.__main__ import main
 from mpt_bihalf.commandline import run_command
+from mpt_bihalf.sweep.claim import claimed
 from mpt_bihalf.sweep.plan import write_plan
 from mpt_bihalf.training import Run, loop, train
 

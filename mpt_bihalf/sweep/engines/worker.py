@@ -18,6 +18,7 @@ from queue import SimpleQueue
 from typing import Any
 
 from ...devices import use_accelerator
+from ...signals import Stopped
 from ...training import Progress, Run
 from ..work import perform
 
@@ -48,7 +49,12 @@ def main() -> None:
                 answer(progress)
                 last = time.monotonic()
 
-        outcome = perform(Run.from_dict(json.loads(line)), out, tell)
+        try:
+            outcome = perform(Run.from_dict(json.loads(line)), out, tell)
+        except Stopped as stopped:
+            if text := str(stopped):
+                print(text, file=sys.stderr)
+            sys.exit(128 + stopped.signum)
         answer({"result": outcome.result, "error": outcome.error})
 
 
