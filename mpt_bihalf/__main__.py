@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from .commandline import Parser, curves_command, run_command
-from .files import output_folder
+from .files import output_folder, refuse_links
 from .sweep.claim import claimed
 from .sweep.shown import Shown
 from .sweep.status import OVER, status_json, status_text, survey
@@ -72,7 +72,9 @@ def main() -> None:
 def do_train(options: Any) -> None:
     """Train one run."""
     run = options.run.resolved()
-    folder = output_folder(options.where.out) / run.name
+    out = output_folder(options.where.out)
+    folder = out / run.name
+    refuse_links(folder, out)
     check_network(run)
     dataset = load_run_data(run)
     check_fits(run, dataset)

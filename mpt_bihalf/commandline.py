@@ -82,7 +82,7 @@ class CommandFailed(Exception):
 
 def fail(message: str, status: int = 2) -> NoReturn:
     """One line on standard error, and the exit status, 2 for what a user can mend."""
-    print("error: " + " ".join(message.split()), file=sys.stderr)
+    print("error: " + one_line(message, 2000), file=sys.stderr)
     sys.exit(status)
 
 
@@ -107,6 +107,9 @@ def curves_command(folder: Path) -> str:
 
 def run_command(command: Callable[[], object]) -> None:
     """Run a command; what a user can mend ends it in one line and exit status 2, a signal with 128 and its number."""
+    if sys.stderr is None:  # closed by who started it: what is told goes nowhere, and into no file either
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+        sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115
     try:
         with raise_when_terminated():
             command()

@@ -28,7 +28,7 @@ def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
             write(file)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
+        os.chmod(temporary, 0o666 & ~UMASK)
         os.replace(temporary, path)
     except BaseException as fault:
         Path(temporary).unlink(missing_ok=True)
@@ -96,13 +96,22 @@ def output_folder(name: str) -> Path:
         raise ValueError(f"the output folder {name!r} must have a name in UTF-8") from None
     if not name.strip() or "\0" in name:
         raise ValueError(f"the output folder needs a name, not {name!r}")
-    folder = Path(name).expanduser()
+    folder = Path(os.path.expanduser(name))
     for place in (folder, *folder.absolute().parents):
         if place.exists():
             if not place.is_dir():
                 raise ValueError(f"the output folder {name!r} cannot be: {str(place)!r} is a file")
             break
     return folder
+
+
+def refuse_links(folder: Path, within: Path) -> None:
+    """ValueError where a part of the way from `within` to `folder`, below it, is a link: that may lead anywhere."""
+    for place in (folder, *folder.parents):
+        if place == within:
+            break
+        if place.is_symlink():
+            raise ValueError(f"{place} is a link, and nothing is written to where it leads")
 
 
 def _temporary_prefix(path: Path) -> str:
@@ -113,3 +122,7 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+# Asked for once: for a moment the process has none, which no other thread may see.
+UMASK = _umask()

@@ -63,11 +63,19 @@ def stop_when_asked() -> Iterator[Stop]:
 def raise_when_terminated() -> Iterator[None]:
     """Within, SIGTERM raises Stopped in the main thread, as SIGINT raises KeyboardInterrupt."""
 
+    asked: list[int] = []
+
     def end(signum: int, _: FrameType | None) -> None:
+        asked.append(signum)
         raise Stopped(signum)
 
     with _handling(end, signal.SIGTERM):
-        yield
+        try:
+            yield
+        except KeyboardInterrupt as stop:
+            if asked and not isinstance(stop, Stopped):  # compiled code may have made it a plain one on its way
+                raise Stopped(asked[0]) from stop
+            raise
 
 
 @contextmanager

@@ -68,8 +68,13 @@ def sweep_report(found: Survey, shown: Shown, columns: int | None = None) -> Non
 
 
 def records_of(found: Survey) -> pd.DataFrame:
-    """A row for each run that is known: its record, or its configuration with the status `MISSING`, and its state."""
+    """A row for each run that is known: its record, or its configuration with the status `MISSING`, and its state.
+
+    ValueError where no run is known.
+    """
     known = [(status, status.run) for status in found.runs if status.run]
+    if not known:
+        raise ValueError(f"no run that may be read lies in {found.out}")
     rows = [record(status.name, run, status.result or {"status": MISSING}) for status, run in known]
     return pd.DataFrame(rows).assign(state=[status.state for status, _ in known])
 

@@ -11,12 +11,13 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from ..files import read_json, write_text
+from ..files import read_json, read_text, refuse_links, write_text
 from ..training import Run
 
 PLANS = "sweeps"
-# In bytes: some 300,000 runs.
+# In bytes.
 LARGEST_PLAN = 32 * 2**20
+MOST_RUNS = 100_000
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,8 @@ class Plan:
 def write_plan(out: Path, runs: Sequence[Run], command: Sequence[str] | None = None) -> Path:
     """Keep in `out` what runs are to be done, by this process's command or the one given; returns the file's path.
 
-    A file for each list of runs: the same command finds its own and leaves it as it is.
+    A file for each list of runs: the same command finds its own and leaves it as it is. ValueError where the folder of
+    plans is a link.
     """
     runs = list(dict.fromkeys(runs))
     names = [field.name for field in fields(Run)]
@@ -47,8 +49,9 @@ def write_plan(out: Path, runs: Sequence[Run], command: Sequence[str] | None = N
     path = out / PLANS / f"{digest}.json"
     text = json.dumps(plan) + "\n"
     with suppress(OSError, ValueError):
-        if path.read_text() == text:
+        if read_text(path, LARGEST_PLAN) == text:
             return path
+    refuse_links(path.parent, out)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, text)
     return path
@@ -77,6 +80,8 @@ def _read(file: Path) -> Plan:
         command, common, varied, rows = (plan[name] for name in ("command", "common", "varied", "runs"))
         if not all(isinstance(word, str) for word in command):
             raise ValueError("its command is none")
+        if len(rows) > MOST_RUNS:
+            raise ValueError(f"it has more than {MOST_RUNS:,} runs")
         runs = [Run.from_dict({**common, **dict(zip(varied, row, strict=True))}) for row in rows]
         return Plan(tuple(command), tuple(dict.fromkeys(runs)))
     except (TypeError, KeyError, AttributeError) as fault:

@@ -11,7 +11,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from ..commandline import CommandFailed
+from ..commandline import CommandFailed, one_line
 from ..data import Dataset, load_dataset
 from ..training import Progress, Run
 from ..training.loop import check_fits, check_network, show_progress
@@ -143,7 +143,7 @@ class _Bars:
         self._sweep.update()
         result = outcome.result or {"status": f"failed: {outcome.error}"}
         told = f"test top-1 {result['test_top1']:.2f} %" if "test_top1" in result else result["status"]
-        tqdm.write(f"[{self._done}/{self._total}] {outcome.run.name}: {told}")
+        tqdm.write(f"[{self._done}/{self._total}] {outcome.run.name}: {one_line(told, 1000)}")
 
     def waiting(self, runs: int) -> None:
         self._sweep.set_description(f"sweep ({runs} done by another sweep, waiting)")

@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 import torch
 
 from ..data import Dataset, load_dataset
-from ..files import write_json
+from ..files import refuse_links, remove_leftovers, write_json
 from ..training import Run, train
 from ..training.loop import Tell
-from .claim import claimed
+from .claim import CLAIM, claimed
 from .records import FAILURE, read_result, run_folder
 
 
@@ -34,9 +34,11 @@ def perform(run: Run, out: Path, tell: Tell | None = None) -> Outcome:
     """
     folder = run_folder(out, run)
     try:
+        refuse_links(folder, out)
         with claimed(folder) as ours:
             if not ours:
                 return Outcome(run)
+            remove_leftovers(folder, (CLAIM, FAILURE))
             result = read_result(folder, run)
             if result is None:
                 result = train(run, folder, _data(run.data, run.data_root, run.image_size), tell)
@@ -49,8 +51,10 @@ def perform(run: Run, out: Path, tell: Tell | None = None) -> Outcome:
 def failed(run: Run, out: Path, error: str, trace: str = "") -> Outcome:
     """The outcome of a run that ended with this error, which is left in the run's folder where that can be written."""
     error = " ".join(error.split())
-    with suppress(OSError):
-        write_json(run_folder(out, run) / FAILURE, {"error": error, "traceback": trace, "when": time.time()})
+    folder = run_folder(out, run)
+    with suppress(OSError, ValueError):
+        refuse_links(folder, out)
+        write_json(folder / FAILURE, {"error": error, "traceback": trace, "when": time.time()})
     return Outcome(run, error=error)
 
 

@@ -149,9 +149,9 @@ class Run:
             "milestones": tuple(self.milestones) if self.schedule == "step" else (),
         }
         if self.data.startswith("folder:"):
-            canonical["data"] = "folder:" + str(Path(self.data.removeprefix("folder:")).expanduser().absolute())
+            canonical["data"] = "folder:" + _absolute(self.data.removeprefix("folder:"))
         if self.data_root:  # whoever does the run may do it in another folder
-            canonical["data_root"] = str(Path(self.data_root).expanduser().absolute())
+            canonical["data_root"] = _absolute(self.data_root)
         if method.mask is None:
             canonical["prune_rate"] = 0.0
         if not method.scoped:
@@ -222,6 +222,10 @@ def _check_type(name: str, value: Any, default: Any) -> None:
         sound = (sound or type(value) is int) and -float_info.max <= value <= float_info.max
     if not sound:
         raise ValueError(f"not a run's configuration: {name} is {str(value)[:40]!r}")
+
+
+def _absolute(folder: str) -> str:
+    return str(Path(os.path.expanduser(folder)).absolute())
 
 
 def usable_cores() -> int:

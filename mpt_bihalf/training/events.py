@@ -32,6 +32,8 @@ METRICS = ("top1/test", "loss/test", "top1/validation", "loss/validation", "top1
 
 
 NAME = "events.out.tfevents."
+# In seconds since 1970: names beyond it are not ours, and would not leave room for a later one of ten digits.
+LATEST = 9_000_000_000
 
 
 class Curves:
@@ -90,7 +92,7 @@ class EventFile:
         there = [
             int(match[1])
             for path in folder.iterdir()
-            if (match := re.match(re.escape(NAME) + r"(\d{10})\.", path.name))
+            if (match := re.match(re.escape(NAME) + r"(\d{10})\.", path.name)) and int(match[1]) < LATEST
         ]
         number = max([int(time.time()), *(second + 1 for second in there)])
         self._path = folder / f"{NAME}{number:010}.{socket.gethostname()}"

@@ -36,6 +36,8 @@ class LocalEngine(Engine):
         self._devices = 0 if on_cpu else accelerators()
         if on_cpu:
             room = min(usable_cores() // max(run.threads for run in runs), MOST)
+        elif any(":" in run.device for run in runs):  # one of several was asked for by name
+            self._devices, room = 0, options.runs_per_device
         else:
             room = self._devices * options.runs_per_device
         self.jobs = options.jobs or max(1, room)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 from collections import deque
 from collections.abc import Generator
 from contextlib import suppress
@@ -29,16 +31,22 @@ class RayEngine(Engine):
     def __init__(self, out: Path, runs: list[Run], options: EngineOptions) -> None:
         self._ray = _import_ray()
         self._out, self._options = out, options
+        pinned = [run.device for run in runs if ":" in run.device]
+        if pinned:
+            raise ValueError(f"Ray chooses the accelerator of a run: say {pinned[0].split(':')[0]}, not {pinned[0]}")
         if not self._ray.is_initialized():
+            before = signal.getsignal(signal.SIGTERM)
             try:
                 self._ray.init(
-                    address=options.address or None,
+                    address=options.address or "local",
                     include_dashboard=None if options.address else False,
                     log_to_driver=False,
                     logging_level="error",
                 )
             except (ConnectionError, RuntimeError) as fault:
                 raise ValueError(f"no Ray cluster at {options.address or 'this machine'}: {fault}") from None
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGTERM, before)  # Ray's own would abort the process
         self._check_room(runs)
 
     def do(self, runs: list[Run]) -> Generator[Event]:
