@@ -7,8 +7,8 @@ import glob
 import io
 import json
 import os
+import secrets
 import stat
-import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -22,16 +22,15 @@ def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
 
     An OSError that knows no file, as that of a full disk, is given the name of `path`.
     """
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=_temporary_prefix(path))
+    temporary = path.with_name(_temporary_prefix(path) + secrets.token_hex(6))
     try:
-        with os.fdopen(handle, "wb") as file:
+        with open(temporary, "xb") as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~UMASK)
         os.replace(temporary, path)
     except BaseException as fault:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         if isinstance(fault, OSError) and fault.errno is not None and fault.filename is None:
             fault.filename = str(path)
         raise
@@ -116,13 +115,3 @@ def refuse_links(folder: Path, within: Path) -> None:
 
 def _temporary_prefix(path: Path) -> str:
     return f".{path.name}."
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-# Asked for once: for a moment the process has none, which no other thread may see.
-UMASK = _umask()
