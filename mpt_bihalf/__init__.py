@@ -1,6 +1,7 @@
 """Binary lottery tickets: edge-popup masks with optimal-transport binarization, in PyTorch."""
 
 from . import measures
+from .activations import ACTIVATION_GRADIENTS, BinaryActivation
 from .binarizers import BINARIZERS
 from .bop import Bop, parameter_groups
 from .gradients import LATENT_GRADIENTS, SCORE_GRADIENTS, Ede
@@ -16,12 +17,14 @@ from .weights import (
     binary_weights,
     find_nan,
     set_progress,
+    set_prune_rate,
     shuffle_scores,
 )
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "ACTIVATION_GRADIENTS",
     "BINARIZERS",
     "LATENT_GRADIENTS",
     "MASKS",
@@ -29,6 +32,7 @@ __all__ = [
     "MODELS",
     "SCALES",
     "SCORE_GRADIENTS",
+    "BinaryActivation",
     "Bop",
     "Ede",
     "Method",
@@ -44,5 +48,6 @@ __all__ = [
     "parameter_groups",
     "score_mask",
     "set_progress",
+    "set_prune_rate",
     "shuffle_scores",
 ]

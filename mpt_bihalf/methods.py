@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from . import binarizers, masks
+from .activations import ACTIVATION_GRADIENTS, Estimator
 from .binarizers import Binarizer
 from .gradients import LATENT_GRADIENTS, SCORE_GRADIENTS, Gradient
 from .masks import MaskRule
@@ -25,6 +26,7 @@ class Method:
     latent_gradient, score_gradient: (g, latent, positive, alpha) -> gradient of W, or of S.
     scoped: whether `scope` says what the mask ranks within.
     balanced: whether `p_pos` sets the bit ratio.
+    activation_gradient: the estimator that goes with the method where activations are binary too.
     """
 
     name: str
@@ -36,6 +38,7 @@ class Method:
     score_gradient: Gradient = SCORE_GRADIENTS["latent"]
     scoped: bool = False
     balanced: bool = False
+    activation_gradient: Estimator = ACTIVATION_GRADIENTS["clip"]
 
     def __post_init__(self) -> None:
         if self.trains not in ("weights", "scores", "signs"):
@@ -53,6 +56,8 @@ class Method:
         return self.score_gradient if self.trains == "scores" else self.latent_gradient
 
 
+_BI_REAL: dict[str, Any] = {"activation_gradient": ACTIVATION_GRADIENTS["approx"]}
+
 METHODS: dict[str, Method] = {
     method.name: method
     for method in (
@@ -64,12 +69,13 @@ METHODS: dict[str, Method] = {
             binarizers.standardised_sign,
             scale=SCALES["power-of-two"],
             latent_gradient=LATENT_GRADIENTS["ede"],
+            activation_gradient=ACTIVATION_GRADIENTS["ede"],
         ),
         Method("bop", "signs", binarizers.sign),
         Method("bihalf", "weights", transported, balanced=True),
-        Method("mpt-sign", "scores", binarizers.sign, masks.edge_popup, SCALES["l1"], scoped=True),
-        Method("mpt-bihalf", "scores", transported, masks.edge_popup, scoped=True, balanced=True),
-        Method("mpt-balanced", "scores", binarizers.fixed, masks.balanced, balanced=True),
+        Method("mpt-sign", "scores", binarizers.sign, masks.edge_popup, SCALES["l1"], scoped=True, **_BI_REAL),
+        Method("mpt-bihalf", "scores", transported, masks.edge_popup, scoped=True, balanced=True, **_BI_REAL),
+        Method("mpt-balanced", "scores", binarizers.fixed, masks.balanced, balanced=True, **_BI_REAL),
         Method("magnitude-sign", "weights", binarizers.sign, masks.magnitude),
         Method("magnitude-bihalf", "weights", binarizers.extremes, masks.extremes, balanced=True),
     )

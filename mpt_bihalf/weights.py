@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from . import kernels
+from .activations import BinaryActivation
 from .counts import Number, fraction_within
 from .gradients import LATENT_GRADIENTS, SCORE_GRADIENTS, Gradient
 from .latent import Latent, filters
@@ -218,9 +219,24 @@ def binarize_weights(
 
 
 def set_progress(model: nn.Module, progress: float) -> None:
-    """Tell the binarized layers how far the training is: epoch / epochs, in [0, 1) (EDE's schedule follows it)."""
-    for _, part, _ in binary_layers(model):
-        part.progress = progress
+    """Tell what is binary how far the training is: epoch / epochs, in [0, 1) (EDE's schedule follows it)."""
+    for module in model.modules():
+        if isinstance(module, BinaryWeight | BinaryActivation):
+            module.progress = progress
+
+
+def set_prune_rate(model: nn.Module, prune_rate: Number) -> None:
+    """Prune this fraction of the masked layers from now on, in [0, 1); ValueError as `binarize_weights` raises it."""
+    fraction_within(prune_rate, "prune_rate", below_one=True)
+    parts = [part for _, part, _ in binary_layers(model)]
+    rankings = {id(part.ranking): part.ranking for part in parts if part.ranking is not None}
+    for ranking in rankings.values():
+        check_places([cast(Tensor, layer.scores).numel() for layer in ranking.layers], prune_rate)
+    for ranking in rankings.values():
+        ranking.prune_rate = prune_rate
+        ranking.forget()
+    for part in parts:
+        part.prune_rate = prune_rate
 
 
 @torch.no_grad()
@@ -402,9 +418,9 @@ def _draw_scores(scores: Tensor, generator: torch.Generator) -> None:
 
 
 def _freeze_affine(model: nn.Module, binarized: Iterable[nn.Module]) -> None:
-    norms = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.RMSNorm, nn.GroupNorm)
+    frozen = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.PReLU)
     for module in model.modules():
-        if isinstance(module, norms):
+        if isinstance(module, frozen):
             module.requires_grad_(False)
     for layer in binarized:
         if isinstance(layer.bias, Tensor):

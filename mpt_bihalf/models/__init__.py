@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import nn
 
+from ..activations import Estimator, find_estimator
 from ..weights import BINARIZABLE, draw_latent
 from .conv import conv_network
+from .design import Design, Network
 
-MODELS: dict[str, Callable[[int, int, tuple[int, int]], nn.Module]] = {
-    f"conv{depth}": conv_network(depth) for depth in (2, 4, 6, 8)
-}
+MODELS: dict[str, Network] = {f"conv{depth}": Network(conv_network(depth), skip=()) for depth in (2, 4, 6, 8)}
+
+
+def find_network(name: str) -> Network:
+    """The entry of this name; ValueError with the known names otherwise."""
+    if name not in MODELS:
+        raise ValueError(f"unknown model {name!r}; known: {', '.join(MODELS)}")
+    return MODELS[name]
 
 
 def create_model(
@@ -21,24 +26,31 @@ def create_model(
     in_channels: int = 3,
     image_size: int | tuple[int, int] = 32,
     seed: int | None = None,
+    *,
+    width: float = 1.0,
+    activations: str | Estimator = "real",
 ) -> nn.Module:
     """A network by its name: a plain module with Kaiming normal weights that maps [N, C, H, W] to logits [N, classes].
 
     name: one of `MODELS`. image_size: pixels, of square images or as (height, width).
     seed: of the weights; None draws from torch's global generator, any other leaves that untouched.
+    width: what all hidden channel counts are multiplied by, above 0.
+    activations: `real`, or for binary ones the estimator of their gradient (`clip`, `approx`, `ede`, or your own).
 
     Raises ValueError for an unknown name or a size that does not suit the network.
     """
-    if name not in MODELS:
-        raise ValueError(f"unknown model {name!r}; known: {', '.join(MODELS)}")
+    network = find_network(name)
     for what, value in (("num_classes", num_classes), ("in_channels", in_channels)):
         if value < 1:
             raise ValueError(f"{what} must be at least 1, not {value}")
+    if not 0 < width < float("inf"):
+        raise ValueError(f"width must be a finite number above 0, not {width}")
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
+    estimator = None if activations == "real" else find_estimator(activations)
     with torch.random.fork_rng(devices=[], enabled=seed is not None):
         if seed is not None:
             torch.default_generator.manual_seed(seed)
-        model = MODELS[name](num_classes, in_channels, size)
+        model = network.build(Design(num_classes, in_channels, size, width, estimator))
     # Drawn on the host, so that a seed gives the same weights on every device.
     generator = torch.default_generator if seed is None else torch.Generator().manual_seed(seed)
     for layer in model.modules():

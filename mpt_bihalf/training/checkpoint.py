@@ -18,6 +18,7 @@ from torch.optim import Adam, Optimizer
 from ..files import write_whole
 from .config import Run
 from .log import MEASURED, TRACED, LayerLog, Trace
+from .schedule import start_epoch
 
 CHECKPOINT = "checkpoint.pt"
 
@@ -42,7 +43,9 @@ class State:
     """the rows of `metrics.csv`, `layers.csv` and `trace.csv`, of the epochs done"""
 
     @classmethod
-    def begin(cls, run: Run, model: nn.Module, optimizer: Optimizer | None, steps: int) -> State:
+    def begin(cls, run: Run, model: nn.Module, optimizer: Optimizer | None, steps: int, epoch: int = 0) -> State:
+        """Nothing done yet, or all that the model has come to by this epoch, the last one that it was trained in."""
+        start_epoch(model, run, epoch)
         device = next(model.parameters()).device
         trace = Trace(model, run.trace, steps)
         return cls(model, optimizer, steps, LayerLog(model), trace, torch.zeros(3, device=device))
@@ -94,7 +97,8 @@ def load_checkpoint(folder: Path, run: Run, model: nn.Module, optimizer: Optimiz
         if Run.from_dict(content["run"]).hash != run.hash:
             raise ValueError("it belongs to another run")
         _load_model(model, content["model"])
-        state = State.begin(run, model, optimizer, steps)
+        last = len(content["history"]["epochs"]) - (not content.get("step"))
+        state = State.begin(run, model, optimizer, steps, last)
         state.history = _sound(content["history"], run, list(state.log.signs))
         if content.get("step"):
             _load_under_way(state, content["step"], **content["under_way"])

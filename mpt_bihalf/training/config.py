@@ -11,18 +11,32 @@ from pathlib import Path
 from sys import float_info
 from typing import Any, Literal
 
+from ..activations import ACTIVATION_GRADIENTS
 from ..counts import fraction_within
 from ..data import check_name
 from ..devices import pick_device
-from ..gradients import LATENT_GRADIENTS, SCORE_GRADIENTS
+from ..gradients import LATENT_GRADIENTS, SCORE_GRADIENTS, Ede
 from ..masks import SCOPES
 from ..methods import METHODS, find_method
-from ..models import MODELS
+from ..models import find_network
 from ..scales import SCALES
 from ..weights import INITS
 
 # What a run's result does not depend on, so that it is left out of the hash.
-WHERE = ("data_root",)
+WHERE = ("data_root", "workers")
+# Fields that came later, with what they are in runs made before: at that value they are left out of the hash, so that
+# these runs keep their names.
+ADDED = {
+    "width": 1.0,
+    "activations": "real",
+    "prune_epochs": 0,
+    "ede_t0": Ede.t0,
+    "processes": 1,
+    "sync_bn": False,
+    "workers": 0,
+}
+RISES_FROM = 0.5  # where a rising pruning rate starts, in the MPT authors' later code
+RESNET20_T0 = 1e-3  # where EDE's sharpness starts on 1/1 ResNet-20, in IR-Net's code
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +47,10 @@ class Run:
     """dense, sign, irnet, bop, bihalf, mpt-sign, mpt-bihalf, mpt-balanced, magnitude-sign or magnitude-bihalf"""
     model: str = "conv2"
     """the network: conv2, conv4, conv6 or conv8"""
+    width: float = 1.0
+    """what the network's hidden channels are multiplied by"""
+    activations: str = "real"
+    """real (W/A 1/32), binary (1/1, with the method's own gradient), or binary with this one: clip, approx or ede"""
     data: str = "digits"
     """digits, fashion-mnist, cifar10, cifar100, or folder:PATH with train/ and test/ in it, a folder a class"""
     data_root: str = ""
@@ -41,18 +59,25 @@ class Run:
     """resize images to this many pixels a side on load; 0 keeps their size"""
     prune_rate: float = 0.5
     """fraction of the weights pruned, in [0, 1) (the reference MPT code's flag of this name is the fraction kept)"""
+    prune_epochs: int = 0
+    """epochs in which the rate rises from 0.5 to prune_rate, if that is more, as in the MPT authors' later code (10
+    there); 0: the same rate from the start"""
     p_pos: float = 0.5
     """prior of +1 in [0, 1] where the method sets the bit ratio; 0.5 is bi-half"""
     scope: str = "layer"
     """what edge-popup ranks scores within: layer, filter or global"""
     skip: tuple[str, ...] = ()
-    """layers left real-valued: names, or the rules first, last, downsample; none skips none"""
+    """layers left real-valued: names, or the rules first, last, downsample; none skips none (default: none in conv2 to
+    conv8, first last downsample in deeper networks)"""
     init: str = "kaiming_normal"
     """how latent weights begin: kaiming_normal, signed_constant or equal_bits (pairs w, -w: half of the signs +1)"""
     scale: str = ""
     """size of a binary weight: kaiming, l1 or power-of-two; empty: the method's own"""
     latent_gradient: str = ""
     """gradient of trained latent weights: scaled (alpha g), unscaled (g) or ede (IR-Net's); empty: the method's own"""
+    ede_t0: float = 0.0
+    """where the sharpness t of ede starts; 0: as in the authors' code, 0.1, and 0.001 for a resnet20 with binary
+    activations"""
     score_gradient: str = "latent"
     """gradient of trained scores: latent (MPT's) or binary (exact straight-through)"""
     train_affine: bool = False
@@ -87,15 +112,21 @@ class Run:
     """auto (an accelerator if there is one), cpu, or any torch device"""
     trace: int = 0
     """record flips, entropies and magnitudes of each layer every so many steps, in trace.csv; 0: none"""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """bf16 computes layers in mixed precision; masks and signs are decided in fp32 either way"""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """bf16 and fp16 (with its loss scaled) compute layers in mixed precision; masks, signs and scales are decided in
+    fp32 either way"""
     threads: int = 0
     """CPU threads; 0: one a core"""
+    processes: int = 1
+    """how many share each batch, a part of it to each: what torchrun starts (--nproc-per-node times --nnodes)"""
+    sync_bn: bool = False
+    """batch norm over the whole batch, where several processes share it, not over the part of each"""
+    workers: int = 0
+    """processes that decode images, where those do not fit into memory; 0: as many as threads"""
 
     def __post_init__(self) -> None:
         """Raises ValueError, in one line, for a value that is unknown or out of range."""
         for field, known in (
-            ("model", MODELS),
             ("method", METHODS),
             ("scope", SCOPES),
             ("init", [init for init in INITS if init != "keep"]),
@@ -104,11 +135,13 @@ class Run:
             ("score_gradient", SCORE_GRADIENTS),
             ("optimizer", ["sgd", "adam"]),
             ("schedule", ["cosine", "step", "constant"]),
-            ("precision", ["fp32", "bf16"]),
+            ("precision", ["fp32", "bf16", "fp16"]),
+            ("activations", ["real", "binary", *ACTIVATION_GRADIENTS]),
         ):
             if getattr(self, field) not in known:
                 options = ", ".join(name for name in known if name)
                 raise ValueError(f"unknown {field} {getattr(self, field)!r}; known: {options}")
+        find_network(self.model)
         check_name(self.data)
         fraction_within(self.prune_rate, "prune_rate", below_one=True)
         fraction_within(self.p_pos, "p_pos")
@@ -120,12 +153,17 @@ class Run:
             ("seed", 0, 2**63 - 1),
             ("threads", 0, 1024),
             ("trace", 0, 1_000_000),
+            ("prune_epochs", 0, 1_000_000),
+            ("workers", 0, 1024),
+            ("processes", 1, 1_000_000),
         ):
             if not lowest <= getattr(self, field) <= highest:
                 raise ValueError(f"{field} must lie in {lowest} to {highest}, not {getattr(self, field)}")
-        for field in ("lr", "weight_decay", "bop_tau"):
+        for field in ("lr", "weight_decay", "bop_tau", "ede_t0"):
             if not 0 <= getattr(self, field) < float("inf"):
                 raise ValueError(f"{field} must be a finite number of at least 0, not {getattr(self, field)}")
+        if not 0 < self.width <= 64:
+            raise ValueError(f"width must lie in (0, 64], not {self.width}")
         if not 0 <= self.bop_gamma <= 1:
             raise ValueError(f"bop_gamma must lie in [0, 1], not {self.bop_gamma}")
         if self.method == "bop" and self.optimizer != "sgd":
@@ -142,10 +180,12 @@ class Run:
         method = find_method(self.method)
         names = {scale: name for name, scale in SCALES.items()}
         gradients = {gradient: name for name, gradient in LATENT_GRADIENTS.items()}
+        estimators = {estimator: name for name, estimator in ACTIVATION_GRADIENTS.items()}
         canonical: dict[str, Any] = {
             "scale": self.scale or names[method.scale],
             "latent_gradient": self.latent_gradient or gradients[method.latent_gradient],
-            "skip": tuple(dict.fromkeys(name for name in self.skip if name != "none")),
+            "skip": self._skip(),
+            "activations": estimators[method.activation_gradient] if self.activations == "binary" else self.activations,
             "milestones": tuple(self.milestones) if self.schedule == "step" else (),
         }
         if self.data.startswith("folder:"):
@@ -154,6 +194,8 @@ class Run:
             canonical["data_root"] = _absolute(self.data_root)
         if method.mask is None:
             canonical["prune_rate"] = 0.0
+        if method.mask is None or self.prune_rate <= RISES_FROM:
+            canonical["prune_epochs"] = 0
         if not method.scoped:
             canonical["scope"] = "layer"
         if not method.balanced:
@@ -168,8 +210,25 @@ class Run:
             canonical |= {"scale": names[method.scale], "skip": (), "latent_gradient": "scaled"}
         if self.optimizer != "sgd":
             canonical["momentum"] = 0.0
+        if self.processes == 1:
+            canonical["sync_bn"] = False
+        canonical["ede_t0"] = self._ede_t0(canonical["latent_gradient"], canonical["activations"])
         for field, value in canonical.items():
             object.__setattr__(self, field, value)
+
+    def _skip(self) -> tuple[str, ...]:
+        """No name twice; the network's own rules where nothing is said, which for some networks is to skip none."""
+        own = find_network(self.model).skip
+        names = tuple(dict.fromkeys(name for name in self.skip if name != "none"))
+        if names or not own:
+            return names
+        return ("none",) if self.skip else own
+
+    def _ede_t0(self, latent_gradient: str, activations: str) -> float:
+        if "ede" not in (latent_gradient, activations):
+            return Ede.t0
+        own = RESNET20_T0 if self.model == "resnet20" and activations != "real" else Ede.t0
+        return self.ede_t0 or own
 
     def resolved(self, here: bool = True) -> Run:
         """The run with this machine's device and thread count in the place of `auto` and 0, as its hash needs them.
@@ -182,7 +241,11 @@ class Run:
     @property
     def hash(self) -> str:
         """Ten hexadecimal digits of all that determines the result."""
-        facts = {name: value for name, value in vars(self).items() if name not in WHERE}
+        facts = {
+            name: value
+            for name, value in vars(self).items()
+            if name not in WHERE and not (name in ADDED and value == ADDED[name])
+        }
         facts["device"] = self.device.split(":")[0]  # which one of several like it makes no difference
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:10]
 
@@ -196,6 +259,7 @@ class Run:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Run:
         """The run of a `config.json`; ValueError for a field that is missing, unknown or of another type."""
+        values = ADDED | values
         if values.keys() != DEFAULTS.keys():
             wrong = sorted(DEFAULTS.keys() ^ values.keys())
             raise ValueError(f"not a run's configuration: fields {wrong} are missing or unknown")

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from functools import partial
-from math import cos, isfinite, pi
+from math import isfinite
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,17 +20,20 @@ from torch.nn.utils import parametrize
 from torch.optim import SGD, Adam, Optimizer
 from tqdm import tqdm
 
+from ..activations import EdeActivation, Estimator
 from ..bop import Bop, parameter_groups
 from ..data import Dataset, evaluation_batches, load_dataset, training_batches
 from ..devices import fused_optimizers, keep_freed_memory, reproducible_kernels
 from ..files import remove_leftovers, write_csv, write_json
+from ..gradients import Ede, Gradient
 from ..models import create_model
 from ..signals import Stopped, stop_when_asked
-from ..weights import binarize_weights, find_nan, set_progress
+from ..weights import binarize_weights, find_nan
 from .checkpoint import CHECKPOINT, History, State, load_checkpoint, save_checkpoint
 from .config import Run
 from .environment import environment
 from .events import Curves
+from .schedule import learning_rate, start_epoch
 
 EVALUATION_BATCH = 500
 METRICS, LAYERS, TRACE = "metrics.csv", "layers.csv", "trace.csv"
@@ -88,7 +91,7 @@ def train(run: Run, folder: Path, dataset: Dataset | None = None, tell: Tell | N
         try:
             for epoch in range(first, run.epochs):
                 model.train()
-                set_progress(model, epoch / run.epochs)
+                start_epoch(model, run, epoch)
                 batches = training_batches(dataset, run.batch_size, run.seed, epoch, first=state.step)
                 for x, y in stop.between(batches):
                     for group in optimizer.param_groups if optimizer else ():
@@ -220,7 +223,11 @@ def build_model(run: Run, dataset: Dataset) -> nn.Module:
 
 def build_network(run: Run, num_classes: int, in_channels: int, image_size: int) -> nn.Module:
     """The run's network for images and classes of these numbers, with its method on."""
-    model = create_model(run.model, num_classes, in_channels, image_size, seed=run.seed)
+    activations: str | Estimator = EdeActivation(run.ede_t0) if run.activations == "ede" else run.activations
+    model = create_model(
+        run.model, num_classes, in_channels, image_size, run.seed, width=run.width, activations=activations
+    )
+    latent_gradient: str | Gradient = Ede(run.ede_t0) if run.latent_gradient == "ede" else run.latent_gradient
     return binarize_weights(
         model,
         run.method,
@@ -231,7 +238,7 @@ def build_network(run: Run, num_classes: int, in_channels: int, image_size: int)
         run.init,
         run.seed,
         scale=run.scale,
-        latent_gradient=run.latent_gradient,
+        latent_gradient=latent_gradient,
         score_gradient=run.score_gradient,
         train_affine=run.train_affine,
         learn_mask=run.learn_mask,
@@ -250,16 +257,6 @@ def build_optimizer(run: Run, model: nn.Module) -> Optimizer | None:
         sgd = {"momentum": run.momentum, "weight_decay": run.weight_decay, "fused": fused}
         return Bop(parameter_groups(model), run.lr, run.bop_gamma, run.bop_tau, **sgd)
     return SGD(trained, run.lr, momentum=run.momentum, weight_decay=run.weight_decay, fused=fused)
-
-
-def learning_rate(run: Run, epoch: int, step: int, steps: int) -> float:
-    """That of this step of `steps` (both counted over the whole run, from 0)."""
-    factor = 1.0
-    if run.schedule == "cosine":
-        factor = (1 + cos(pi * step / steps)) / 2
-    elif run.schedule == "step":
-        factor = 0.1 ** sum(epoch >= milestone for milestone in run.milestones)
-    return run.lr * factor
 
 
 def train_step(model: nn.Module, optimizer: Optimizer | None, x: Tensor, y: Tensor, precision: str = "fp32") -> Tensor:

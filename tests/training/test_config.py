@@ -10,6 +10,7 @@ import pytest
 from mpt_bihalf.methods import METHODS
 from mpt_bihalf.models import MODELS
 from mpt_bihalf.training import Run
+from mpt_bihalf.training.config import ADDED
 
 # For each field that a result depends on: what makes it count, and two values.
 DEPENDS = {
@@ -43,6 +44,12 @@ DEPENDS = {
     "trace": ({}, 0, 5),
     "precision": ({}, "fp32", "bf16"),
     "threads": ({}, 1, 2),
+    "width": ({}, 1.0, 0.5),
+    "activations": ({}, "real", "clip"),
+    "prune_epochs": ({"prune_rate": 0.9}, 0, 10),
+    "ede_t0": ({"method": "irnet"}, 0.1, 0.01),
+    "processes": ({}, 1, 2),
+    "sync_bn": ({"processes": 2}, False, True),
 }
 
 IGNORED = [
@@ -59,11 +66,11 @@ IGNORED = [
 ]
 
 UNKNOWN = ["method", "model", "data", "scope", "init", "scale", "latent_gradient", "score_gradient"]
-UNKNOWN += ["optimizer", "schedule", "precision"]
+UNKNOWN += ["optimizer", "schedule", "precision", "activations"]
 
 
 def test_every_field_is_said_to_bear_on_the_result_or_not() -> None:
-    assert {field.name for field in fields(Run)} == {*DEPENDS, "data_root"}
+    assert {field.name for field in fields(Run)} == {*DEPENDS, "data_root", "workers"}
 
 
 @pytest.mark.parametrize("field", DEPENDS)
@@ -75,8 +82,38 @@ def test_the_hash_depends_on_what_determines_the_result(field: str) -> None:
     assert Run(**{**settings, field: one}).name == first.name
 
 
-def test_the_hash_does_not_depend_on_where_the_data_lie() -> None:
+def test_the_hash_does_not_depend_on_where_the_data_lie_and_who_decodes_them() -> None:
     assert Run(data_root="/a").name == Run(data_root="/b").name
+    assert Run(workers=1).name == Run(workers=2).name
+
+
+def test_runs_made_before_there_were_more_fields_keep_their_names_and_can_be_read() -> None:
+    assert Run(method="irnet").hash == "9b0e46e25e"
+    old = {name: value for name, value in asdict(Run(method="irnet")).items() if name not in ADDED}
+    assert Run.from_dict(old) == Run(method="irnet")
+
+
+@pytest.mark.parametrize(
+    ("method", "estimator"), [("bihalf", "clip"), ("sign", "clip"), ("mpt-sign", "approx"), ("irnet", "ede")]
+)
+def test_binary_activations_have_the_gradient_that_goes_with_the_method(method: str, estimator: str) -> None:
+    assert Run(method=method, activations="binary") == Run(method=method, activations=estimator)
+
+
+def test_the_pruning_rate_rises_only_where_there_is_a_mask_and_more_to_prune_than_half() -> None:
+    assert Run(prune_rate=0.5, prune_epochs=5) == Run(prune_rate=0.5)
+    assert Run(method="sign", prune_rate=0.9, prune_epochs=5) == Run(method="sign")
+    assert Run(prune_rate=0.9, prune_epochs=5).prune_epochs == 5
+
+
+def test_the_start_of_ede_counts_only_where_ede_is() -> None:
+    assert Run(method="sign", ede_t0=0.3) == Run(method="sign")
+    assert Run(method="irnet") == Run(method="irnet", ede_t0=0.1)
+    assert Run(method="sign", activations="ede", ede_t0=0.3).ede_t0 == 0.3
+
+
+def test_several_processes_are_needed_for_synchronised_batch_norm() -> None:
+    assert Run(sync_bn=True) == Run()
 
 
 @pytest.mark.parametrize(("method", "options"), IGNORED, ids=[method for method, _ in IGNORED])

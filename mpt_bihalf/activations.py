@@ -1,0 +1,87 @@
+"""Binary activations: sign forward, and backward one of the estimators of its gradient.
+
+An estimator maps (g, x, progress) to dL/dx, with x the input, g = dL/d sign(x) and progress = epoch / epochs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeAlias, cast
+
+import torch
+from torch import Tensor, nn
+
+from .gradients import Ede
+
+Estimator: TypeAlias = Callable[[Tensor, Tensor, float], Tensor]
+
+
+def clip(g: Tensor, x: Tensor, progress: float) -> Tensor:
+    """dL/dx = g where abs(x) < 1, else 0 (Hubara et al. 2016; Rastegari et al. 2016)."""
+    return cast(Tensor, torch.ops.aten.hardtanh_backward(g, x, -1, 1))
+
+
+def approx(g: Tensor, x: Tensor, progress: float) -> Tensor:
+    """dL/dx = g (2 - 2 abs(x)) where abs(x) < 1, else 0: of a piecewise quadratic (Bi-Real net, Liu et al. 2018)."""
+    return x.abs().clamp_(max=1).mul_(-2).add_(2).mul_(g)
+
+
+@dataclass(frozen=True)
+class EdeActivation:
+    """dL/dx = g c t (1 - tanh(t x)^2), t and c as those of `gradients.Ede` (IR-Net, Qin et al. 2020).
+
+    t0: where t starts, above 0.
+    """
+
+    t0: float = Ede.t0
+
+    def __call__(self, g: Tensor, x: Tensor, progress: float) -> Tensor:
+        t = Ede(self.t0).sharpness(progress)
+        # 1 - tanh(y)^2 = 4 s (1 - s) with s the sigmoid of 2 y; in one pass with the product.
+        gate = x.mul(2 * t).sigmoid_()
+        return cast(Tensor, torch.ops.aten.sigmoid_backward(g, gate)).mul_(4 * max(1 / t, 1) * t)
+
+
+ACTIVATION_GRADIENTS: dict[str, Estimator] = {"clip": clip, "approx": approx, "ede": EdeActivation()}
+
+
+class BinaryActivation(nn.Module):
+    """sign(x), with sign(0) = +1, in the shape, dtype and memory format of x; backward by the estimator.
+
+    progress: how far the training is (`set_progress`), for estimators with a schedule.
+    """
+
+    def __init__(self, estimator: str | Estimator = "clip") -> None:
+        super().__init__()
+        self.estimator = find_estimator(estimator)
+        self.progress = 0.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        return cast(Tensor, _Sign.apply(x, self.estimator, self.progress))
+
+    def extra_repr(self) -> str:
+        known = {value: name for name, value in ACTIVATION_GRADIENTS.items()}
+        return known.get(self.estimator, repr(self.estimator))
+
+
+def find_estimator(estimator: str | Estimator) -> Estimator:
+    """The estimator of this name, or the given one itself; ValueError with the known names otherwise."""
+    if not isinstance(estimator, str):
+        return estimator
+    if estimator not in ACTIVATION_GRADIENTS:
+        raise ValueError(f"unknown estimator {estimator!r}; known: {', '.join(ACTIVATION_GRADIENTS)}")
+    return ACTIVATION_GRADIENTS[estimator]
+
+
+class _Sign(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, estimator: Estimator, progress: float) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.estimator, ctx.progress = estimator, progress
+        return torch.where(x >= 0, x.new_ones(()), x.new_full((), -1))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (x,) = ctx.saved_tensors
+        return ctx.estimator(grads[0], x, ctx.progress), None, None

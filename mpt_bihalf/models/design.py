@@ -1,0 +1,51 @@
+"""What a network is built for, the same for all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from torch import nn
+
+from ..activations import BinaryActivation, Estimator
+from ..counts import round_half_up
+
+
+@dataclass(frozen=True)
+class Design:
+    """Images of [in_channels, *image_size] in, logits of num_classes out.
+
+    width: what all hidden channel counts are multiplied by.
+    estimator: the gradient of binary activations (W/A 1/1); None for real-valued ones (W/A 1/32).
+    """
+
+    num_classes: int
+    in_channels: int
+    image_size: tuple[int, int]
+    width: float = 1.0
+    estimator: Estimator | None = None
+
+    @property
+    def binary(self) -> bool:
+        """Whether activations are binary."""
+        return self.estimator is not None
+
+    def channels(self, count: int) -> int:
+        """So many hidden channels as `count` are at width 1: round_half_up(width * count), at least 1."""
+        return max(1, round_half_up(self.width, count))
+
+    def before_layer(self) -> nn.Module:
+        """What stands before a convolution or linear layer in the hidden part: sign if activations are binary."""
+        return BinaryActivation(self.estimator) if self.estimator is not None else nn.Identity()
+
+    def after_layer(self) -> nn.Module:
+        """What stands after one and its batch norm: ReLU, or nothing before a sign, which would be constant."""
+        return nn.Identity() if self.binary else nn.ReLU(inplace=True)
+
+
+class Network(NamedTuple):
+    """An entry of `MODELS`: how the network is built, and which of its layers stay real-valued by default."""
+
+    build: Callable[[Design], nn.Module]
+    skip: tuple[str, ...] = ("first", "last", "downsample")

@@ -1,0 +1,32 @@
+"""What changes over a run by plan: the learning rate, the pruning rate, the sharpness of estimators."""
+
+from __future__ import annotations
+
+from math import cos, pi
+
+from torch import nn
+
+from ..weights import set_progress, set_prune_rate
+from .config import RISES_FROM, Run
+
+
+def start_epoch(model: nn.Module, run: Run, epoch: int) -> None:
+    """Set what is the same all through this epoch, counted from 0."""
+    set_progress(model, epoch / run.epochs)
+    set_prune_rate(model, prune_rate(run, epoch))
+
+
+def prune_rate(run: Run, epoch: int) -> float:
+    """That of this epoch, from 0: over the first `prune_epochs` it rises by a cubic (the MPT authors' later code)."""
+    left = max(0.0, 1 - epoch / run.prune_epochs) if run.prune_epochs else 0.0
+    return run.prune_rate + (RISES_FROM - run.prune_rate) * left**3
+
+
+def learning_rate(run: Run, epoch: int, step: int, steps: int) -> float:
+    """That of this step of `steps` (both counted over the whole run, from 0)."""
+    factor = 1.0
+    if run.schedule == "cosine":
+        factor = (1 + cos(pi * step / steps)) / 2
+    elif run.schedule == "step":
+        factor = 0.1 ** sum(epoch >= milestone for milestone in run.milestones)
+    return run.lr * factor
