@@ -16,10 +16,19 @@ from torch import Tensor
 from .dataset import DataError, Dataset, ImageSet
 
 Batches = Iterator[tuple[Tensor, Tensor]]
+# Which part of each batch a process takes, and of how many: (rank, processes).
+Share = tuple[int, int]
+WHOLE: Share = (0, 1)
 
 
 def training_batches(
-    dataset: Dataset, batch_size: int, seed: int, epoch: int, augment: bool = True, first: int = 0
+    dataset: Dataset,
+    batch_size: int,
+    seed: int,
+    epoch: int,
+    augment: bool = True,
+    first: int = 0,
+    share: Share = WHOLE,
 ) -> Batches:
     """One epoch of the training set from batch `first` on, shuffled, the last incomplete batch dropped.
 
@@ -30,32 +39,41 @@ def training_batches(
     All chance is drawn on the host from (seed, epoch) alone and moved to the device once, so every device sees the
     same epoch, and a resumed run needs no stored random state.
 
-    Raises DataError, at the call, for a batch size below 1 or above the number of training images.
+    share: (rank, processes) for the part of each batch that this of several processes takes, batch_size / processes
+    images; all parts together are the batch of a single process.
+
+    Raises DataError, at the call, for a batch size below 1, above the number of training images, or not to be divided.
     """
     _check_batch_size(batch_size)
+    if batch_size % share[1]:
+        raise DataError(f"batch size {batch_size} cannot be divided evenly among {share[1]} processes")
     if batch_size > len(dataset.train):
         raise DataError(
             f"batch size {batch_size} exceeds the {len(dataset.train)} training images of {dataset.name}; "
             f"use {len(dataset.train)} or less"
         )
-    return _training_batches(dataset, batch_size, seed, epoch, augment, first)
+    return _training_batches(dataset, batch_size, seed, epoch, augment, first, share)
 
 
-def evaluation_batches(images: ImageSet, dataset: Dataset, batch_size: int) -> Batches:
+def evaluation_batches(images: ImageSet, dataset: Dataset, batch_size: int, share: Share = WHOLE) -> Batches:
     """Every image once, in order, standardised as `dataset`'s are and not augmented; the last batch may be smaller.
+
+    share: (rank, processes): this process takes batches rank, rank + processes, ... (none, if there are fewer).
 
     Yields (x, y) as `training_batches` does. Raises DataError, at the call, for a batch size below 1.
     """
     _check_batch_size(batch_size)
-    return _evaluation_batches(images, dataset, batch_size)
+    return _evaluation_batches(images, dataset, batch_size, share)
 
 
-def _training_batches(dataset: Dataset, batch_size: int, seed: int, epoch: int, augment: bool, first: int) -> Batches:
+def _training_batches(
+    dataset: Dataset, batch_size: int, seed: int, epoch: int, augment: bool, first: int, share: Share
+) -> Batches:
     pixels, labels = dataset.train.images.permute(0, 2, 3, 1), dataset.train.labels
     standardise = _standardiser(dataset, pixels.device)
     draws = _draws(len(dataset.train), 2 * dataset.crop_padding + 1, seed, epoch).to(pixels.device)
     for start in range(first * batch_size, len(dataset.train) - batch_size + 1, batch_size):
-        index, top, left, mirrored = draws[:, start : start + batch_size].unbind()
+        index, top, left, mirrored = draws[:, start : start + batch_size].chunk(share[1], dim=1)[share[0]].unbind()
         batch = pixels[index]
         if augment and dataset.crop_padding:
             batch = _crop(batch, dataset.crop_padding, top, left)
@@ -64,10 +82,11 @@ def _training_batches(dataset: Dataset, batch_size: int, seed: int, epoch: int, 
         yield standardise(batch), labels[index]
 
 
-def _evaluation_batches(images: ImageSet, dataset: Dataset, batch_size: int) -> Batches:
+def _evaluation_batches(images: ImageSet, dataset: Dataset, batch_size: int, share: Share) -> Batches:
     pixels = images.images.permute(0, 2, 3, 1)
     standardise = _standardiser(dataset, pixels.device)
-    for start in range(0, len(images), batch_size):
+    rank, processes = share
+    for start in range(rank * batch_size, len(images), processes * batch_size):
         part = slice(start, start + batch_size)
         yield standardise(pixels[part]), images.labels[part]
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms import v2
 
-from mpt_bihalf.data import DataError, Dataset, ImageSet, evaluation_batches, training_batches
+from mpt_bihalf.data import DataError, Dataset, ImageSet, evaluation_batches, load_dataset, training_batches
 from mpt_bihalf.data.batches import _draws
 
 
@@ -151,3 +151,22 @@ def test_impossible_batch_sizes_are_refused_at_the_call(colour: Dataset) -> None
     with pytest.raises(DataError, match="batch size -1"):
         evaluation_batches(colour.test, colour, -1)
     assert len(list(training_batches(colour, 103, 0, 0))) == 1
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_the_shares_of_all_processes_are_the_batch_of_one(processes: int) -> None:
+    dataset = load_dataset("digits")
+    whole = list(training_batches(dataset, 64, seed=3, epoch=1))
+    shares = [training_batches(dataset, 64, seed=3, epoch=1, share=(rank, processes)) for rank in range(processes)]
+    for (x, y), *parts in zip(whole, *shares, strict=True):
+        assert torch.equal(torch.cat([part[0] for part in parts]), x)
+        assert torch.equal(torch.cat([part[1] for part in parts]), y)
+    each = [list(evaluation_batches(dataset.test, dataset, 100, share=(rank, processes))) for rank in range(processes)]
+    assert sorted(len(y) for batches in each for _, y in batches) == [60, 100, 100, 100]
+    seen = torch.cat([y for _, y in (each[i % processes][i // processes] for i in range(4))])
+    assert torch.equal(seen, dataset.test.labels)
+
+
+def test_a_batch_that_cannot_be_shared_evenly_is_refused() -> None:
+    with pytest.raises(DataError, match="batch size 64 cannot be divided evenly among 3 processes"):
+        training_batches(load_dataset("digits"), 64, seed=0, epoch=0, share=(0, 3))
