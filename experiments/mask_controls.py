@@ -26,7 +26,7 @@ from mpt_bihalf.report.statistics import TOP1
 from mpt_bihalf.sweep import Experiment, parse_rates, read_records, run_all
 from mpt_bihalf.sweep.records import run_folder
 from mpt_bihalf.training import Run
-from mpt_bihalf.training.controls import evaluate_shuffled
+from mpt_bihalf.training.finished import evaluate_shuffled
 from mpt_bihalf.training.loop import FINISHED, load_run_data
 
 

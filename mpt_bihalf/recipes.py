@@ -8,7 +8,8 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Recipe:
-    """Defaults of an experiment. `run` holds further fields of each `Run`, `of_method` those of one method's.
+    """Defaults of an experiment. `run` holds further fields of each `Run`, `of_method` those of one method's, and
+    `of_model` those of one network's, which go before `run` and `epochs`.
 
     `varied` holds the values of fields that the experiment compares.
     """
@@ -20,8 +21,14 @@ class Recipe:
     epochs: int
     run: dict[str, Any] = field(default_factory=dict)
     of_method: dict[str, dict[str, Any]] = field(default_factory=dict)
+    of_model: dict[str, dict[str, Any]] = field(default_factory=dict)
     varied: dict[str, tuple[Any, ...]] = field(default_factory=dict)
 
+
+# The paper's settings of its deeper networks.
+_CIFAR100 = {"epochs": 350, "weight_decay": 5e-4, "schedule": "step", "milestones": (150, 250, 320)}
+_DEEP = ("vgg16", "resnet18", "resnet34", "inception_v3", "shufflenet")
+_OF_MODEL: dict[str, dict[str, Any]] = {**{model: _CIFAR100 for model in _DEEP}, "resnet20": {"epochs": 400}}
 
 PRUNE_SWEEP = {
     # Minutes, on data that needs no download.
@@ -34,7 +41,8 @@ PRUNE_SWEEP = {
         # One thread: as small a network gains little from a second, and the same bits come out on every machine.
         run={"batch_size": 64, "threads": 1},
     ),
-    # Fig. 8 of the paper, with the unpruned binary networks beside the pruned ones.
+    # Fig. 8 of the paper, with the unpruned binary networks beside the pruned ones. Its last panel is that of
+    # `--models resnet18 --data cifar100`.
     "paper": Recipe(
         data="cifar10",
         models=("conv2", "conv4", "conv6", "conv8"),
@@ -42,6 +50,7 @@ PRUNE_SWEEP = {
         trials=5,
         epochs=100,
         run={"batch_size": 128, "lr": 0.1, "weight_decay": 1e-4},
+        of_model=_OF_MODEL,
     ),
 }
 
@@ -94,7 +103,34 @@ BIT_RATIO = {
 # Table 2: networks and methods.
 METHOD_COMPARISON = {
     "quick": Recipe("digits", ("conv2", "conv4"), _FULL, 5, 4, _QUICK, _OF_METHOD),
-    "paper": Recipe("cifar10", ("conv2", "conv4", "conv6", "conv8"), _FULL, 5, 100, _PAPER, _OF_METHOD),
+    "paper": Recipe("cifar10", ("conv2", "conv4", "conv6", "conv8"), _FULL, 5, 100, _PAPER, _OF_METHOD, _OF_MODEL),
+}
+# Digits as large as CIFAR's images, which the deeper networks are made for; an eighth of the width keeps it to minutes.
+_SMALL = {**_QUICK, "image_size": 32, "width": 0.125}
+_BOTH = {"activations": ("real", "binary")}
+# Fig. 7: five architectures, with real-valued and with binary activations. All have batch norm, so that IR-Net can keep
+# its own scale.
+ARCHITECTURES = {
+    "quick": Recipe("digits", _DEEP, _FULL, 1, 3, _SMALL, varied=_BOTH),
+    "paper": Recipe("cifar100", _DEEP, _FULL, 5, 350, {**_PAPER, **_CIFAR100}, varied=_BOTH),
+}
+# Table 3: 1/1 on ImageNet.
+IMAGENET = {
+    "quick": Recipe("digits", ("resnet18", "resnet34"), _FULL, 1, 3, _SMALL, varied={"activations": ("binary",)}),
+    "paper": Recipe(
+        "imagenet",
+        ("resnet18", "resnet34"),
+        ("sign", "bihalf"),
+        1,
+        100,
+        {"batch_size": 256, "lr": 0.1, "weight_decay": 1e-4, "schedule": "step", "milestones": (30, 60, 90)},
+        varied={"activations": ("binary",)},
+    ),
+}
+# Fig. 1b: the entropy of binary activations.
+ACTIVATION_ENTROPY = {
+    "quick": Recipe("digits", ("resnet18",), _FULL, 3, 5, {**_SMALL, "activations": "binary"}),
+    "paper": Recipe("cifar100", ("resnet18",), _FULL, 5, 350, {**_PAPER, **_CIFAR100, "activations": "binary"}),
 }
 # What learning a mask brings over a random one of the same count.
 MASK_CONTROLS = {

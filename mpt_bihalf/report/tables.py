@@ -13,9 +13,10 @@ from tabulate import tabulate
 from ..commandline import one_line
 from ..methods import METHODS
 from ..training import Run
+from ..training.config import WHERE
 
 # What a setting is made of: all fields but what its trials differ in and what does not bear on the result.
-SETTING = tuple(field.name for field in fields(Run) if field.name not in ("seed", "data_root"))
+SETTING = tuple(field.name for field in fields(Run) if field.name not in ("seed", *WHERE))
 # Fields that stand in a title by their value alone, and each in tables of its own.
 LEADING = ("model", "data", "method")
 # What `summarise_trials` adds.
@@ -227,5 +228,5 @@ def number_text(value: float, figure: str) -> str:
 
 
 def short_data(data: str) -> str:
-    """A data set's name as a title has it: of a folder its last part."""
-    return Path(data).name if data.startswith("folder:") else data
+    """A data set's name as a title has it: of a folder its last part, of ImageNet's folder `imagenet`."""
+    return Path(data).name if data.startswith("folder:") else data.partition(":")[0]

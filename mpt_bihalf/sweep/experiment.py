@@ -30,8 +30,10 @@ class Experiment(EngineOptions):
     """digits, fashion-mnist, cifar10, cifar100, or folder:PATH (default: the recipe's)"""
     data_root: str = ""
     """where data sets lie or are downloaded to (default: the user's cache folder)"""
-    image_size: int = 0
-    """resize images to this many pixels a side on load; 0 keeps their size"""
+    image_size: int | None = None
+    """resize images to this many pixels a side on load; 0 keeps their size (default: the recipe's)"""
+    width: float | None = None
+    """what the networks' hidden channels are multiplied by (default: the recipe's)"""
     epochs: int | None = None
     """passes over the training set, a run (default: the recipe's)"""
     trials: int | None = None
@@ -61,10 +63,11 @@ class Experiment(EngineOptions):
             **recipe.run,
             "data": self.data or recipe.data,
             "data_root": self.data_root,
-            "image_size": self.image_size,
-            "epochs": recipe.epochs if self.epochs is None else self.epochs,
+            "epochs": recipe.epochs,
             "device": self.device,
         }
+        given = {name: getattr(self, name) for name in ("epochs", "image_size", "width")}
+        given = {name: value for name, value in given.items() if value is not None}
         if self.threads is not None:
             settings["threads"] = self.threads
         if not settings.get("threads"):
@@ -73,7 +76,7 @@ class Experiment(EngineOptions):
         found: dict[Run, None] = {}
         for model, method in product(models, methods):
             for changes in vary(method):
-                own = recipe.of_method.get(method, {})
+                own = {**recipe.of_model.get(model, {}), **recipe.of_method.get(method, {}), **given}
                 run = Run(**{**settings, **own, **changes, "model": model, "method": method})
                 for trial in range(trials):
                     trial_run = replace(run, seed=self.seed + trial)

@@ -10,32 +10,35 @@ from typing import Any, Literal
 
 import pandas as pd
 
+from ..files import output_folder, write_csv
 from ..recipes import METHOD_COMPARISON
 from ..training import Run
 from .engines import EngineOptions
-from .experiment import MOST_TRIALS, Experiment
+from .experiment import MOST_TRIALS, Experiment, words
 from .records import read_records
 from .run_all import run_all
 
 TUNED = ("lr", "weight_decay")
-ARM = ("model", "method")
+ARM = ("model", "activations", "method")
 # Share of the training images that a tuning run does without, to be chosen on.
 HOLDOUT = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
 class MethodComparison(Experiment):
-    """Networks x methods. An option that is not given takes the recipe's value.
+    """Networks x activations x methods. An option that is not given takes the recipe's value.
 
-    irnet takes the Kaiming scale of the other methods here, so that they differ in their signs and gradients alone
-    (see recipes.py); its own scale is an option.
+    In the Conv networks irnet takes the Kaiming scale of the other methods, so that they differ in their signs and
+    gradients alone (see recipes.py); its own scale is an option.
     """
 
     recipes = METHOD_COMPARISON
 
-    irnet_scale: Literal["kaiming", "power-of-two"] = "kaiming"
+    activations: list[str] = field(default_factory=list)
+    """real (W/A 1/32), binary (1/1), or both (default: the recipe's)"""
+    irnet_scale: Literal["", "kaiming", "power-of-two"] = ""
     """kaiming: the scale of the other methods; power-of-two: IR-Net's own, near 1, with which networks without batch
-    norm, as conv2, learn little"""
+    norm, as conv2, learn little (default: the recipe's)"""
     tune: bool = False
     """choose learning rate and weight decay of each arm (network x method) by the same grid, on a tenth of the training
     images held out, with seeds that no trial has; the trials then run with the arm's best"""
@@ -66,7 +69,9 @@ class MethodComparison(Experiment):
         return apart.runs_of(vary)
 
     def _own(self, method: str) -> list[dict[str, Any]]:
-        return [{"scale": self.irnet_scale} if method == "irnet" else {}]
+        scale = {"scale": self.irnet_scale} if method == "irnet" and self.irnet_scale else {}
+        every = words(self.activations) or self.chosen_recipe().varied.get("activations", ("real",))
+        return [{**scale, "activations": activations} for activations in every]
 
 
 def tune(
@@ -79,10 +84,10 @@ def tune(
     run_all(tuning, out, options)
     scores = tuning_scores(read_records(out, tuning))
     chosen = {
-        (row["model"], row["method"]): {name: row[name] for name in TUNED}
+        tuple(row[name] for name in ARM): {name: row[name] for name in TUNED}
         for row in scores[scores["chosen"]].to_dict("records")
     }
-    return [replace(run, **chosen[run.model, run.method]) for run in runs], scores
+    return [replace(run, **chosen[tuple(getattr(run, name) for name in ARM)]) for run in runs], scores
 
 
 def tuning_scores(records: list[dict[str, Any]]) -> pd.DataFrame:
@@ -99,3 +104,18 @@ def tuning_scores(records: list[dict[str, Any]]) -> pd.DataFrame:
     )
     best = scores.groupby(list(ARM), sort=False)["validation_top1"].idxmax()
     return scores.assign(chosen=scores.index.isin(best))
+
+
+def compare_methods(options: MethodComparison) -> tuple[Path, list[dict[str, Any]]]:
+    """Do what is missing of a comparison, after its tuning if that is asked for: its folder, and the trials' records.
+
+    The grid of the tuning is left as `tuning.csv`.
+    """
+    out = output_folder(options.out)
+    runs = options.runs()
+    if options.tune:
+        runs, scores = tune(runs, options.tuning_runs(), out, options)
+        write_csv(out / "tuning.csv", scores.to_dict("records"))
+        print(f"tuning:   {out / 'tuning.csv'}")
+    run_all(runs, out, options)
+    return out, read_records(out, runs)

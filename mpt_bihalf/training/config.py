@@ -254,7 +254,9 @@ class Run:
         """The run's folder: readable parts, then the hash."""
         rate = f"-pruned{self.prune_rate:g}" if METHODS[self.method].mask is not None else ""
         data = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(self.data).name)[:40]
-        return f"{self.model}-{data}-{self.method}{rate}-seed{self.seed}-{self.hash}"
+        bits = "-w1a1" if self.activations != "real" else ""
+        model = re.sub(r"[^A-Za-z0-9._-]+", "-", self.model)
+        return f"{model}{bits}-{data}-{self.method}{rate}-seed{self.seed}-{self.hash}"
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Run:

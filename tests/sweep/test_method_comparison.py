@@ -94,7 +94,7 @@ def test_a_bad_option_is_told(options: dict[str, Any], message: str) -> None:
 def records(*points: tuple[str, float, float | None]) -> list[dict[str, Any]]:
     """Records of one network: method, learning rate, validation accuracy or None where the run diverged."""
     return [
-        {"model": "conv2", "method": method, "lr": lr, "weight_decay": 1e-4}
+        {"model": "conv2", "activations": "real", "method": method, "lr": lr, "weight_decay": 1e-4}
         | ({} if top1 is None else {"validation_top1": top1})
         for method, lr, top1 in points
     ]

@@ -152,7 +152,7 @@ def test_grid_gives_the_milestones_of_a_step_schedule() -> None:
         (["holdout=nan"], "holdout"),
         (["p_pos=2"], "p_pos"),
         (["init=keep"], "unknown init 'keep'"),
-        (["precision=fp16"], "unknown precision 'fp16'"),
+        (["precision=fp8"], "unknown precision 'fp8'"),
         (["schedule=step"], "--milestones"),
         (["device=gpu"], "'gpu'"),
         (["data=nothing"], "'nothing'"),

@@ -8,7 +8,7 @@ import pytest
 
 from mpt_bihalf.data import Dataset, evaluation_batches
 from mpt_bihalf.training import Run, train
-from mpt_bihalf.training.controls import evaluate_shuffled
+from mpt_bihalf.training.finished import evaluate_shuffled
 from mpt_bihalf.training.loop import build_model, evaluate
 
 Trained = Callable[..., tuple[Run, Path]]

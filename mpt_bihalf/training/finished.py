@@ -1,0 +1,110 @@
+"""A finished run looked at again: with its masks shuffled, or at its activations."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from ..activations import BinaryActivation
+from ..data import Dataset, evaluation_batches
+from ..files import write_csv, write_json
+from ..weights import shuffle_scores
+from .checkpoint import load_checkpoint
+from .config import Run
+from .loop import EVALUATION_BATCH, build, evaluate
+
+SHUFFLED, ACTIVATIONS = "shuffled.json", "activations.csv"
+
+
+def evaluate_shuffled(run: Run, folder: Path, load: Callable[[], Dataset]) -> dict[str, Any]:
+    """Test figures of a finished run whose scores are permuted within its layers, by the run's seed.
+
+    Kept in the run's folder as `shuffled.json`, and read from there the next time. load: gives the run's data, asked
+    only where the figures are not kept. Raises ValueError for a folder without the run's checkpoint, or a run that has
+    no scores to permute.
+    """
+    path = folder / SHUFFLED
+    known = _read(path)
+    if known is not None:
+        return known
+    model, dataset = finished_model(run, folder, load())
+    shuffle_scores(model, run.seed)
+    figures = evaluate(model, evaluation_batches(dataset.test, dataset, EVALUATION_BATCH), "test", run)
+    write_json(path, figures)
+    return figures
+
+
+def activation_shares(run: Run, folder: Path, load: Callable[[], Dataset]) -> pd.DataFrame:
+    """The share of +1 among the binary activations of each channel, over all test images and positions.
+
+    A row for each channel of each `BinaryActivation`: layer (its name), channel, share in [0, 1]. Kept in the run's
+    folder as `activations.csv`. Arguments and errors as of `evaluate_shuffled`; a network without binary activations is
+    an error too.
+    """
+    path = folder / ACTIVATIONS
+    with suppress(FileNotFoundError, ValueError):
+        known = pd.read_csv(path, dtype={"layer": str})
+        if list(known) == ["layer", "channel", "share"] and len(known):
+            return known
+    model, dataset = finished_model(run, folder, load())
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, BinaryActivation)}
+    if not layers:
+        raise ValueError(f"{run.model} has real-valued activations: nothing to count")
+    shares = {name: _PositiveShare() for name in layers}
+    hooks = [layer.register_forward_hook(shares[name]) for name, layer in layers.items()]
+    evaluate(model, evaluation_batches(dataset.test, dataset, EVALUATION_BATCH), "test", run)
+    for hook in hooks:
+        hook.remove()
+    rows = [
+        {"layer": name, "channel": channel, "share": share}
+        for name, counted in shares.items()
+        for channel, share in enumerate(counted.shares())
+    ]
+    write_csv(path, rows)
+    return pd.DataFrame(rows)
+
+
+class _PositiveShare:
+    """A hook that counts the +1 of each channel of what a module gives."""
+
+    positive: Tensor | int = 0
+    all = 0
+
+    def __call__(self, module: nn.Module, inputs: Any, output: Tensor) -> None:
+        channels = output.transpose(0, 1).flatten(1)
+        self.positive = self.positive + (channels > 0).sum(1)
+        self.all += channels.shape[1]
+
+    def shares(self) -> list[float]:
+        assert isinstance(self.positive, Tensor), "the module was never called"
+        return [float(share) for share in (self.positive.double() / self.all).tolist()]
+
+
+def finished_model(run: Run, folder: Path, dataset: Dataset) -> tuple[nn.Module, Dataset]:
+    """The network of a finished run as its checkpoint has it, and the data, both on the run's device.
+
+    Raises ValueError for a folder without the checkpoint of the finished run.
+    """
+    torch.set_num_threads(run.threads)
+    dataset = dataset.to(torch.device(run.device))
+    model, _ = build(run, dataset)
+    state = load_checkpoint(folder, run, model, None, len(dataset.train) // run.batch_size)
+    if state is None or state.epoch < run.epochs:
+        raise ValueError(f"{folder} has no checkpoint of the finished run")
+    return model, dataset
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        figures = json.loads(path.read_text())
+    except (FileNotFoundError, ValueError):
+        return None
+    sound = isinstance(figures, dict) and all(isinstance(value, float) for value in figures.values())
+    return figures if sound and "test_top1" in figures else None

@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from mpt_bihalf import binary_layers, binary_weights
+from mpt_bihalf.training import Run, loop
+from mpt_bihalf.training.loop import build_network
+from mpt_bihalf.training.schedule import prune_rate, start_epoch
+
+Trained = Callable[..., tuple[Run, Path]]
+
+
+def test_the_pruning_rate_rises_by_a_cubic_as_in_the_mpt_authors_later_code() -> None:
+    run = Run(prune_rate=0.9, prune_epochs=4, epochs=10)
+    # 1 - kept, with kept = k + (0.5 - k) (1 - epoch / 4)^3 and k = 0.1
+    expected = [0.5, 1 - (0.1 + 0.4 * 0.75**3), 1 - (0.1 + 0.4 * 0.5**3), 1 - (0.1 + 0.4 * 0.25**3), 0.9, 0.9]
+    assert [prune_rate(run, epoch) for epoch in range(6)] == pytest.approx(expected)
+    assert prune_rate(run, 4) == 0.9  # as it was written, not something next to it
+    assert [prune_rate(Run(prune_rate=0.9), epoch) for epoch in (0, 3)] == [0.9, 0.9]
+
+
+@pytest.mark.parametrize("settings", [{"scope": "global"}, {"scope": "layer"}, {"method": "mpt-balanced"}])
+def test_masks_keep_what_the_rate_of_their_epoch_says(settings: dict[str, Any]) -> None:
+    run = Run(prune_rate=0.9, prune_epochs=2, epochs=4, **settings)
+    model = build_network(run, 10, 1, 8)
+    for epoch, rate in [(0, 0.5), (1, 0.85), (2, 0.9)]:
+        start_epoch(model, run, epoch)
+        signs = torch.cat([binary.flatten() for binary in binary_weights(model).values()])
+        assert (signs == 0).double().mean().item() == pytest.approx(rate, abs=0.002)
+
+
+def test_a_training_prunes_more_from_epoch_to_epoch(trained: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
+    rates = []
+    step = loop.train_step
+
+    def note(model: nn.Module, *others: Any) -> Tensor:
+        rates.append({part.prune_rate for _, part, _ in binary_layers(model)})
+        return step(model, *others)
+
+    monkeypatch.setattr(loop, "train_step", note)
+    trained(method="mpt-sign", scope="global", prune_rate=0.9, prune_epochs=2, epochs=3)
+    assert rates == [{0.5}] * 4 + [{0.85}] * 4 + [{0.9}] * 4
+
+
+@pytest.mark.parametrize("at", [3, 4, 6, 8, 9])
+def test_a_run_stopped_while_its_rate_rises_ends_as_one_left_alone(
+    at: int, trained: Trained, stopped: Callable[..., tuple[Run, Path]]
+) -> None:
+    settings: dict[str, Any] = {"scope": "global", "prune_rate": 0.9, "prune_epochs": 2, "epochs": 3, "trace": 1}
+    _, whole = trained("whole", **settings)
+    _, cut = stopped(at, "cut", **settings)
+    trained("cut", **settings)
+    for name in ("result.json", "metrics.csv", "layers.csv", "trace.csv"):
+        assert (cut / name).read_bytes() == (whole / name).read_bytes(), name
