@@ -14,7 +14,7 @@ import torch
 from measuring import in_turn, median_ratio, show
 from plain import plain, plain_optimizer, plain_step
 
-from mpt_bihalf import METHODS, MODELS, create_model
+from mpt_bihalf import METHODS, create_model
 from mpt_bihalf.commandline import parse, run_command
 from mpt_bihalf.devices import keep_freed_memory
 from mpt_bihalf.training.config import Run
@@ -25,7 +25,7 @@ from mpt_bihalf.training.loop import build_network, build_optimizer, train_step
 class StepCost:
     """Which steps to time."""
 
-    models: list[str] = field(default_factory=lambda: list(MODELS))
+    models: list[str] = field(default_factory=lambda: ["conv2", "conv4", "conv6", "conv8", "resnet18"])
     """networks"""
     methods: list[str] = field(default_factory=lambda: [name for name in METHODS if name != "dense"])
     """methods"""

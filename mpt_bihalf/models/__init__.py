@@ -7,16 +7,35 @@ from torch import nn
 
 from ..activations import Estimator, find_estimator
 from ..weights import BINARIZABLE, draw_latent
+from . import vgg
 from .conv import conv_network
 from .design import Design, Network
+from .from_torchvision import PREFIX, torchvision_network
+from .inception import inception_v3
+from .resnet import resnet
+from .resnet20 import resnet20
+from .shufflenet import shufflenet
 
-MODELS: dict[str, Network] = {f"conv{depth}": Network(conv_network(depth), skip=()) for depth in (2, 4, 6, 8)}
+MODELS: dict[str, Network] = {
+    **{f"conv{depth}": Network(conv_network(depth), skip=()) for depth in (2, 4, 6, 8)},
+    "resnet18": Network(resnet((2, 2, 2, 2))),
+    "resnet34": Network(resnet((3, 4, 6, 3))),
+    "wide_resnet34": Network(resnet((3, 4, 6, 3), widths=(64, 192, 384, 768))),
+    "wide_resnet50": Network(resnet((3, 4, 6, 3), inner=2)),
+    "resnet20": Network(resnet20),
+    "vgg_small": Network(vgg.vgg(vgg.SMALL, bias=False, average=False)),
+    "vgg16": Network(vgg.vgg(vgg.SIXTEEN, bias=True, average=True)),
+    "inception_v3": Network(inception_v3),
+    "shufflenet": Network(shufflenet),
+}
 
 
 def find_network(name: str) -> Network:
-    """The entry of this name; ValueError with the known names otherwise."""
+    """The entry of this name, or that of torchvision:NAME; ValueError with the known names otherwise."""
+    if name.startswith(PREFIX):
+        return torchvision_network(name.removeprefix(PREFIX))
     if name not in MODELS:
-        raise ValueError(f"unknown model {name!r}; known: {', '.join(MODELS)}")
+        raise ValueError(f"unknown model {name!r}; known: {', '.join([*MODELS, PREFIX + 'NAME'])}")
     return MODELS[name]
 
 
@@ -32,7 +51,8 @@ def create_model(
 ) -> nn.Module:
     """A network by its name: a plain module with Kaiming normal weights that maps [N, C, H, W] to logits [N, classes].
 
-    name: one of `MODELS`. image_size: pixels, of square images or as (height, width).
+    name: one of `MODELS`, or torchvision:NAME for a classifier of torchvision.
+    image_size: pixels, of square images or as (height, width).
     seed: of the weights; None draws from torch's global generator, any other leaves that untouched.
     width: what all hidden channel counts are multiplied by, above 0.
     activations: `real`, or for binary ones the estimator of their gradient (`clip`, `approx`, `ede`, or your own).
@@ -46,6 +66,8 @@ def create_model(
     if not 0 < width < float("inf"):
         raise ValueError(f"width must be a finite number above 0, not {width}")
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
+    if min(size) < 1:
+        raise ValueError(f"images of {size[0]}x{size[1]} have no pixels")
     estimator = None if activations == "real" else find_estimator(activations)
     with torch.random.fork_rng(devices=[], enabled=seed is not None):
         if seed is not None:

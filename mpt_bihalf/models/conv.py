@@ -24,7 +24,7 @@ def conv_network(depth: int) -> Callable[[Design], nn.Module]:
     def build(design: Design) -> nn.Module:
         height, width = design.image_size
         step = 2**pools
-        if min(height, width) < step or height % step or width % step:
+        if height % step or width % step:
             raise ValueError(
                 f"conv{depth} halves the image {pools} time{'s' * (pools > 1)}: "
                 f"its size must be a multiple of {step}, not {height}x{width}"

@@ -45,7 +45,11 @@ class Design:
 
 
 class Network(NamedTuple):
-    """An entry of `MODELS`: how the network is built, and which of its layers stay real-valued by default."""
+    """An entry of `MODELS`: how the network is built, and which of its layers stay real-valued by default.
+
+    image_size: one that suits it, in pixels, for where that of the data is not known.
+    """
 
     build: Callable[[Design], nn.Module]
     skip: tuple[str, ...] = ("first", "last", "downsample")
+    image_size: int = 64

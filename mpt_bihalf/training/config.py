@@ -46,7 +46,8 @@ class Run:
     method: str = "mpt-bihalf"
     """dense, sign, irnet, bop, bihalf, mpt-sign, mpt-bihalf, mpt-balanced, magnitude-sign or magnitude-bihalf"""
     model: str = "conv2"
-    """the network: conv2, conv4, conv6 or conv8"""
+    """the network: conv2, conv4, conv6, conv8, resnet18, resnet34, wide_resnet34, wide_resnet50, resnet20, vgg_small,
+    vgg16, inception_v3, shufflenet, or torchvision:NAME for any classifier of torchvision"""
     width: float = 1.0
     """what the network's hidden channels are multiplied by"""
     activations: str = "real"
@@ -255,7 +256,7 @@ class Run:
         rate = f"-pruned{self.prune_rate:g}" if METHODS[self.method].mask is not None else ""
         data = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(self.data).name)[:40]
         bits = "-w1a1" if self.activations != "real" else ""
-        model = re.sub(r"[^A-Za-z0-9._-]+", "-", self.model)
+        model = self.model.replace(":", "-")  # which no file on Windows may have in its name
         return f"{model}{bits}-{data}-{self.method}{rate}-seed{self.seed}-{self.hash}"
 
     @classmethod

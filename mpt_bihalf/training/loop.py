@@ -26,7 +26,7 @@ from ..data import Dataset, evaluation_batches, load_dataset, training_batches
 from ..devices import fused_optimizers, keep_freed_memory, reproducible_kernels
 from ..files import remove_leftovers, write_csv, write_json
 from ..gradients import Ede, Gradient
-from ..models import create_model
+from ..models import create_model, find_network
 from ..signals import Stopped, stop_when_asked
 from ..weights import binarize_weights, find_nan
 from .checkpoint import CHECKPOINT, History, State, load_checkpoint, save_checkpoint
@@ -183,7 +183,7 @@ def check_network(run: Run) -> nn.Module:
     Raises ValueError for what can be told to be wrong by then: layers to skip, a given image size.
     """
     with torch.device("meta"):
-        return build_network(run, 10, 3, run.image_size or 64)
+        return build_network(run, 10, 3, run.image_size or find_network(run.model).image_size)
 
 
 def resume(folder: Path, run: Run, dataset: Dataset) -> State:

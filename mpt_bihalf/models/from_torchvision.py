@@ -1,0 +1,87 @@
+"""Any classifier of torchvision, without its trained weights: `torchvision:NAME`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from difflib import get_close_matches
+from functools import partial
+from typing import Any, cast
+
+import torch
+from torch import nn
+from torch.func import functional_call
+
+from .design import Design, Network
+
+PREFIX = "torchvision:"
+
+
+def torchvision_network(name: str) -> Network:
+    """The entry of the classifier of this name; ValueError with those nearly so called where there is none."""
+    from torchvision import models  # half a second that no other network needs
+
+    known = models.list_models(module=models)
+    if name not in known:
+        near = ", ".join(PREFIX + match for match in get_close_matches(name, known, cutoff=0.4))
+        raise ValueError(f"torchvision has no classifier {name!r}{f'; near: {near}' if near else ''}")
+    return Network(partial(_build, name), image_size=224)
+
+
+def _build(name: str, design: Design) -> nn.Module:
+    from torchvision import models
+
+    if design.binary:
+        raise ValueError(f"binary activations need a network built for them: {PREFIX}{name} has real ones only")
+    if design.width != 1:
+        raise ValueError(f"{PREFIX}{name} is as wide as torchvision has it: width must be 1, not {design.width}")
+    # A regnet reckons its widths with tensors, which must have values.
+    device = torch.get_default_device()
+    with torch.device("cpu" if name.startswith("regnet") else device), _images_of(name, design):
+        model = models.get_model(name, weights=None, num_classes=design.num_classes, **_options(name, design))
+        _take_channels(model, design.in_channels)
+        _try_image(model, design)
+    return cast(nn.Module, model.to(device))
+
+
+@contextmanager
+def _images_of(name: str, design: Design) -> Iterator[None]:
+    """What goes wrong is that the network does not take images of this size: ValueError, in one line."""
+    try:
+        yield
+    except (AssertionError, RuntimeError, ValueError) as fault:
+        height, width = design.image_size
+        reason = str(fault).partition("\n")[0]
+        raise ValueError(f"{PREFIX}{name} does not take images of {height}x{width}: {reason}") from fault
+
+
+@torch.no_grad()
+def _try_image(model: nn.Module, design: Design) -> None:
+    """Work out the shapes that an image of this size comes to, without computing anything."""
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    shapes = {name: tensor.to("meta") for name, tensor in tensors.items()}
+    image = torch.empty(1, design.in_channels, *design.image_size, device="meta")
+    functional_call(model.eval(), shapes, image)
+    model.train()
+
+
+def _options(name: str, design: Design) -> dict[str, Any]:
+    """What this kind of network must be told, beside the number of classes."""
+    height, width = design.image_size
+    if name in ("googlenet", "inception_v3"):
+        return {"aux_logits": False, "init_weights": False}  # drawn anew anyway, and torchvision's draws take seconds
+    if name.startswith("vit"):
+        if height != width:
+            raise ValueError("it takes square ones")
+        return {"image_size": height}
+    return {"input_size": design.image_size} if name.startswith("maxvit") else {}
+
+
+def _take_channels(model: nn.Module, in_channels: int) -> None:
+    """Let the first convolution take images of so many channels."""
+    name, first = next((name, module) for name, module in model.named_modules() if isinstance(module, nn.Conv2d))
+    if first.in_channels != in_channels:
+        parent, _, own = name.rpartition(".")
+        kept: dict[str, Any] = {key: getattr(first, key) for key in ("kernel_size", "stride", "padding")}
+        other = nn.Conv2d(in_channels, first.out_channels, bias=first.bias is not None, **kept)
+        setattr(model.get_submodule(parent), own, other)
