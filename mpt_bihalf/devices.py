@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import platform
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import torch
@@ -57,6 +58,12 @@ def host_reads_free(tensor: Tensor) -> bool:
 def fused_optimizers(device: torch.device) -> bool:
     """Whether torch has its fused optimizers on this device."""
     return device.type in ("cpu", "cuda", "xpu")
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[object]:
+    """Within, no operation on this device computes in fewer digits than its operands have."""
+    known = torch.amp.autocast_mode.is_autocast_available(device.type)
+    return torch.autocast(device.type, enabled=False) if known else nullcontext()
 
 
 def keep_freed_memory() -> None:

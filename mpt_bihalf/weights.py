@@ -20,6 +20,7 @@ from torch.nn.utils import parametrize
 from . import kernels
 from .activations import BinaryActivation
 from .counts import Number, fraction_within
+from .devices import without_autocast
 from .gradients import LATENT_GRADIENTS, SCORE_GRADIENTS, Gradient
 from .latent import Latent, filters
 from .masks import SCOPES, GlobalRanking, check_places, edge_popup
@@ -60,8 +61,9 @@ class BinaryWeight(nn.Module):
         return self.method.trains == "scores"
 
     def forward(self, weight: Tensor) -> Tensor:
-        latent, mask, positive = self._decide(weight)
-        with torch.no_grad():
+        # Mixed precision is for the layers: what is kept, its sign and its scale are not decided in fewer digits.
+        with torch.no_grad(), without_autocast(weight.device):
+            latent, mask, positive = self._decide(weight)
             alpha = self.method.scale(weight, mask)
         return cast(Tensor, _StraightThrough.apply(weight, self.scores, positive, mask, alpha, latent, self.method))
 

@@ -798,3 +798,21 @@ def test_the_parts_of_a_binarized_model_can_be_read() -> None:
     assert all(isinstance(part, BinaryWeight) for part in parts)
     assert all(part.scores.shape == weight.shape for part, weight in zip(parts, weights, strict=True))
     assert "mpt-bihalf, prune_rate=0.3, p_pos=0.35, scope=filter" in str(model)
+
+
+@pytest.mark.parametrize("method", [name for name in METHODS if name != "dense"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_mixed_precision_changes_no_mask_sign_or_scale(method: str, dtype: torch.dtype) -> None:
+    def doubled(weight: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        kept = weight if mask is None else weight * mask
+        ones = torch.ones(kept[0].numel(), 1)
+        return (kept.abs().flatten(1) @ ones).mean()  # a product, which autocast would compute in fewer digits
+
+    for scale in (None, doubled):
+        layer = nn.Sequential(nn.Conv2d(7, 12, 3))
+        binarize_weights(layer, method, prune_rate=0.7, seed=0, scale=scale)
+        plain = layer[0].weight
+        with torch.autocast("cpu", dtype):
+            mixed = layer[0].weight
+        assert mixed.dtype == plain.dtype == torch.float32
+        assert torch.equal(mixed, plain)

@@ -26,15 +26,7 @@ from ..weights import INITS
 WHERE = ("data_root", "workers")
 # Fields that came later, with what they are in runs made before: at that value they are left out of the hash, so that
 # these runs keep their names.
-ADDED = {
-    "width": 1.0,
-    "activations": "real",
-    "prune_epochs": 0,
-    "ede_t0": Ede.t0,
-    "processes": 1,
-    "sync_bn": False,
-    "workers": 0,
-}
+ADDED = {"width": 1.0, "activations": "real", "prune_epochs": 0, "ede_t0": Ede.t0, "workers": 0}
 RISES_FROM = 0.5  # where a rising pruning rate starts, in the MPT authors' later code
 RESNET20_T0 = 1e-3  # where EDE's sharpness starts on 1/1 ResNet-20, in IR-Net's code
 
@@ -113,15 +105,10 @@ class Run:
     """auto (an accelerator if there is one), cpu, or any torch device"""
     trace: int = 0
     """record flips, entropies and magnitudes of each layer every so many steps, in trace.csv; 0: none"""
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """bf16 and fp16 (with its loss scaled) compute layers in mixed precision; masks, signs and scales are decided in
-    fp32 either way"""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """bf16 computes layers in mixed precision; masks, signs and scales are decided in fp32 either way"""
     threads: int = 0
     """CPU threads; 0: one a core"""
-    processes: int = 1
-    """how many share each batch, a part of it to each: what torchrun starts (--nproc-per-node times --nnodes)"""
-    sync_bn: bool = False
-    """batch norm over the whole batch, where several processes share it, not over the part of each"""
     workers: int = 0
     """processes that decode images, where those do not fit into memory; 0: as many as threads"""
 
@@ -136,7 +123,7 @@ class Run:
             ("score_gradient", SCORE_GRADIENTS),
             ("optimizer", ["sgd", "adam"]),
             ("schedule", ["cosine", "step", "constant"]),
-            ("precision", ["fp32", "bf16", "fp16"]),
+            ("precision", ["fp32", "bf16"]),
             ("activations", ["real", "binary", *ACTIVATION_GRADIENTS]),
         ):
             if getattr(self, field) not in known:
@@ -156,7 +143,6 @@ class Run:
             ("trace", 0, 1_000_000),
             ("prune_epochs", 0, 1_000_000),
             ("workers", 0, 1024),
-            ("processes", 1, 1_000_000),
         ):
             if not lowest <= getattr(self, field) <= highest:
                 raise ValueError(f"{field} must lie in {lowest} to {highest}, not {getattr(self, field)}")
@@ -211,8 +197,6 @@ class Run:
             canonical |= {"scale": names[method.scale], "skip": (), "latent_gradient": "scaled"}
         if self.optimizer != "sgd":
             canonical["momentum"] = 0.0
-        if self.processes == 1:
-            canonical["sync_bn"] = False
         canonical["ede_t0"] = self._ede_t0(canonical["latent_gradient"], canonical["activations"])
         for field, value in canonical.items():
             object.__setattr__(self, field, value)

@@ -48,8 +48,6 @@ DEPENDS = {
     "activations": ({}, "real", "clip"),
     "prune_epochs": ({"prune_rate": 0.9}, 0, 10),
     "ede_t0": ({"method": "irnet"}, 0.1, 0.01),
-    "processes": ({}, 1, 2),
-    "sync_bn": ({"processes": 2}, False, True),
 }
 
 IGNORED = [
@@ -110,10 +108,6 @@ def test_the_start_of_ede_counts_only_where_ede_is() -> None:
     assert Run(method="sign", ede_t0=0.3) == Run(method="sign")
     assert Run(method="irnet") == Run(method="irnet", ede_t0=0.1)
     assert Run(method="sign", activations="ede", ede_t0=0.3).ede_t0 == 0.3
-
-
-def test_several_processes_are_needed_for_synchronised_batch_norm() -> None:
-    assert Run(sync_bn=True) == Run()
 
 
 @pytest.mark.parametrize(("method", "options"), IGNORED, ids=[method for method, _ in IGNORED])
