@@ -10,10 +10,13 @@
 
 from .batches import evaluation_batches, training_batches
 from .dataset import DataError, Dataset, ImageSet
-from .registry import DATASETS, check_name, load_dataset
+from .registry import DATASETS, FOLDERS, check_name, load_dataset
+from .streamed import AnyDataset
 
 __all__ = [
     "DATASETS",
+    "FOLDERS",
+    "AnyDataset",
     "DataError",
     "Dataset",
     "ImageSet",

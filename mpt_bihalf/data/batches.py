@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .dataset import DataError, Dataset, ImageSet
+from .streamed import AnyDataset, ImageFiles, StreamedDataset, streamed_evaluation_batches, streamed_training_batches
 
 Batches = Iterator[tuple[Tensor, Tensor]]
 # Which part of each batch a process takes, and of how many: (rank, processes).
@@ -22,7 +23,7 @@ WHOLE: Share = (0, 1)
 
 
 def training_batches(
-    dataset: Dataset,
+    dataset: AnyDataset,
     batch_size: int,
     seed: int,
     epoch: int,
@@ -52,10 +53,14 @@ def training_batches(
             f"batch size {batch_size} exceeds the {len(dataset.train)} training images of {dataset.name}; "
             f"use {len(dataset.train)} or less"
         )
+    if isinstance(dataset, StreamedDataset):
+        return streamed_training_batches(dataset, batch_size, seed, epoch, augment, first, share)
     return _training_batches(dataset, batch_size, seed, epoch, augment, first, share)
 
 
-def evaluation_batches(images: ImageSet, dataset: Dataset, batch_size: int, share: Share = WHOLE) -> Batches:
+def evaluation_batches(
+    images: ImageSet | ImageFiles, dataset: AnyDataset, batch_size: int, share: Share = WHOLE
+) -> Batches:
     """Every image once, in order, standardised as `dataset`'s are and not augmented; the last batch may be smaller.
 
     share: (rank, processes): this process takes batches rank, rank + processes, ... (none, if there are fewer).
@@ -63,6 +68,8 @@ def evaluation_batches(images: ImageSet, dataset: Dataset, batch_size: int, shar
     Yields (x, y) as `training_batches` does. Raises DataError, at the call, for a batch size below 1.
     """
     _check_batch_size(batch_size)
+    if isinstance(images, ImageFiles):
+        return streamed_evaluation_batches(images, dataset, batch_size, share)
     return _evaluation_batches(images, dataset, batch_size, share)
 
 
@@ -82,7 +89,7 @@ def _training_batches(
         yield standardise(batch), labels[index]
 
 
-def _evaluation_batches(images: ImageSet, dataset: Dataset, batch_size: int, share: Share) -> Batches:
+def _evaluation_batches(images: ImageSet, dataset: AnyDataset, batch_size: int, share: Share) -> Batches:
     pixels = images.images.permute(0, 2, 3, 1)
     standardise = _standardiser(dataset, pixels.device)
     rank, processes = share
@@ -117,7 +124,7 @@ def _crop(batch: Tensor, padding: int, top: Tensor, left: Tensor) -> Tensor:
     return crops[each, top, left].permute(0, 2, 3, 1)
 
 
-def _standardiser(dataset: Dataset, device: torch.device) -> Callable[[Tensor], Tensor]:
+def _standardiser(dataset: AnyDataset, device: torch.device) -> Callable[[Tensor], Tensor]:
     """The function from uint8 [B, H, W, C] to float32 [B, C, H, W], channels_last: (pixel / 255 - mean) / std."""
     # One value a column and channel: a pass along whole rows is far faster than one along three channels.
     shift = 255 * torch.tensor(dataset.mean, dtype=torch.float64).repeat(dataset.image_size)

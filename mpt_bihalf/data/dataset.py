@@ -113,6 +113,11 @@ class Dataset:
         """Height and width in pixels."""
         return self.train.images.shape[2]
 
+    @property
+    def device(self) -> torch.device:
+        """Where the images lie, and so their batches."""
+        return self.train.images.device
+
     def to(self, device: torch.device | str) -> Dataset:
         return replace(self, train=self.train.to(device), test=self.test.to(device))
 
@@ -127,12 +132,21 @@ class Dataset:
 
     def held_out_count(self, share: float) -> int:
         """How many images `hold_out` takes; raises DataError as that does."""
-        if not 0 < share < 1:
-            raise DataError(f"cannot hold out a share of {share}: it must lie between 0 and 1, both excluded")
-        count = round(share * len(self.train))
-        if count in (0, len(self.train)):
-            raise DataError(f"holding out {share} of {len(self.train)} training images leaves one part empty")
-        return count
+        return held_out_count(len(self.train), share)
+
+    def decoded_by(self, workers: int) -> Dataset:
+        """This very data set, whose images are decoded already."""
+        return self
+
+
+def held_out_count(images: int, share: float) -> int:
+    """round(share * images); raises DataError unless 0 < share < 1 and neither part is empty."""
+    if not 0 < share < 1:
+        raise DataError(f"cannot hold out a share of {share}: it must lie between 0 and 1, both excluded")
+    count = round(share * images)
+    if count in (0, images):
+        raise DataError(f"holding out {share} of {images} training images leaves one part empty")
+    return count
 
 
 def stratified_split(images: ImageSet, count: int) -> tuple[ImageSet, ImageSet]:
@@ -141,16 +155,22 @@ def stratified_split(images: ImageSet, count: int) -> tuple[ImageSet, ImageSet]:
     Drawn without chance, and so the same under every version of every library: with the images sorted by class, the
     ones taken are evenly spaced.
     """
-    by_class = torch.argsort(images.labels.cpu(), stable=True)
-    # Rank i is taken where the running quota i * count / N passes an integer, so `count` times in all.
-    quota = torch.arange(len(images) + 1) * count // len(images)
-    taken = quota.diff() > 0
 
-    def part(ranks: Tensor) -> ImageSet:
-        index = by_class[ranks].sort().values.to(images.images.device)
+    def part(places: Tensor) -> ImageSet:
+        index = places.to(images.images.device)
         return ImageSet(images.images[index], images.labels[index])
 
-    return part(~taken), part(taken)
+    left, taken = stratified_ranks(images.labels, count)
+    return part(left), part(taken)
+
+
+def stratified_ranks(labels: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The places, ascending, of the rest and of the `count` that `stratified_split` takes. labels: int64 [N]."""
+    by_class = torch.argsort(labels.cpu(), stable=True)
+    # Rank i is taken where the running quota i * count / N passes an integer, so `count` times in all.
+    quota = torch.arange(len(labels) + 1) * count // len(labels)
+    taken = quota.diff() > 0
+    return by_class[~taken].sort().values, by_class[taken].sort().values
 
 
 def resize(images: Tensor, image_size: int) -> Tensor:

@@ -43,13 +43,7 @@ def load_folder(path: Path, image_size: int | None) -> Dataset:
     Raises DataError where a part is missing or empty, the classes of the two differ, an image cannot be read, or sizes
     differ and no image_size is given.
     """
-    path = Path(os.path.abspath(path.expanduser()))
-    classes, train = _list(path / "train")
-    test_folder = path / "test" if os.path.isdir(path / "test") or not os.path.isdir(path / "val") else path / "val"
-    test_classes, test = _list(test_folder)
-    if classes != test_classes:
-        differing = ", ".join(sorted(set(classes) ^ set(test_classes)))
-        raise DataError(f"{path / 'train'} and {test_folder} must hold the same classes, but differ in: {differing}")
+    path, classes, train, test = list_parts(path)
     pixels = _cached_pixels(path, train + test, image_size)
     labels = torch.tensor([label for _, label in train + test])
     images = pixels.permute(0, 3, 1, 2)
@@ -57,7 +51,22 @@ def load_folder(path: Path, image_size: int | None) -> Dataset:
     test_set = ImageSet(images[len(train) :], labels[len(train) :])
     mean, std = train_set.statistics()
     padding = images.shape[2] // 8
-    return Dataset(f"folder:{path}", train_set, test_set, tuple(classes), mean, std, crop_padding=padding, flip=True)
+    return Dataset(f"folder:{path}", train_set, test_set, classes, mean, std, crop_padding=padding, flip=True)
+
+
+def list_parts(path: Path) -> tuple[Path, tuple[str, ...], Samples, Samples]:
+    """The absolute path, the classes, and the (file, class index) pairs of training and of test set.
+
+    Raises DataError where a part is missing or empty, or the classes of the two differ.
+    """
+    path = Path(os.path.abspath(path.expanduser()))
+    classes, train = _list(path / "train")
+    test_folder = path / "test" if os.path.isdir(path / "test") or not os.path.isdir(path / "val") else path / "val"
+    test_classes, test = _list(test_folder)
+    if classes != test_classes:
+        differing = ", ".join(sorted(set(classes) ^ set(test_classes)))
+        raise DataError(f"{path / 'train'} and {test_folder} must hold the same classes, but differ in: {differing}")
+    return path, tuple(classes), train, test
 
 
 def _list(folder: Path) -> tuple[list[str], Samples]:

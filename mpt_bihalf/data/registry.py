@@ -10,34 +10,43 @@ from collections.abc import Callable
 from pathlib import Path
 
 from .cifar import load_cifar10, load_cifar100
-from .dataset import DataError, Dataset
+from .dataset import DataError
 from .digits import load_digits
 from .fashion_mnist import load_fashion_mnist
 from .folder import load_folder
+from .imagenet import load_imagenet, load_imagenet_from
 from .locations import data_folder
+from .streamed import AnyDataset
 
-DATASETS: dict[str, Callable[[Path, int | None], Dataset]] = {
+Loader = Callable[[Path, int | None], AnyDataset]
+
+DATASETS: dict[str, Loader] = {
     "digits": load_digits,
     "fashion-mnist": load_fashion_mnist,
     "cifar10": load_cifar10,
     "cifar100": load_cifar100,
+    "imagenet": load_imagenet,
 }
-
-FOLDER_PREFIX = "folder:"
+# Data sets in a folder of the user's: PREFIX:PATH.
+FOLDERS: dict[str, Loader] = {
+    "folder": load_folder,
+    "imagenet": load_imagenet_from,
+}
 
 
 def check_name(name: str) -> None:
-    """Raise DataError unless `name` is in DATASETS or is folder:PATH. Nothing is loaded or looked for."""
-    if name in DATASETS or (name.startswith(FOLDER_PREFIX) and name != FOLDER_PREFIX):
+    """Raise DataError unless `name` is in DATASETS, or PREFIX:PATH of FOLDERS. Nothing is loaded or looked for."""
+    prefix, colon, path = name.partition(":")
+    if name in DATASETS or (colon and path and prefix in FOLDERS):
         return
-    known = ", ".join([*DATASETS, FOLDER_PREFIX + "PATH"])
+    known = ", ".join([*DATASETS, *(f"{prefix}:PATH" for prefix in FOLDERS)])
     raise DataError(f"unknown data set {name!r}: choose one of {known}")
 
 
-def load_dataset(name: str, data_root: str | None = None, image_size: int | None = None) -> Dataset:
-    """The data set of that name, in host memory.
+def load_dataset(name: str, data_root: str | None = None, image_size: int | None = None) -> AnyDataset:
+    """The data set of that name, in host memory, or in files that are read batch by batch (imagenet).
 
-    name: a key of DATASETS, or folder:PATH for PATH/train/<class>/* and PATH/test/<class>/*.
+    name: a key of DATASETS; folder:PATH for PATH/train/<class>/* and PATH/test/<class>/*; or imagenet:PATH, likewise.
     data_root: where to look for data and to download it to; by default "data" in the cache folder.
     image_size: height and width, in pixels, to scale the images to; by default they stay as they are.
 
@@ -46,6 +55,5 @@ def load_dataset(name: str, data_root: str | None = None, image_size: int | None
     check_name(name)
     if image_size is not None and image_size < 1:
         raise DataError(f"image_size {image_size} must be 1 or more")
-    if name.startswith(FOLDER_PREFIX):
-        return load_folder(Path(name.removeprefix(FOLDER_PREFIX)), image_size)
-    return DATASETS[name](data_folder(data_root), image_size)
+    prefix, _, path = name.partition(":")
+    return FOLDERS[prefix](Path(path), image_size) if path else DATASETS[name](data_folder(data_root), image_size)

@@ -27,7 +27,7 @@ class Experiment(EngineOptions):
     methods: list[str] = field(default_factory=list)
     """methods, e.g. sign bihalf mpt-sign (default: the recipe's)"""
     data: str = ""
-    """digits, fashion-mnist, cifar10, cifar100, or folder:PATH (default: the recipe's)"""
+    """digits, fashion-mnist, cifar10, cifar100, folder:PATH or imagenet:PATH (default: the recipe's)"""
     data_root: str = ""
     """where data sets lie or are downloaded to (default: the user's cache folder)"""
     image_size: int | None = None

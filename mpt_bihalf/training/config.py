@@ -45,7 +45,8 @@ class Run:
     activations: str = "real"
     """real (W/A 1/32), binary (1/1, with the method's own gradient), or binary with this one: clip, approx or ede"""
     data: str = "digits"
-    """digits, fashion-mnist, cifar10, cifar100, or folder:PATH with train/ and test/ in it, a folder a class"""
+    """digits, fashion-mnist, cifar10, cifar100, folder:PATH with train/ and test/ in it, a folder a class, or
+    imagenet:PATH likewise, in the standard crops and never all in memory"""
     data_root: str = ""
     """where data sets lie or are downloaded to; empty: the user's cache folder"""
     image_size: int = 0
@@ -175,8 +176,9 @@ class Run:
             "activations": estimators[method.activation_gradient] if self.activations == "binary" else self.activations,
             "milestones": tuple(self.milestones) if self.schedule == "step" else (),
         }
-        if self.data.startswith("folder:"):
-            canonical["data"] = "folder:" + _absolute(self.data.removeprefix("folder:"))
+        kind, _, path = self.data.partition(":")
+        if path:
+            canonical["data"] = f"{kind}:{_absolute(path)}"
         if self.data_root:  # whoever does the run may do it in another folder
             canonical["data_root"] = _absolute(self.data_root)
         if method.mask is None:

@@ -1,0 +1,180 @@
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import torch
+from PIL import Image
+from torchvision.datasets import ImageFolder
+from torchvision.transforms import v2
+
+from mpt_bihalf.data import DataError, evaluation_batches, load_dataset, training_batches
+from mpt_bihalf.data.streamed import StreamedDataset
+from mpt_bihalf.training import Run
+
+CLASSES = ("bird", "cat", "dog")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """ImageNet's shape: 36 and 15 images of several sizes, kinds and formats, of three classes that differ in colour."""
+    root = tmp_path_factory.mktemp("imagenet")
+    chance = np.random.default_rng(0)
+    for part, count in (("train", 12), ("val", 5)):
+        for label, name in enumerate(CLASSES):
+            (root / part / name).mkdir(parents=True)
+            for number in range(count):
+                height, width = chance.integers(20, 90, 2)
+                pixels = chance.integers(0, 120, (height, width, 3), dtype=np.uint8)
+                pixels[:, :, label] += 130
+                image = Image.fromarray(pixels)
+                kind = {3: "L", 4: "CMYK"}.get(number, "RGB")
+                image.convert(kind).save(root / part / name / f"{number:03}.{'png' if number == 5 else 'jpg'}")
+    return root
+
+
+@pytest.fixture
+def dataset(folder: Path) -> StreamedDataset:
+    found = load_dataset(f"imagenet:{folder}", image_size=16)
+    assert isinstance(found, StreamedDataset)
+    return found
+
+
+def all_of(batches: object) -> tuple[torch.Tensor, torch.Tensor]:
+    x, y = zip(*batches, strict=True)  # type: ignore[call-overload]
+    return torch.cat(x), torch.cat(y)
+
+
+def standardised(pixels: torch.Tensor) -> torch.Tensor:
+    return v2.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))(pixels.float() / 255)
+
+
+def test_test_images_are_those_of_torchvisions_standard_crop(folder: Path, dataset: StreamedDataset) -> None:
+    transform = v2.Compose([v2.Resize(18), v2.CenterCrop(16), v2.PILToTensor()])  # 16 / 224 * 256 = 18.3
+    expected = ImageFolder(str(folder / "val"), transform)
+    x, y = all_of(evaluation_batches(dataset.test, dataset, 4))
+    torch.testing.assert_close(x, standardised(torch.stack([image for image, _ in expected])), atol=1e-5, rtol=0)
+    assert y.tolist() == [label for _, label in expected]
+    assert (dataset.classes, dataset.num_classes, dataset.in_channels, dataset.image_size) == (CLASSES, 3, 3, 16)
+
+
+def test_the_crop_is_224_unless_told_otherwise(folder: Path) -> None:
+    found = load_dataset(f"imagenet:{folder}")
+    x, _ = next(evaluation_batches(found.test, found, 2))
+    assert x.shape == (2, 3, 224, 224) and x.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_an_epoch_has_each_image_once_cropped_and_mirrored_by_chance(dataset: StreamedDataset) -> None:
+    labels = torch.cat([y for _, y in training_batches(dataset, 9, seed=0, epoch=0)])
+    assert torch.bincount(labels).tolist() == [12, 12, 12]
+    (first, _), (again, _), (other, _), (plain, _) = (
+        all_of(training_batches(dataset, 9, seed=0, epoch=epoch, augment=augment))
+        for epoch, augment in ((0, True), (0, True), (1, True), (0, False))
+    )
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other) and not torch.equal(first, plain)
+
+
+@pytest.mark.parametrize("workers", [2, 3])
+def test_any_number_of_workers_gives_the_same_bits(dataset: StreamedDataset, workers: int) -> None:
+    for one, several in zip(
+        training_batches(dataset, 8, seed=1, epoch=2),
+        training_batches(dataset.decoded_by(workers), 8, seed=1, epoch=2),
+        strict=True,
+    ):
+        assert torch.equal(one[0], several[0]) and torch.equal(one[1], several[1])
+
+
+def test_an_epoch_taken_up_and_its_shares_are_those_of_the_whole(dataset: StreamedDataset) -> None:
+    whole = list(training_batches(dataset, 8, seed=1, epoch=0))
+    later = list(training_batches(dataset, 8, seed=1, epoch=0, first=2))
+    assert all(torch.equal(a[0], b[0]) for a, b in zip(whole[2:], later, strict=True))
+    shares = [training_batches(dataset, 8, seed=1, epoch=0, share=(rank, 2)) for rank in (0, 1)]
+    for (x, y), *parts in zip(whole, *shares, strict=True):
+        assert torch.equal(torch.cat([part[0] for part in parts]), x)
+        assert torch.equal(torch.cat([part[1] for part in parts]), y)
+    each = [list(evaluation_batches(dataset.test, dataset, 4, share=(rank, 3))) for rank in range(3)]
+    assert sorted(len(y) for batches in each for _, y in batches) == [3, 4, 4, 4]
+
+
+def test_images_held_out_are_those_of_the_in_memory_rule(dataset: StreamedDataset) -> None:
+    left, taken = dataset.hold_out(0.25)
+    assert (len(left.train), len(taken)) == (27, 9)
+    assert set(left.train.files) | set(taken.files) == set(dataset.train.files)
+    assert torch.bincount(taken.labels).tolist() == [3, 3, 3]
+
+
+def test_a_damaged_image_is_told_in_one_line(tmp_path: Path, folder: Path) -> None:
+    for part in ("train", "val"):
+        (tmp_path / part / "a").mkdir(parents=True)
+        for number in range(4):
+            (tmp_path / part / "a" / f"{number}.jpg").write_bytes(
+                next((folder / "val" / "cat").glob("*1.jpg")).read_bytes()
+            )
+    bad = tmp_path / "train" / "a" / "2.jpg"
+    bad.write_bytes(bad.read_bytes()[:50])
+    found = load_dataset(f"imagenet:{tmp_path}", image_size=16)
+    with pytest.raises(DataError) as fault:
+        list(training_batches(found, 2, seed=0, epoch=0))
+    assert str(fault.value).startswith(f"cannot read image {bad} (") and "\n" not in str(fault.value)
+
+
+@pytest.mark.parametrize("missing", ["train", "val"])
+def test_a_missing_part_is_told(tmp_path: Path, missing: str) -> None:
+    other = {"train": "val", "val": "train"}[missing]
+    (tmp_path / other / "a").mkdir(parents=True)
+    Image.new("RGB", (8, 8)).save(tmp_path / other / "a" / "0.png")
+    with pytest.raises(DataError, match="cannot read"):
+        load_dataset(f"imagenet:{tmp_path}")
+    with pytest.raises(DataError, match=r"cannot read .*imagenet/train"):
+        load_dataset("imagenet", str(tmp_path / "nowhere"))
+
+
+@pytest.fixture
+def command(folder: Path, tmp_path: Path) -> Callable[[str], list[str]]:
+    options = {"data": f"imagenet:{folder}", "image-size": 32, "model": "conv2", "width": 0.125, "epochs": 3}
+    options |= {"batch-size": 6, "threads": 1, "workers": 2, "device": "cpu", "trace": 1}
+    given = [f"--{name}={value}" for name, value in options.items()]
+    return lambda out: [sys.executable, "-m", "mpt_bihalf", "train", *given, "--out", str(tmp_path / out)]
+
+
+@pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGINT])
+def test_a_training_that_is_killed_leaves_no_worker_behind_and_ends_as_one_left_alone(
+    signum: int, command: Callable[[str], list[str]], tmp_path: Path
+) -> None:
+    subprocess.run(command("whole"), check=True, capture_output=True)
+    (whole,) = (tmp_path / "whole").glob("*-seed0-*")
+    process = psutil.Popen(command("cut"), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    cut = tmp_path / "cut" / whole.name
+    while not (cut / "metrics.csv").exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    workers: list[psutil.Process] = []
+    while not workers:  # in the midst of an epoch, or of the test after it
+        assert process.poll() is None, "ended too early"
+        workers = process.children()
+    for one in [process, *workers] if signum == signal.SIGINT else [process]:  # as a terminal does
+        one.send_signal(signum)
+    _, told = process.communicate()
+    assert process.returncode == (130 if signum == signal.SIGINT else -9)
+    assert b"Traceback" not in told
+    assert psutil.wait_procs(workers, timeout=2)[1] == []
+    assert not (cut / "result.json").exists()
+    subprocess.run(command("cut"), check=True, capture_output=True)
+    for name in ("result.json", "metrics.csv", "layers.csv", "trace.csv"):
+        assert (cut / name).read_bytes() == (whole / name).read_bytes(), name
+    assert json.loads((cut / "result.json").read_text())["epochs"] == 3
+
+
+def test_the_runs_name_is_readable_and_its_path_absolute(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert Run(data="imagenet:there").data == f"imagenet:{tmp_path / 'there'}"
+    assert Run(data="imagenet").data == "imagenet"
