@@ -33,7 +33,7 @@ from .checkpoint import CHECKPOINT, History, State, load_checkpoint, save_checkp
 from .config import Run
 from .environment import environment
 from .events import Curves
-from .schedule import learning_rate, start_epoch
+from .schedule import learning_rate, start_epoch, start_step
 
 EVALUATION_BATCH = 500
 METRICS, LAYERS, TRACE = "metrics.csv", "layers.csv", "trace.csv"
@@ -94,8 +94,7 @@ def train(run: Run, folder: Path, dataset: AnyDataset | None = None, tell: Tell 
                 start_epoch(model, run, epoch)
                 batches = training_batches(dataset, run.batch_size, run.seed, epoch, first=state.step)
                 for x, y in stop.between(batches):
-                    for group in optimizer.param_groups if optimizer else ():
-                        group["lr"] = learning_rate(run, epoch, epoch * steps + state.step, total)
+                    start_step(optimizer, run, epoch, epoch * steps + state.step, total)
                     state.totals += train_step(model, optimizer, x, y, run.precision)
                     state.step += 1
                     state.trace.look(state.step)

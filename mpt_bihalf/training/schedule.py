@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 from math import cos, pi
 
+import torch
 from torch import nn
+from torch.optim import Optimizer
 
 from ..weights import set_progress, set_prune_rate
 from .config import RISES_FROM, Run
@@ -14,6 +17,17 @@ def start_epoch(model: nn.Module, run: Run, epoch: int) -> None:
     """Set what is the same all through this epoch, counted from 0."""
     set_progress(model, epoch / run.epochs)
     set_prune_rate(model, prune_rate(run, epoch))
+
+
+def start_step(optimizer: Optimizer | None, run: Run, epoch: int, step: int, steps: int) -> None:
+    """Set the learning rate of this step of `steps`, and the chance in it (dropout's), by the run's seed and the step.
+
+    Counted over the whole run, from 0. Chance comes from torch's global generators, so a resumed run has the same.
+    """
+    for group in optimizer.param_groups if optimizer else ():
+        group["lr"] = learning_rate(run, epoch, step, steps)
+    digest = hashlib.sha256(f"{run.seed} {step} chance".encode()).digest()
+    torch.manual_seed(int.from_bytes(digest[:8], "little"))
 
 
 def prune_rate(run: Run, epoch: int) -> float:

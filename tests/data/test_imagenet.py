@@ -25,7 +25,7 @@ CLASSES = ("bird", "cat", "dog")
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """ImageNet's shape: 36 and 15 images of several sizes, kinds and formats, of three classes that differ in colour."""
+    """ImageNet's shape: 36 and 15 images of several sizes, kinds and formats, in three classes of a colour each."""
     root = tmp_path_factory.mktemp("imagenet")
     chance = np.random.default_rng(0)
     for part, count in (("train", 12), ("val", 5)):

@@ -58,3 +58,26 @@ def test_a_run_stopped_while_its_rate_rises_ends_as_one_left_alone(
     trained("cut", **settings)
     for name in ("result.json", "metrics.csv", "layers.csv", "trace.csv"):
         assert (cut / name).read_bytes() == (whole / name).read_bytes(), name
+
+
+def test_chance_within_a_step_is_the_same_after_a_resume(
+    trained: Trained, stopped: Callable[..., tuple[Run, Path]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = loop.train_step
+    drawn: list[float] = []
+
+    def note(model: nn.Module, *others: Any) -> Tensor:
+        drawn.append(torch.rand(()).item())
+        return step(model, *others)
+
+    monkeypatch.setattr(loop, "train_step", note)
+    trained("whole", epochs=2)
+    whole = list(drawn)
+    drawn.clear()
+    stopped(3, "cut", epochs=2)
+    torch.manual_seed(5)
+    trained("cut", epochs=2)
+    assert drawn == whole and len(set(whole)) == 8
+    drawn.clear()
+    trained("other", epochs=2, seed=1)
+    assert not set(drawn) & set(whole)
