@@ -20,6 +20,7 @@ from mpt_bihalf.report.method_comparison import (
     method_comparison_curves,
     method_comparison_finding,
     method_comparison_rows,
+    published_elsewhere,
 )
 
 Trials = Callable[..., list[dict[str, Any]]]
@@ -195,3 +196,18 @@ def test_single_and_diverged_trials_are_drawn_too(
 ) -> None:
     figure = draw_method_comparison(comparison(**accuracies))
     assert all(path.exists() for path in save_figure(figure, tmp_path / "figure"))
+
+
+def test_binary_networks_are_compared_with_table_3_and_others_can_be_listed(comparison: Comparison) -> None:
+    frame = comparison("resnet18", "imagenet:/data", sign=[50.0], bihalf=[51.0]).assign(activations="clip", width=1.0)
+    rows = method_comparison_rows(frame)
+    # The paper's Table 3.
+    assert [(row["model"], row["published"], row["published_top5"]) for row in rows] == [
+        ("resnet18 1/1", 59.98, 82.47),
+        ("resnet18 1/1", 60.40, 82.86),
+    ]
+    others = {row["method"]: row["published"] for row in published_elsewhere(rows)}
+    assert (others["IR-Net"], others["full precision"], others["RBNN"]) == (58.1, 69.3, 59.9)
+    assert "sign" not in others
+    for other in (frame.assign(activations="real"), frame.assign(width=0.5)):
+        assert all(isnan(row["published"]) for row in method_comparison_rows(other))
