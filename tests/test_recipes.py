@@ -64,3 +64,13 @@ def test_what_is_given_goes_before_the_recipe(name: str) -> None:
 def test_an_unknown_recipe_is_told_the_known_ones() -> None:
     with pytest.raises(ValueError, match=r"unknown recipe 'papr'; known: quick, paper$"):
         runs("papr")
+
+
+def test_the_last_panel_of_figure_8_has_the_papers_settings_of_cifar100() -> None:
+    found = runs("paper", models=["resnet18"], data="cifar100")
+    assert {
+        (r.model, r.data, r.epochs, r.batch_size, r.lr, r.weight_decay, r.schedule, r.milestones, r.skip) for r in found
+    } == {("resnet18", "cifar100", 350, 128, 0.1, 5e-4, "step", (150, 250, 320), ("first", "last", "downsample"))}
+    assert len(found) == 5 * (9 + 9 + 1 + 1)
+    assert {run.epochs for run in runs("paper", models=["resnet18"], epochs=3)} == {3}
+    assert {run.epochs for run in runs("paper", models=["resnet20"])} == {400}
