@@ -111,7 +111,7 @@ class Run:
     threads: int = 0
     """CPU threads; 0: one a core"""
     workers: int = 0
-    """processes that decode images, where those do not fit into memory; 0: as many as threads"""
+    """processes that decode images, where those do not fit into memory; 0: as many as threads, 16 at most"""
 
     def __post_init__(self) -> None:
         """Raises ValueError, in one line, for a value that is unknown or out of range."""

@@ -18,7 +18,7 @@ from ..files import write_csv, write_json
 from ..weights import shuffle_scores
 from .checkpoint import load_checkpoint
 from .config import Run
-from .loop import EVALUATION_BATCH, build, evaluate
+from .loop import build, decoders, evaluate, evaluation_batch
 
 SHUFFLED, ACTIVATIONS = "shuffled.json", "activations.csv"
 
@@ -36,7 +36,7 @@ def evaluate_shuffled(run: Run, folder: Path, load: Callable[[], AnyDataset]) ->
         return known
     model, dataset = finished_model(run, folder, load())
     shuffle_scores(model, run.seed)
-    figures = evaluate(model, evaluation_batches(dataset.test, dataset, EVALUATION_BATCH), "test", run)
+    figures = evaluate(model, evaluation_batches(dataset.test, dataset, evaluation_batch(dataset)), "test", run)
     write_json(path, figures)
     return figures
 
@@ -59,7 +59,7 @@ def activation_shares(run: Run, folder: Path, load: Callable[[], AnyDataset]) ->
         raise ValueError(f"{run.model} has real-valued activations: nothing to count")
     shares = {name: _PositiveShare() for name in layers}
     hooks = [layer.register_forward_hook(shares[name]) for name, layer in layers.items()]
-    evaluate(model, evaluation_batches(dataset.test, dataset, EVALUATION_BATCH), "test", run)
+    evaluate(model, evaluation_batches(dataset.test, dataset, evaluation_batch(dataset)), "test", run)
     for hook in hooks:
         hook.remove()
     rows = [
@@ -93,7 +93,7 @@ def finished_model(run: Run, folder: Path, dataset: AnyDataset) -> tuple[nn.Modu
     Raises ValueError for a folder without the checkpoint of the finished run.
     """
     torch.set_num_threads(run.threads)
-    dataset = dataset.to(torch.device(run.device)).decoded_by(run.workers or run.threads)
+    dataset = dataset.to(torch.device(run.device)).decoded_by(decoders(run))
     model, _ = build(run, dataset)
     state = load_checkpoint(folder, run, model, None, len(dataset.train) // run.batch_size)
     if state is None or state.epoch < run.epochs:

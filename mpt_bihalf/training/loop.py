@@ -35,7 +35,10 @@ from .environment import environment
 from .events import Curves
 from .schedule import learning_rate, start_epoch, start_step
 
-EVALUATION_BATCH = 500
+# Images and pixels of a batch in evaluation, at most.
+EVALUATION_BATCH, EVALUATION_PIXELS = 500, 500 * 64 * 64
+# Processes that decode images by default, at most: each has batches ready.
+MOST_WORKERS = 16
 METRICS, LAYERS, TRACE = "metrics.csv", "layers.csv", "trace.csv"
 CONFIG, ENVIRONMENT, TIMES, RESULT = "config.json", "environment.json", "times.json", "result.json"
 WRITTEN = (METRICS, LAYERS, TRACE, CONFIG, ENVIRONMENT, TIMES, RESULT, CHECKPOINT)
@@ -75,7 +78,7 @@ def train(run: Run, folder: Path, dataset: AnyDataset | None = None, tell: Tell 
     keep_freed_memory()
     device = torch.device(run.device)
     check_network(run)
-    dataset = (dataset or load_run_data(run)).to(device).decoded_by(run.workers or run.threads)
+    dataset = (dataset or load_run_data(run)).to(device).decoded_by(decoders(run))
     check_fits(run, dataset)
     dataset, validation = dataset.hold_out(run.holdout) if run.holdout else (dataset, None)
     folder.mkdir(parents=True, exist_ok=True)
@@ -102,7 +105,7 @@ def train(run: Run, folder: Path, dataset: AnyDataset | None = None, tell: Tell 
                 figures = {"epoch": epoch + 1, **_means(state.totals, steps * run.batch_size, "train")}
                 for split, images in (("validation", validation), ("test", dataset.test)):
                     if images is not None:
-                        batches = evaluation_batches(images, dataset, EVALUATION_BATCH)
+                        batches = evaluation_batches(images, dataset, evaluation_batch(dataset))
                         figures |= evaluate(model, stop.between(batches), split, run)
                 check_finite(model, figures)
                 layers, traced = state.log.measure(model, epoch + 1), state.trace.rows(epoch + 1)
@@ -165,6 +168,16 @@ def write_outcome(folder: Path, history: History, times: dict[str, Any], result:
 def load_run_data(run: Run) -> AnyDataset:
     """The run's data set, with nothing held out yet."""
     return load_dataset(run.data, run.data_root or None, run.image_size or None)
+
+
+def evaluation_batch(dataset: AnyDataset) -> int:
+    """How many images are evaluated at a time."""
+    return min(EVALUATION_BATCH, max(1, EVALUATION_PIXELS // dataset.image_size**2))
+
+
+def decoders(run: Run) -> int:
+    """How many processes decode the images of this run, where those do not fit into memory."""
+    return run.workers or min(run.threads, MOST_WORKERS)
 
 
 def check_fits(run: Run, dataset: AnyDataset) -> None:
