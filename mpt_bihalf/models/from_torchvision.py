@@ -37,19 +37,21 @@ def _build(name: str, design: Design) -> nn.Module:
         raise ValueError(f"{PREFIX}{name} is as wide as torchvision has it: width must be 1, not {design.width}")
     # A regnet reckons its widths with tensors, which must have values.
     device = torch.get_default_device()
-    with torch.device("cpu" if name.startswith("regnet") else device), _images_of(name, design):
-        model = models.get_model(name, weights=None, num_classes=design.num_classes, **_options(name, design))
+    with torch.device("cpu" if name.startswith("regnet") else device):
+        with _suiting(name, design, AssertionError, ValueError):
+            model = models.get_model(name, weights=None, num_classes=design.num_classes, **_options(name, design))
         _take_channels(model, design.in_channels)
-        _try_image(model, design)
+        with _suiting(name, design, AssertionError, ValueError, RuntimeError):
+            _try_image(model, design)
     return cast(nn.Module, model.to(device))
 
 
 @contextmanager
-def _images_of(name: str, design: Design) -> Iterator[None]:
-    """What goes wrong is that the network does not take images of this size: ValueError, in one line."""
+def _suiting(name: str, design: Design, *faults: type[Exception]) -> Iterator[None]:
+    """These faults mean that the network does not take images of this size: ValueError, in one line."""
     try:
         yield
-    except (AssertionError, RuntimeError, ValueError) as fault:
+    except faults as fault:
         height, width = design.image_size
         reason = str(fault).partition("\n")[0]
         raise ValueError(f"{PREFIX}{name} does not take images of {height}x{width}: {reason}") from fault
