@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from mpt_bihalf import create_model
 from mpt_bihalf.training import Run
 from mpt_bihalf.training.loop import build_network
-from mpt_bihalf.weights import binary_layers, binary_weights
+from mpt_bihalf.weights import binary_layers
 
 TORCHVISION = {"resnet18": "resnet18", "resnet34": "resnet34", "wide_resnet50": "wide_resnet50_2"}
 
@@ -100,9 +100,8 @@ def test_binary_basic_block_has_a_shortcut_round_each_convolution(block: str) ->
 
 
 def test_binary_bottleneck_has_one_shortcut() -> None:
-    module = create_model("wide_resnet50", image_size=32, seed=0, width=0.125, activations="approx").get_submodule(
-        "layer2.0"
-    )
+    model = create_model("wide_resnet50", image_size=32, seed=0, width=0.125, activations="approx")
+    module = model.get_submodule("layer2.0")
     x = torch.randn(4, 32, 8, 8)
     out = x
     for number in (1, 2, 3):
@@ -110,10 +109,3 @@ def test_binary_bottleneck_has_one_shortcut() -> None:
         out = F.conv2d(torch.where(out < 0, -1.0, 1.0), layer.weight, None, layer.stride, layer.padding)
         out = getattr(module, f"bn{number}")(out)
     torch.testing.assert_close(module(x), out + module.downsample(x))
-
-
-def test_a_method_prunes_what_it_says() -> None:
-    model = build_network(Run(model="resnet18", method="mpt-balanced", prune_rate=0.6, width=0.125), 10, 3, 32)
-    weights = torch.cat([weight.flatten() for weight in binary_weights(model).values()])
-    assert (weights == 0).float().mean().item() == pytest.approx(0.6, abs=0.01)
-    assert (weights == 1).sum() == pytest.approx((weights == -1).sum(), rel=0.02)
