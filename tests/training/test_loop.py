@@ -23,7 +23,16 @@ from mpt_bihalf.data import Dataset, evaluation_batches
 from mpt_bihalf.signals import Stopped
 from mpt_bihalf.training import Progress, Run, loop, train, train_step
 from mpt_bihalf.training.events import Curves
-from mpt_bihalf.training.loop import FIGURES, build_model, build_optimizer, check_fits, evaluate, summarise
+from mpt_bihalf.training.loop import (
+    FIGURES,
+    build_model,
+    build_optimizer,
+    check_fits,
+    check_network,
+    evaluate,
+    summarise,
+)
+from tests.reference import one_line_error
 
 RECORDS = ("result.json", "metrics.csv", "layers.csv", "trace.csv", "config.json")
 
@@ -630,6 +639,19 @@ def test_a_check_lets_pass_only_batches_that_the_rest_of_a_holdout_fills(
         check_fits(run, small)
         with pytest.raises(ValueError, match="batch_size"):
             check_fits(replace(run, batch_size=left + 1), small)
+
+
+def test_a_check_refuses_images_that_the_network_does_not_take(small: Dataset, make_run: Callable[..., Run]) -> None:
+    size = small.image_size
+    with one_line_error(f"torchvision:alexnet does not take images of {size}x{size}: "):
+        check_fits(make_run(model="torchvision:alexnet"), small)
+
+
+@pytest.mark.parametrize("name", ["vit_b_16", "vit_h_14", "maxvit_t", "inception_v3"])
+def test_a_network_is_not_refused_before_its_images_size_is_known(name: str, make_run: Callable[..., Run]) -> None:
+    check_network(make_run(model=f"torchvision:{name}"))
+    with one_line_error("does not take images of 33x33"):
+        check_network(make_run(model=f"torchvision:{name}", image_size=33))
 
 
 def test_mixed_precision_decides_the_same_signs_and_masks(small: Dataset, make_run: Callable[..., Run]) -> None:
