@@ -40,6 +40,6 @@ def test_a_new_data_set_is_one_registration(monkeypatch: pytest.MonkeyPatch, cac
 
 def test_a_folder_is_found_by_its_prefix(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[object] = []
-    monkeypatch.setattr(registry, "load_folder", lambda path, size: calls.append((path, size)))
+    monkeypatch.setitem(registry.FOLDERS, "folder", lambda path, size: calls.append((path, size)))  # type: ignore
     load_dataset("folder:a:b/c", image_size=5)
     assert calls == [(Path("a:b/c"), 5)]

@@ -19,6 +19,7 @@ from tensorboard.plugins.hparams.backend_context import Context
 
 from mpt_bihalf.data import Dataset
 from mpt_bihalf.training import Run, loop, train
+from mpt_bihalf.training.config import WHERE
 from mpt_bihalf.training.events import Curves
 from mpt_bihalf.training.log import MEASURED, TRACED
 
@@ -119,7 +120,7 @@ def test_the_hparams_page_shows_each_run_with_its_fields_and_figures(trained: Tr
     ]
     experiment, sessions = hparams_page(tmp_path / "runs")
     shown = [info.name for info in experiment.hparam_infos]
-    assert set(shown) == set(asdict(made[0][0])) - {"data_root"}
+    assert set(shown) == set(asdict(made[0][0])) - {*WHERE}
     assert set(shown[:5]) == {"model", "data", "method", "prune_rate", "seed"}  # those beyond are hidden until asked
     assert {"top1/test", "loss/test", "top1/train"} <= {info.name.tag for info in experiment.metric_infos}
     assert {session.name for session in sessions} == {folder.name for _, folder in made}
