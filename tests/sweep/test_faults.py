@@ -319,8 +319,8 @@ def test_interrupted_terminated_and_interrupted_twice(sweep: Callable[..., Sweep
         assert done.stderr.strip() == "interrupted: the same command goes on from here"
         wait_for(lambda: all(is_over(worker) for worker in workers))
         for run in runs:
-            epochs, steps = kept[run] = done_in(run)
-            assert epochs >= at[run] and epochs + steps > 0
+            epochs, _ = kept[run] = done_in(run)
+            assert epochs >= at[run]  # none and no step, if it had only just begun
         assert any(steps for _, steps in kept.values())
         assert_kept(stopped, before)
     process = stopped.start()
