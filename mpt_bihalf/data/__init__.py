@@ -1,4 +1,4 @@
-"""Where images come from: data sets by name, held in memory as bytes, and the batches drawn from them.
+"""Where images come from: data sets by name, in memory as bytes or in files, and the batches drawn from them.
 
 >>> dataset = load_dataset("digits")
 >>> dataset.num_classes, dataset.in_channels, dataset.image_size, len(dataset.train), len(dataset.test)
@@ -9,19 +9,19 @@
 """
 
 from .batches import evaluation_batches, training_batches
-from .dataset import DataError, Dataset, ImageSet
-from .registry import DATASETS, FOLDERS, check_name, load_dataset
-from .streamed import AnyDataset
+from .dataset import DataError, Dataset, Images, ImageSet
+from .registry import DATASETS, FOLDERS, check_name, load_dataset, short_data
 
 __all__ = [
     "DATASETS",
     "FOLDERS",
-    "AnyDataset",
     "DataError",
     "Dataset",
     "ImageSet",
+    "Images",
     "check_name",
     "evaluation_batches",
     "load_dataset",
+    "short_data",
     "training_batches",
 ]

@@ -1,7 +1,7 @@
-"""Batches of standardised images, augmented whole batches at a time on the device where the images lie.
+"""Batches of standardised images, augmented whole batches at a time on the device that they are for.
 
 Images stay bytes until the last step: a batch is picked, padded, cropped and mirrored as uint8, and becomes float32
-only when it is standardised.
+only when it is standardised. What is more than that, such as reading them from files, is up to the kind of `Images`.
 """
 
 from __future__ import annotations
@@ -13,8 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .dataset import DataError, Dataset, ImageSet
-from .streamed import AnyDataset, ImageFiles, StreamedDataset, streamed_evaluation_batches, streamed_training_batches
+from .dataset import DataError, Dataset, Images
 
 Batches = Iterator[tuple[Tensor, Tensor]]
 # Which part of each batch a process takes, and of how many: (rank, processes).
@@ -23,7 +22,7 @@ WHOLE: Share = (0, 1)
 
 
 def training_batches(
-    dataset: AnyDataset,
+    dataset: Dataset,
     batch_size: int,
     seed: int,
     epoch: int,
@@ -53,14 +52,10 @@ def training_batches(
             f"batch size {batch_size} exceeds the {len(dataset.train)} training images of {dataset.name}; "
             f"use {len(dataset.train)} or less"
         )
-    if isinstance(dataset, StreamedDataset):
-        return streamed_training_batches(dataset, batch_size, seed, epoch, augment, first, share)
     return _training_batches(dataset, batch_size, seed, epoch, augment, first, share)
 
 
-def evaluation_batches(
-    images: ImageSet | ImageFiles, dataset: AnyDataset, batch_size: int, share: Share = WHOLE
-) -> Batches:
+def evaluation_batches(images: Images, dataset: Dataset, batch_size: int, share: Share = WHOLE) -> Batches:
     """Every image once, in order, standardised as `dataset`'s are and not augmented; the last batch may be smaller.
 
     share: (rank, processes): this process takes batches rank, rank + processes, ... (none, if there are fewer).
@@ -68,34 +63,34 @@ def evaluation_batches(
     Yields (x, y) as `training_batches` does. Raises DataError, at the call, for a batch size below 1.
     """
     _check_batch_size(batch_size)
-    if isinstance(images, ImageFiles):
-        return streamed_evaluation_batches(images, dataset, batch_size, share)
     return _evaluation_batches(images, dataset, batch_size, share)
 
 
 def _training_batches(
     dataset: Dataset, batch_size: int, seed: int, epoch: int, augment: bool, first: int, share: Share
 ) -> Batches:
-    pixels, labels = dataset.train.images.permute(0, 2, 3, 1), dataset.train.labels
-    standardise = _standardiser(dataset, pixels.device)
-    draws = _draws(len(dataset.train), 2 * dataset.crop_padding + 1, seed, epoch).to(pixels.device)
-    for start in range(first * batch_size, len(dataset.train) - batch_size + 1, batch_size):
-        index, top, left, mirrored = draws[:, start : start + batch_size].chunk(share[1], dim=1)[share[0]].unbind()
-        batch = pixels[index]
+    standardise = _standardiser(dataset, dataset.device)
+    rank, processes = share
+    batches = len(dataset.train) // batch_size
+    draws = _draws(len(dataset.train), 2 * dataset.crop_padding + 1, seed, epoch)
+    draws = draws[:, first * batch_size : batches * batch_size]
+    draws = draws.view(4, batches - first, processes, batch_size // processes)[:, :, rank]
+    drawn = dataset.train.drawn(draws[0], f"{seed} {epoch}" if augment else "")
+    for (pixels, labels), (top, left, mirrored) in zip(drawn, draws[1:].to(dataset.device).unbind(1), strict=True):
+        batch = pixels
         if augment and dataset.crop_padding:
             batch = _crop(batch, dataset.crop_padding, top, left)
         if augment and dataset.flip:
             batch = torch.where(mirrored.bool()[:, None, None, None], batch.flip(2), batch)
-        yield standardise(batch), labels[index]
+        yield standardise(batch), labels
 
 
-def _evaluation_batches(images: ImageSet, dataset: AnyDataset, batch_size: int, share: Share) -> Batches:
-    pixels = images.images.permute(0, 2, 3, 1)
-    standardise = _standardiser(dataset, pixels.device)
+def _evaluation_batches(images: Images, dataset: Dataset, batch_size: int, share: Share) -> Batches:
+    standardise = _standardiser(dataset, images.labels.device)
     rank, processes = share
-    for start in range(rank * batch_size, len(images), processes * batch_size):
-        part = slice(start, start + batch_size)
-        yield standardise(pixels[part]), images.labels[part]
+    starts = range(rank * batch_size, len(images), processes * batch_size)
+    for batch, labels in images.in_order([slice(start, start + batch_size) for start in starts]):
+        yield standardise(batch), labels
 
 
 def _check_batch_size(batch_size: int) -> None:
@@ -124,7 +119,7 @@ def _crop(batch: Tensor, padding: int, top: Tensor, left: Tensor) -> Tensor:
     return crops[each, top, left].permute(0, 2, 3, 1)
 
 
-def _standardiser(dataset: AnyDataset, device: torch.device) -> Callable[[Tensor], Tensor]:
+def _standardiser(dataset: Dataset, device: torch.device) -> Callable[[Tensor], Tensor]:
     """The function from uint8 [B, H, W, C] to float32 [B, C, H, W], channels_last: (pixel / 255 - mean) / std."""
     # One value a column and channel: a pass along whole rows is far faster than one along three channels.
     shift = 255 * torch.tensor(dataset.mean, dtype=torch.float64).repeat(dataset.image_size)

@@ -1,8 +1,11 @@
-"""Labelled images in memory, as bytes, and the training and test set made of them."""
+"""Labelled images, in memory as bytes or wherever else, and the training and test set made of them."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -20,9 +23,54 @@ class DataError(ValueError):
         super().__init__(" ".join(filter(None, (line.strip() for line in message.splitlines()))))
 
 
+class Images(ABC):
+    """Images of one shape and the class of each, wherever the images lie.
+
+    labels: int64 [N], from 0 to the number of classes - 1; on the device that batches are for.
+    """
+
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    @abstractmethod
+    def shape(self) -> tuple[int, ...]:
+        """(C, H, W)"""
+
+    @abstractmethod
+    def to(self: AnyImages, device: torch.device | str) -> AnyImages:
+        """The same images, with batches of them on `device`."""
+
+    def decoded_by(self: AnyImages, workers: int) -> AnyImages:
+        """The same images, decoded by so many processes, or by this one for 0; these very ones where none has to."""
+        return self
+
+    @abstractmethod
+    def take(self: AnyImages, index: Tensor) -> AnyImages:
+        """Those of the images that int64 [n], on the host, names, in its order."""
+
+    @abstractmethod
+    def drawn(self, order: Tensor, chance: str) -> Pixels:
+        """Batches to train on: those that the rows of `order`, int64 [batches, B], on the host, name.
+
+        chance: all that an augmentation done on the way may depend on, beside the image's index; empty for none.
+        """
+
+    @abstractmethod
+    def in_order(self, parts: list[slice]) -> Pixels:
+        """Batches to evaluate on: these parts of the set, without chance."""
+
+
+AnyImages = TypeVar("AnyImages", bound=Images)
+# Images as bytes, uint8 [B, H, W, C], and their labels, int64 [B].
+Pixels = Iterator[tuple[Tensor, Tensor]]
+
+
 @dataclass(frozen=True)
-class ImageSet:
-    """Images and the class of each.
+class ImageSet(Images):
+    """Images in memory and the class of each.
 
     images: uint8 [N, C, H, W], kept in `torch.channels_last` memory format.
     labels: int64 [N], from 0 to the number of classes - 1.
@@ -44,12 +92,27 @@ class ImageSet:
         # Batches are channels_last; with the store laid out alike, none of them has to be transposed.
         object.__setattr__(self, "images", self.images.contiguous(memory_format=torch.channels_last))
 
-    def __len__(self) -> int:
-        return len(self.images)
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.images.shape[1:]
 
     def to(self, device: torch.device | str) -> ImageSet:
         """The same images on `device`; this very set's tensors where they already lie there."""
         return ImageSet(self.images.to(device), self.labels.to(device))
+
+    def take(self, index: Tensor) -> ImageSet:
+        index = index.to(self.images.device)
+        return ImageSet(self.images[index], self.labels[index])
+
+    def drawn(self, order: Tensor, chance: str) -> Pixels:
+        pixels = self.images.permute(0, 2, 3, 1)
+        for index in order.to(pixels.device):
+            yield pixels[index], self.labels[index]
+
+    def in_order(self, parts: list[slice]) -> Pixels:
+        pixels = self.images.permute(0, 2, 3, 1)
+        for part in parts:
+            yield pixels[part], self.labels[part]
 
     def resized(self, image_size: int | None) -> ImageSet:
         """The images at [image_size, image_size] (see `resize`); this very set for None."""
@@ -76,15 +139,15 @@ class Dataset:
     """A training and a test set, and how batches are made of them.
 
     mean, std: per channel, for pixels scaled to [0, 1].
-    crop_padding: pixels of black on each side before the random crop back to the image's size; 0 for no crop.
+    crop_padding: pixels of black on each side before the random crop back to the image's size; 0 for no such crop.
     flip: whether half of the training images are mirrored left to right.
 
     Raises DataError where the images are not square, or those of training and test differ in shape.
     """
 
     name: str
-    train: ImageSet
-    test: ImageSet
+    train: Images
+    test: Images
     classes: tuple[str, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -92,7 +155,7 @@ class Dataset:
     flip: bool
 
     def __post_init__(self) -> None:
-        shape, test_shape = list(self.train.images.shape[1:]), list(self.test.images.shape[1:])
+        shape, test_shape = list(self.train.shape), list(self.test.shape)
         if shape != test_shape:
             raise DataError(f"{self.name}: training images are {shape} and test images {test_shape}; set image_size")
         if shape[1] != shape[2]:
@@ -106,22 +169,26 @@ class Dataset:
 
     @property
     def in_channels(self) -> int:
-        return self.train.images.shape[1]
+        return self.train.shape[0]
 
     @property
     def image_size(self) -> int:
         """Height and width in pixels."""
-        return self.train.images.shape[2]
+        return self.train.shape[1]
 
     @property
     def device(self) -> torch.device:
-        """Where the images lie, and so their batches."""
-        return self.train.images.device
+        """Where batches come."""
+        return self.train.labels.device
 
     def to(self, device: torch.device | str) -> Dataset:
         return replace(self, train=self.train.to(device), test=self.test.to(device))
 
-    def hold_out(self, share: float) -> tuple[Dataset, ImageSet]:
+    def decoded_by(self, workers: int) -> Dataset:
+        """The same data, decoded by so many processes, or by this one for 0, where they are not in memory."""
+        return replace(self, train=self.train.decoded_by(workers), test=self.test.decoded_by(workers))
+
+    def hold_out(self, share: float) -> tuple[Dataset, Images]:
         """Take round(share * N) of the N training images away for validation: (what is left, the images taken).
 
         Every class gives its share, to within one image; the same images are taken each time. The mean and std stay
@@ -132,45 +199,26 @@ class Dataset:
 
     def held_out_count(self, share: float) -> int:
         """How many images `hold_out` takes; raises DataError as that does."""
-        return held_out_count(len(self.train), share)
-
-    def decoded_by(self, workers: int) -> Dataset:
-        """This very data set, whose images are decoded already."""
-        return self
-
-
-def held_out_count(images: int, share: float) -> int:
-    """round(share * images); raises DataError unless 0 < share < 1 and neither part is empty."""
-    if not 0 < share < 1:
-        raise DataError(f"cannot hold out a share of {share}: it must lie between 0 and 1, both excluded")
-    count = round(share * images)
-    if count in (0, images):
-        raise DataError(f"holding out {share} of {images} training images leaves one part empty")
-    return count
+        if not 0 < share < 1:
+            raise DataError(f"cannot hold out a share of {share}: it must lie between 0 and 1, both excluded")
+        count = round(share * len(self.train))
+        if count in (0, len(self.train)):
+            raise DataError(f"holding out {share} of {len(self.train)} training images leaves one part empty")
+        return count
 
 
-def stratified_split(images: ImageSet, count: int) -> tuple[ImageSet, ImageSet]:
+def stratified_split(images: AnyImages, count: int) -> tuple[AnyImages, AnyImages]:
     """Split into (the rest, `count` images), each in its old order and each class shared out to within one image.
 
     Drawn without chance, and so the same under every version of every library: with the images sorted by class, the
     ones taken are evenly spaced.
     """
-
-    def part(places: Tensor) -> ImageSet:
-        index = places.to(images.images.device)
-        return ImageSet(images.images[index], images.labels[index])
-
-    left, taken = stratified_ranks(images.labels, count)
-    return part(left), part(taken)
-
-
-def stratified_ranks(labels: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The places, ascending, of the rest and of the `count` that `stratified_split` takes. labels: int64 [N]."""
-    by_class = torch.argsort(labels.cpu(), stable=True)
+    by_class = torch.argsort(images.labels.cpu(), stable=True)
     # Rank i is taken where the running quota i * count / N passes an integer, so `count` times in all.
-    quota = torch.arange(len(labels) + 1) * count // len(labels)
+    quota = torch.arange(len(images) + 1) * count // len(images)
     taken = quota.diff() > 0
-    return by_class[~taken].sort().values, by_class[taken].sort().values
+
+    return images.take(by_class[~taken].sort().values), images.take(by_class[taken].sort().values)
 
 
 def resize(images: Tensor, image_size: int) -> Tensor:

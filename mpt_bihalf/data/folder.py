@@ -108,7 +108,7 @@ def _fingerprint(samples: Samples, image_size: int | None) -> str:
 
 def _decode(files: Sequence[str], image_size: int | None) -> Tensor:
     """uint8 [N, S, S, 3], decoded by several threads under a progress bar."""
-    height, width = _read(files[0]).shape[:2]
+    width, height = read_image(files[0]).size
     if image_size is None and height != width:
         raise DataError(f"{files[0]} is {width}x{height}, not square: set image_size to scale all images")
     size = image_size or height
@@ -124,7 +124,7 @@ def _decode(files: Sequence[str], image_size: int | None) -> Tensor:
     def decode(start: int) -> int:
         chunk = files[start : start + DECODE_CHUNK]
         for i, file in enumerate(chunk, start):
-            image = _read(file)
+            image = np.asarray(read_image(file))
             if image_size is not None:
                 image = _scale(image, image_size)
             elif image.shape != pixels.shape[1:]:
@@ -144,11 +144,11 @@ def _decode(files: Sequence[str], image_size: int | None) -> Tensor:
     return torch.from_numpy(pixels)
 
 
-def _read(file: str) -> np.ndarray:
-    """uint8 [H, W, 3]."""
+def read_image(file: str) -> Image.Image:
+    """The image as RGB; raises DataError, naming the file, where it cannot be read."""
     try:
         with Image.open(file) as image:
-            return np.asarray(image.convert("RGB"))
+            return image.convert("RGB")
     except Exception as error:  # Pillow's decoders raise nearly anything on damaged files
         raise DataError(f"cannot read image {file} ({error}): replace or remove it") from error
 

@@ -10,15 +10,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 from .cifar import load_cifar10, load_cifar100
-from .dataset import DataError
+from .dataset import DataError, Dataset
 from .digits import load_digits
 from .fashion_mnist import load_fashion_mnist
 from .folder import load_folder
 from .imagenet import load_imagenet, load_imagenet_from
 from .locations import data_folder
-from .streamed import AnyDataset
 
-Loader = Callable[[Path, int | None], AnyDataset]
+Loader = Callable[[Path, int | None], Dataset]
 
 DATASETS: dict[str, Loader] = {
     "digits": load_digits,
@@ -43,7 +42,13 @@ def check_name(name: str) -> None:
     raise DataError(f"unknown data set {name!r}: choose one of {known}")
 
 
-def load_dataset(name: str, data_root: str | None = None, image_size: int | None = None) -> AnyDataset:
+def short_data(name: str) -> str:
+    """The data set's name as titles and folders have it: of folder:PATH the last part, of imagenet:PATH imagenet."""
+    prefix, _, path = name.partition(":")
+    return Path(path).name if prefix == "folder" else prefix
+
+
+def load_dataset(name: str, data_root: str | None = None, image_size: int | None = None) -> Dataset:
     """The data set of that name, in host memory, or in files that are read batch by batch (imagenet).
 
     name: a key of DATASETS; folder:PATH for PATH/train/<class>/* and PATH/test/<class>/*; or imagenet:PATH, likewise.

@@ -10,11 +10,11 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ..data import short_data
 from ..measures import bernoulli_entropy
 from .figures import method_colours
 from .outcome import Curves
 from .statistics import TOP1
-from .tables import short_data
 from .traces import RUN, SETTING, compare_methods, draw_places, summarise_runs, tell_differences, tell_places
 
 CLAIM = (

@@ -9,9 +9,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ..data import short_data
 from .figures import method_colours
 from .outcome import Curves
-from .tables import short_data
 from .traces import (
     RUN,
     SETTING,

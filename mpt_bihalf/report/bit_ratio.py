@@ -11,11 +11,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ..counts import round_half_up
+from ..data import short_data
 from ..methods import METHODS
 from .figures import MARKERS, method_colours
 from .outcome import Curves
 from .statistics import SIGNIFICANT, TOP1, paired
-from .tables import short_data
 from .traces import PLACE, Row
 
 CLAIM = "on CIFAR-10 and on CIFAR-100 alike Conv2 is best where +1 and -1 are equally many"

@@ -6,10 +6,10 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ..data import short_data
 from .figures import COLOURS, draw_mean
 from .outcome import Curves
 from .statistics import TOP1
-from .tables import short_data
 from .traces import STEP, Row, finished_traces, summarise_runs
 
 CLAIM = (

@@ -10,12 +10,12 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from ..data import short_data
 from ..sweep.records import write_results
 from .figures import method_colours
 from .outcome import Curves, conclude
 from .published import published
 from .statistics import SIGNIFICANT, TOP1, compare, diverged_texts, p_text, reference_of
-from .tables import short_data
 
 CLAIM = (
     "on CIFAR-10 bi-half is the most accurate of the three at every depth (Conv2/4/6/8: 79.25, 87.68, 89.92, 90.40 %), "

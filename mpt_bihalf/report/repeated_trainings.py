@@ -9,9 +9,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ..data import short_data
 from .figures import method_colours
 from .statistics import SIGNIFICANT, compare, diverged_texts, p_text, reference_of
-from .tables import short_data
 
 CLAIM = (
     "over 100 trainings of Conv2 on CIFAR-10 bi-half reaches lower train and test loss and higher train and test "

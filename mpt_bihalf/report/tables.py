@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from tabulate import tabulate
 
 from ..commandline import one_line
+from ..data import short_data
 from ..methods import METHODS
 from ..training import Run
 from ..training.config import WHERE
@@ -225,8 +225,3 @@ def unit_of(figure: str) -> str:
 def number_text(value: float, figure: str) -> str:
     """A value of this figure with the digits that it deserves."""
     return f"{value:.2f}" if unit_of(figure) else f"{value:.4f}" if figure.endswith("_loss") else f"{value:.3g}"
-
-
-def short_data(data: str) -> str:
-    """A data set's name as a title has it: of a folder its last part, of ImageNet's folder `imagenet`."""
-    return Path(data).name if data.startswith("folder:") else data.partition(":")[0]

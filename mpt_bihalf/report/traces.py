@@ -8,8 +8,8 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
+from ..data import short_data
 from .statistics import SIGNIFICANT, TOP1, compare, diverged_texts, p_text, reference_of
-from .tables import short_data
 
 PLACE = ["model", "data"]
 SETTING = [*PLACE, "method"]

@@ -10,10 +10,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy.special import entr
 
+from ..data import short_data
 from ..methods import METHODS
 from .figures import method_colours
 from .outcome import Curves
-from .tables import short_data
 from .traces import (
     RUN,
     SETTING,

@@ -12,7 +12,7 @@ from typing import Any
 from tqdm import tqdm
 
 from ..commandline import CommandFailed, one_line
-from ..data import AnyDataset, load_dataset
+from ..data import Dataset, load_dataset
 from ..training import Progress, Run
 from ..training.loop import check_fits, check_network, show_progress
 from .claim import held
@@ -103,7 +103,7 @@ def _check(runs: list[Run]) -> None:
     """ValueError for a run that cannot be."""
 
     @cache
-    def data(name: str, root: str, image_size: int) -> AnyDataset:
+    def data(name: str, root: str, image_size: int) -> Dataset:
         return load_dataset(name, root or None, image_size or None)
 
     settings = list(dict.fromkeys(replace(run, seed=0) for run in runs))

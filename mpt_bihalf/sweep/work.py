@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ..data import AnyDataset, load_dataset
+from ..data import Dataset, load_dataset
 from ..files import refuse_links, remove_leftovers, write_json
 from ..training import Run, train
 from ..training.loop import Tell
@@ -59,7 +59,7 @@ def failed(run: Run, out: Path, error: str, trace: str = "") -> Outcome:
 
 
 @lru_cache(maxsize=1)
-def _data(name: str, root: str, image_size: int) -> AnyDataset:
+def _data(name: str, root: str, image_size: int) -> Dataset:
     return load_dataset(name, root or None, image_size or None)
 
 

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from ..activations import ACTIVATION_GRADIENTS
 from ..counts import fraction_within
-from ..data import check_name
+from ..data import check_name, short_data
 from ..devices import pick_device
 from ..gradients import LATENT_GRADIENTS, SCORE_GRADIENTS, Ede
 from ..masks import SCOPES
@@ -240,7 +240,7 @@ class Run:
     def name(self) -> str:
         """The run's folder: readable parts, then the hash."""
         rate = f"-pruned{self.prune_rate:g}" if METHODS[self.method].mask is not None else ""
-        data = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(self.data).name)[:40]
+        data = re.sub(r"[^A-Za-z0-9._-]+", "-", short_data(self.data))[:40]
         bits = "-w1a1" if self.activations != "real" else ""
         model = self.model.replace(":", "-")  # which no file on Windows may have in its name
         return f"{model}{bits}-{data}-{self.method}{rate}-seed{self.seed}-{self.hash}"

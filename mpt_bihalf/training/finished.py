@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..activations import BinaryActivation
-from ..data import AnyDataset, evaluation_batches
+from ..data import Dataset, evaluation_batches
 from ..files import write_csv, write_json
 from ..weights import shuffle_scores
 from .checkpoint import load_checkpoint
@@ -23,7 +23,7 @@ from .loop import build, decoders, evaluate, evaluation_batch
 SHUFFLED, ACTIVATIONS = "shuffled.json", "activations.csv"
 
 
-def evaluate_shuffled(run: Run, folder: Path, load: Callable[[], AnyDataset]) -> dict[str, Any]:
+def evaluate_shuffled(run: Run, folder: Path, load: Callable[[], Dataset]) -> dict[str, Any]:
     """Test figures of a finished run whose scores are permuted within its layers, by the run's seed.
 
     Kept in the run's folder as `shuffled.json`, and read from there the next time. load: gives the run's data, asked
@@ -41,7 +41,7 @@ def evaluate_shuffled(run: Run, folder: Path, load: Callable[[], AnyDataset]) ->
     return figures
 
 
-def activation_shares(run: Run, folder: Path, load: Callable[[], AnyDataset]) -> pd.DataFrame:
+def activation_shares(run: Run, folder: Path, load: Callable[[], Dataset]) -> pd.DataFrame:
     """The share of +1 among the binary activations of each channel, over all test images and positions.
 
     A row for each channel of each `BinaryActivation`: layer (its name), channel, share in [0, 1]. Kept in the run's
@@ -87,7 +87,7 @@ class _PositiveShare:
         return [float(share) for share in (self.positive.double() / self.all).tolist()]
 
 
-def finished_model(run: Run, folder: Path, dataset: AnyDataset) -> tuple[nn.Module, AnyDataset]:
+def finished_model(run: Run, folder: Path, dataset: Dataset) -> tuple[nn.Module, Dataset]:
     """The network of a finished run as its checkpoint has it, and the data, both on the run's device.
 
     Raises ValueError for a folder without the checkpoint of the finished run.

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from ..activations import EdeActivation, Estimator
 from ..bop import Bop, parameter_groups
-from ..data import AnyDataset, evaluation_batches, load_dataset, training_batches
+from ..data import Dataset, evaluation_batches, load_dataset, training_batches
 from ..devices import fused_optimizers, keep_freed_memory, reproducible_kernels
 from ..files import remove_leftovers, write_csv, write_json
 from ..gradients import Ede, Gradient
@@ -61,7 +61,7 @@ class Progress(NamedTuple):
 Tell = Callable[[Progress], object]
 
 
-def train(run: Run, folder: Path, dataset: AnyDataset | None = None, tell: Tell | None = None) -> dict[str, Any]:
+def train(run: Run, folder: Path, dataset: Dataset | None = None, tell: Tell | None = None) -> dict[str, Any]:
     """Train one run in its folder, from its last checkpoint if there is one, and return its result.
 
     run: resolved (`Run.resolved`). dataset: the run's data if loaded already. tell: called after each step and each
@@ -165,12 +165,12 @@ def write_outcome(folder: Path, history: History, times: dict[str, Any], result:
     write_json(folder / RESULT, result)
 
 
-def load_run_data(run: Run) -> AnyDataset:
+def load_run_data(run: Run) -> Dataset:
     """The run's data set, with nothing held out yet."""
     return load_dataset(run.data, run.data_root or None, run.image_size or None)
 
 
-def evaluation_batch(dataset: AnyDataset) -> int:
+def evaluation_batch(dataset: Dataset) -> int:
     """How many images are evaluated at a time."""
     return min(EVALUATION_BATCH, max(1, EVALUATION_PIXELS // dataset.image_size**2))
 
@@ -180,7 +180,7 @@ def decoders(run: Run) -> int:
     return run.workers or min(run.threads, MOST_WORKERS)
 
 
-def check_fits(run: Run, dataset: AnyDataset) -> None:
+def check_fits(run: Run, dataset: Dataset) -> None:
     """Raise ValueError where network, method or batch do not fit the data; costs no memory for weights."""
     images = len(dataset.train) - (dataset.held_out_count(run.holdout) if run.holdout else 0)
     if run.batch_size > images:
@@ -198,7 +198,7 @@ def check_network(run: Run) -> nn.Module:
         return build_network(run, 10, 3, run.image_size or find_network(run.model).image_size)
 
 
-def resume(folder: Path, run: Run, dataset: AnyDataset) -> State:
+def resume(folder: Path, run: Run, dataset: Dataset) -> State:
     """The run's state as its last checkpoint has it, or that of its beginning where there is none to go on from.
 
     A checkpoint that cannot be used is put aside, and the run starts over.
@@ -219,13 +219,13 @@ def resume(folder: Path, run: Run, dataset: AnyDataset) -> State:
     return state
 
 
-def build(run: Run, dataset: AnyDataset) -> tuple[nn.Module, Optimizer | None]:
+def build(run: Run, dataset: Dataset) -> tuple[nn.Module, Optimizer | None]:
     """The run's network and optimizer at its start, on the device of the data."""
     model = build_model(run, dataset).to(dataset.device)
     return model, build_optimizer(run, model)
 
 
-def build_model(run: Run, dataset: AnyDataset) -> nn.Module:
+def build_model(run: Run, dataset: Dataset) -> nn.Module:
     """The run's network for this data, with its method on.
 
     The weights keep torch's default layout; images in channels-last make the activations follow them all the same.

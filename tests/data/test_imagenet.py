@@ -16,8 +16,7 @@ from PIL import Image
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
-from mpt_bihalf.data import DataError, evaluation_batches, load_dataset, training_batches
-from mpt_bihalf.data.streamed import StreamedDataset
+from mpt_bihalf.data import DataError, Dataset, evaluation_batches, load_dataset, training_batches
 from mpt_bihalf.training import Run
 
 CLASSES = ("bird", "cat", "dog")
@@ -42,9 +41,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def dataset(folder: Path) -> StreamedDataset:
+def dataset(folder: Path) -> Dataset:
     found = load_dataset(f"imagenet:{folder}", image_size=16)
-    assert isinstance(found, StreamedDataset)
+    assert isinstance(found, Dataset)
     return found
 
 
@@ -57,7 +56,7 @@ def standardised(pixels: torch.Tensor) -> torch.Tensor:
     return v2.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))(pixels.float() / 255)
 
 
-def test_test_images_are_those_of_torchvisions_standard_crop(folder: Path, dataset: StreamedDataset) -> None:
+def test_test_images_are_those_of_torchvisions_standard_crop(folder: Path, dataset: Dataset) -> None:
     transform = v2.Compose([v2.Resize(18), v2.CenterCrop(16), v2.PILToTensor()])  # 16 / 224 * 256 = 18.3
     expected = ImageFolder(str(folder / "val"), transform)
     x, y = all_of(evaluation_batches(dataset.test, dataset, 4))
@@ -72,7 +71,7 @@ def test_the_crop_is_224_unless_told_otherwise(folder: Path) -> None:
     assert x.shape == (2, 3, 224, 224) and x.is_contiguous(memory_format=torch.channels_last)
 
 
-def test_an_epoch_has_each_image_once_cropped_and_mirrored_by_chance(dataset: StreamedDataset) -> None:
+def test_an_epoch_has_each_image_once_cropped_and_mirrored_by_chance(dataset: Dataset) -> None:
     labels = torch.cat([y for _, y in training_batches(dataset, 9, seed=0, epoch=0)])
     assert torch.bincount(labels).tolist() == [12, 12, 12]
     (first, _), (again, _), (other, _), (plain, _) = (
@@ -83,17 +82,34 @@ def test_an_epoch_has_each_image_once_cropped_and_mirrored_by_chance(dataset: St
     assert not torch.equal(first, other) and not torch.equal(first, plain)
 
 
-@pytest.mark.parametrize("workers", [2, 3])
-def test_any_number_of_workers_gives_the_same_bits(dataset: StreamedDataset, workers: int) -> None:
-    for one, several in zip(
-        training_batches(dataset, 8, seed=1, epoch=2),
+@pytest.mark.parametrize("workers", [1, 2, 3])
+@pytest.mark.filterwarnings("error")
+def test_any_number_of_workers_gives_the_same_bits_and_draws_no_chance(dataset: Dataset, workers: int) -> None:
+    before = torch.random.get_rng_state()
+    for none, some in zip(
+        training_batches(dataset.decoded_by(0), 8, seed=1, epoch=2),
         training_batches(dataset.decoded_by(workers), 8, seed=1, epoch=2),
         strict=True,
     ):
-        assert torch.equal(one[0], several[0]) and torch.equal(one[1], several[1])
+        assert torch.equal(none[0], some[0]) and torch.equal(none[1], some[1])
+    assert torch.equal(torch.random.get_rng_state(), before)
 
 
-def test_an_epoch_taken_up_and_its_shares_are_those_of_the_whole(dataset: StreamedDataset) -> None:
+def test_an_epoch_left_unfinished_keeps_no_program_from_ending(folder: Path) -> None:
+    program = (
+        "from mpt_bihalf.data import load_dataset, training_batches\n"
+        f"dataset = load_dataset('imagenet:{folder}', image_size=16).decoded_by(2)\n"
+        "batches = training_batches(dataset, 4, seed=0, epoch=0)\n"
+        "next(batches)\n"
+        "{}"
+    )
+    for end, status in (("", 0), ("raise SystemExit(3)", 3), ("batches.close(); print(1)", 0)):
+        command = [sys.executable, "-c", program.replace("{}", end)]
+        done = subprocess.run(command, check=False, capture_output=True, timeout=60, text=True)
+        assert (done.returncode, done.stderr) == (status, "")
+
+
+def test_an_epoch_taken_up_and_its_shares_are_those_of_the_whole(dataset: Dataset) -> None:
     whole = list(training_batches(dataset, 8, seed=1, epoch=0))
     later = list(training_batches(dataset, 8, seed=1, epoch=0, first=2))
     assert all(torch.equal(a[0], b[0]) for a, b in zip(whole[2:], later, strict=True))
@@ -105,7 +121,7 @@ def test_an_epoch_taken_up_and_its_shares_are_those_of_the_whole(dataset: Stream
     assert sorted(len(y) for batches in each for _, y in batches) == [3, 4, 4, 4]
 
 
-def test_images_held_out_are_those_of_the_in_memory_rule(dataset: StreamedDataset) -> None:
+def test_images_held_out_are_those_of_the_in_memory_rule(dataset: Dataset) -> None:
     left, taken = dataset.hold_out(0.25)
     assert (len(left.train), len(taken)) == (27, 9)
     assert set(left.train.files) | set(taken.files) == set(dataset.train.files)
@@ -163,7 +179,7 @@ def test_a_training_that_is_killed_leaves_no_worker_behind_and_ends_as_one_left_
         workers = process.children()
     for one in [process, *workers] if signum == signal.SIGINT else [process]:  # as a terminal does
         one.send_signal(signum)
-    _, told = process.communicate()
+    _, told = process.communicate(timeout=60)
     assert process.returncode == (130 if signum == signal.SIGINT else -9)
     assert b"Traceback" not in told
     assert psutil.wait_procs(workers, timeout=2)[1] == []

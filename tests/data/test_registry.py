@@ -4,24 +4,26 @@ from pathlib import Path
 
 import pytest
 
-from mpt_bihalf.data import DATASETS, DataError, check_name, load_dataset, registry
+from mpt_bihalf.data import DATASETS, FOLDERS, DataError, check_name, load_dataset, short_data
 
 
-@pytest.mark.parametrize("name", ["digits", "fashion-mnist", "cifar10", "cifar100", "folder:/no/such/place"])
+@pytest.mark.parametrize(
+    "name", ["digits", "fashion-mnist", "cifar10", "cifar100", "imagenet", "folder:/no/such", "imagenet:/no/such"]
+)
 def test_known_names_pass_without_loading(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registry, "load_folder", pytest.fail)
-    for known in DATASETS:
-        monkeypatch.setitem(DATASETS, known, pytest.fail)
+    for loaders in (DATASETS, FOLDERS):
+        for known in loaders:
+            monkeypatch.setitem(loaders, known, pytest.fail)
     check_name(name)
 
 
-@pytest.mark.parametrize("name", ["cifar", "", "Digits", "folder:", "folder"])
+@pytest.mark.parametrize("name", ["cifar", "", "Digits", "folder:", "folder", "imagenet:", "digits:a"])
 def test_unknown_names_are_told_the_known_ones(name: str) -> None:
     for ask in (check_name, load_dataset):
         with pytest.raises(DataError) as error:
             ask(name)
         assert repr(name) in str(error.value)
-        assert all(known in str(error.value) for known in [*DATASETS, "folder:PATH"])
+        assert all(known in str(error.value) for known in [*DATASETS, "folder:PATH", "imagenet:PATH"])
 
 
 @pytest.mark.parametrize("size", [0, -3])
@@ -40,6 +42,16 @@ def test_a_new_data_set_is_one_registration(monkeypatch: pytest.MonkeyPatch, cac
 
 def test_a_folder_is_found_by_its_prefix(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[object] = []
-    monkeypatch.setitem(registry.FOLDERS, "folder", lambda path, size: calls.append((path, size)))  # type: ignore
+    for prefix in FOLDERS:
+        monkeypatch.setitem(FOLDERS, prefix, lambda path, size, prefix=prefix: calls.append((prefix, path, size)))
     load_dataset("folder:a:b/c", image_size=5)
-    assert calls == [(Path("a:b/c"), 5)]
+    load_dataset("imagenet:a:b/c")
+    assert calls == [("folder", Path("a:b/c"), 5), ("imagenet", Path("a:b/c"), None)]
+
+
+@pytest.mark.parametrize(
+    ("name", "short"),
+    [("digits", "digits"), ("folder:/a/b c", "b c"), ("imagenet", "imagenet"), ("imagenet:/a/b", "imagenet")],
+)
+def test_a_short_name_has_no_path(name: str, short: str) -> None:
+    assert short_data(name) == short
