@@ -20,6 +20,7 @@ from torch.nn.utils import parametrize
 from . import kernels
 from .activations import BinaryActivation
 from .counts import Number, fraction_within
+from .devices import autocast
 from .gradients import LATENT_GRADIENTS, SCORE_GRADIENTS, Gradient
 from .latent import Latent, filters
 from .masks import SCOPES, GlobalRanking, check_places, edge_popup
@@ -60,9 +61,11 @@ class BinaryWeight(nn.Module):
         return self.method.trains == "scores"
 
     def forward(self, weight: Tensor) -> Tensor:
-        latent, mask, positive = self._decide(weight)
-        with torch.no_grad():
-            alpha = self.method.scale(weight, mask)
+        # In mixed precision too all is decided by the values that are trained; what uses the weight then rounds it.
+        with autocast(weight.device, None):
+            latent, mask, positive = self._decide(weight)
+            with torch.no_grad():
+                alpha = self.method.scale(weight, mask)
         return cast(Tensor, _StraightThrough.apply(weight, self.scores, positive, mask, alpha, latent, self.method))
 
     def right_inverse(self, weight: Tensor) -> Tensor:
@@ -72,7 +75,8 @@ class BinaryWeight(nn.Module):
     @torch.no_grad()
     def binary(self, weight: Tensor) -> Tensor:
         """B of the latent `weight`: -1, 0 (pruned), +1 in its shape and dtype."""
-        _, mask, positive = self._decide(weight)
+        with autocast(weight.device, None):
+            _, mask, positive = self._decide(weight)
         return kernels.signed(positive, mask, weight.new_ones(()))
 
     @torch.no_grad()

@@ -14,7 +14,8 @@ from typing import Any, Literal
 from ..activations import ACTIVATION_GRADIENTS
 from ..counts import fraction_within
 from ..data import check_name
-from ..devices import pick_device
+from ..devices import check_shared, pick_device
+from ..distributed import launched
 from ..gradients import LATENT_GRADIENTS, SCORE_GRADIENTS, Ede
 from ..masks import SCOPES
 from ..methods import METHODS, find_method
@@ -116,7 +117,7 @@ class Run:
     """bf16 and fp16 (with its loss scaled) compute layers in mixed precision; masks, signs and scales are decided in
     fp32 either way"""
     threads: int = 0
-    """CPU threads; 0: one a core"""
+    """CPU threads of each process; 0: one a core, the cores divided among the processes of this machine"""
     processes: int = 1
     """how many share each batch, a part of it to each: what torchrun starts (--nproc-per-node times --nnodes)"""
     sync_bn: bool = False
@@ -172,6 +173,8 @@ class Run:
             raise ValueError(f"momentum must lie in [0, 1), not {self.momentum}")
         if self.schedule == "step" and not self.milestones:
             raise ValueError("the step schedule needs --milestones")
+        if self.batch_size % self.processes:
+            raise ValueError(f"batch_size {self.batch_size} cannot be divided evenly among {self.processes} processes")
         if any(milestone < 1 for milestone in self.milestones):
             raise ValueError(f"milestones must be epochs from 1 on, not {min(self.milestones)}")
         self._canonise()
@@ -210,8 +213,6 @@ class Run:
             canonical |= {"scale": names[method.scale], "skip": (), "latent_gradient": "scaled"}
         if self.optimizer != "sgd":
             canonical["momentum"] = 0.0
-        if self.processes == 1:
-            canonical["sync_bn"] = False
         canonical["ede_t0"] = self._ede_t0(canonical["latent_gradient"], canonical["activations"])
         for field, value in canonical.items():
             object.__setattr__(self, field, value)
@@ -233,10 +234,25 @@ class Run:
     def resolved(self, here: bool = True) -> Run:
         """The run with this machine's device and thread count in the place of `auto` and 0, as its hash needs them.
 
-        ValueError for a device that is not here, unless the run is to be done elsewhere.
+        And with the processes that torchrun has started, if it has. ValueError for a device that is not here, unless
+        the run is to be done elsewhere, and for another number of processes.
         """
+        launch = launched()
         device = str(pick_device(self.device)) if here or self.device == "auto" else self.device
-        return replace(self, device=device, threads=self.threads or usable_cores())
+        if self.processes not in (1, launch.processes):
+            raise ValueError(
+                f"processes is {self.processes}, but this command was started with {launch.processes}: "
+                f"start it with torchrun --nproc-per-node {self.processes}"
+            )
+        if launch.processes > 1:
+            check_shared(device, launch.local_processes)
+        return replace(
+            self,
+            device=device,
+            threads=self.threads or cores_for(1),
+            processes=launch.processes,
+            sync_bn=self.sync_bn and launch.processes > 1,
+        )
 
     @property
     def hash(self) -> str:
@@ -290,6 +306,11 @@ def _check_type(name: str, value: Any, default: Any) -> None:
 
 def _absolute(folder: str) -> str:
     return str(Path(os.path.expanduser(folder)).absolute())
+
+
+def cores_for(jobs: int) -> int:
+    """The CPU cores that each of so many runs at a time may use, each of this launch's processes; at least 1."""
+    return max(1, usable_cores() // (jobs * launched().local_processes))
 
 
 def usable_cores() -> int:
