@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
+from .batch_norm import synchronise_batch_norm
 from .devices import accelerators, collective_backends, use_accelerator
 
 # Seconds between two looks for what the first process asks.
@@ -89,8 +90,11 @@ class Team:
         """What the first process has."""
         return content
 
-    def parallel(self, model: nn.Module) -> nn.Module:
-        """The model with gradients that are means over the processes; its parameters become those of the first."""
+    def parallel(self, model: nn.Module, sync_bn: bool = False) -> nn.Module:
+        """The model with gradients that are means over the processes; its parameters become those of the first.
+
+        sync_bn: whether its batch norm is to look at the whole batch.
+        """
         return model
 
     def level(self, model: nn.Module) -> None:
@@ -138,7 +142,9 @@ class _Several(Team):
         dist.broadcast_object_list(held, device=torch.device("cpu"))
         return held[0]
 
-    def parallel(self, model: nn.Module) -> nn.Module:
+    def parallel(self, model: nn.Module, sync_bn: bool = False) -> nn.Module:
+        if sync_bn:
+            synchronise_batch_norm(model)
         if not any(parameter.requires_grad for parameter in model.parameters()):
             return model
         # A bucket for each parameter: torch puts them into others after a first step, and a sum of three or more

@@ -18,7 +18,6 @@ from torch.optim import SGD, Adam, Optimizer
 from tqdm import tqdm
 
 from ..activations import EdeActivation, Estimator
-from ..batch_norm import synchronise_batch_norm
 from ..bop import Bop, parameter_groups
 from ..data import Dataset, evaluation_batches, load_dataset, training_batches
 from ..devices import autocast, fused_optimizers, keep_freed_memory, reproducible_kernels
@@ -99,7 +98,7 @@ def train_together(
     state = resume(team, run, folder, dataset, record)
     record.begin(state)
     model, optimizer, history, steps = state.model, state.optimizer, state.history, state.steps
-    parallel = team.parallel(model)
+    parallel = team.parallel(model, run.sync_bn)
     first, total = state.epoch, run.epochs * steps
     with stop_when_asked(team.agree) as stop, telling(run, tell, first * steps + state.step, total) as told:
         try:
@@ -220,8 +219,6 @@ def build_network(run: Run, num_classes: int, in_channels: int, image_size: int)
     model = create_model(
         run.model, num_classes, in_channels, image_size, run.seed, width=run.width, activations=activations
     )
-    if run.sync_bn:
-        synchronise_batch_norm(model)
     latent_gradient: str | Gradient = Ede(run.ede_t0) if run.latent_gradient == "ede" else run.latent_gradient
     return binarize_weights(
         model,
