@@ -83,7 +83,8 @@ def autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContext
 
     Without effect on a device that has no mixed precision.
     """
-    if not torch.amp.is_autocast_available(device.type):
+    there = torch.amp.is_autocast_available(device.type)
+    if not there or (dtype is None and not torch.is_autocast_enabled(device.type)):
         return nullcontext()
     return torch.autocast(device.type, dtype, enabled=dtype is not None)
 
