@@ -22,6 +22,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.rendezvous import rendezvous
+from torch.futures import Future, collect_all
 from torch.nn.parallel import DistributedDataParallel
 
 from .batch_norm import synchronise_batch_norm
@@ -147,9 +148,8 @@ class _Several(Team):
             synchronise_batch_norm(model)
         if not any(parameter.requires_grad for parameter in model.parameters()):
             return model
-        # A bucket for each parameter: torch puts them into others after a first step, and a sum of three or more
-        # depends on the place in a bucket, so that the first step after a resume would give other bits.
-        parallel = DistributedDataParallel(model, bucket_cap_mb=1 / 2**20)
+        parallel = DistributedDataParallel(model)
+        parallel.register_comm_hook(None, lambda _, bucket: _means(bucket, self.processes))
         parallel.broadcast_buffers = False  # `level` does it when it matters
         # Convolutions in channels-last make them for weights of one input channel; they are copied, as all are.
         warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
@@ -170,6 +170,8 @@ def lead(command: Callable[[], object]) -> None:
     else:
         try:
             command()
+        except KeyboardInterrupt as end:
+            raise _reason(end) from None
         finally:
             with suppress(dist.DistError):
                 _announce(OVER)
@@ -221,6 +223,18 @@ def _store() -> dist.Store:
     return store
 
 
+def _means(bucket: dist.GradBucket, processes: int) -> Future[Tensor]:
+    """The gradients of a bucket as means over the processes, those of each parameter by themselves.
+
+    After a first step torch puts the parameters into other buckets, and the rounding of a sum of three or more depends
+    on the place in what is summed at once: the first step after a resume would have other bits.
+    """
+    gradients = bucket.buffer().div_(processes)
+    parts = gradients.split([parameter.numel() for parameter in bucket.parameters()])
+    works = [dist.all_reduce(part, async_op=True) for part in parts]
+    return collect_all([work.get_future() for work in works if work is not None]).then(lambda _: gradients)
+
+
 def _announce(content: bytes) -> int:
     """Have the other processes do this next; returns the number by which all know it."""
     store = _store()
@@ -247,9 +261,17 @@ def _follow() -> None:
             with _joined(call, device) as team:
                 part(*arguments, team)
         except KeyboardInterrupt as end:
-            ended = end
+            ended = _reason(end)
         except Exception:  # the first process knows, and goes on or ends
             pass
+
+
+def _reason(end: KeyboardInterrupt) -> KeyboardInterrupt:
+    """Why all has to end, where the signal by which torchrun then ends the others came on top of it."""
+    lost: BaseException | None = end
+    while lost is not None and not isinstance(lost, Lost):
+        lost = lost.__context__
+    return lost or end
 
 
 def _await(key: str) -> bytes:

@@ -88,7 +88,7 @@ def raise_when_terminated() -> Iterator[None]:
         try:
             yield
         except KeyboardInterrupt as stop:
-            if asked and not isinstance(stop, Stopped):  # compiled code may have made it a plain one on its way
+            if asked and type(stop) is KeyboardInterrupt:  # compiled code may have made it a plain one on its way
                 raise Stopped(asked[0]) from stop
             raise
 

@@ -66,23 +66,23 @@ def test_another_process_than_the_first_that_does_not_follow_is_told_how_to(star
 @pytest.mark.parametrize(
     ("processes", "local", "typed", "expected"),
     [
-        (1, 1, ["-m", "mpt_bihalf"], ["-m", "mpt_bihalf"]),
-        (2, 2, ["-u", "a.py", "-u"], "-m torch.distributed.run --standalone --nproc-per-node 2 a.py -u".split()),
-        (2, 2, ["-u", "-m", "m"], "-m torch.distributed.run --standalone --nproc-per-node 2 -m m".split()),
-        (4, 2, ["-u", "a.py"], "-m torch.distributed.run --nnodes 2 --nproc-per-node 2 a.py".split()),
+        (1, 1, "-m mpt_bihalf", "-m mpt_bihalf"),
+        (2, 2, "-u a.py -u", "-m torch.distributed.run --standalone --nproc-per-node 2 a.py -u"),
+        (2, 2, "-u -m m", "-m torch.distributed.run --standalone --nproc-per-node 2 -m m"),
+        (4, 2, "-u a.py", "-m torch.distributed.run --nnodes 2 --nproc-per-node 2 a.py"),
     ],
 )
 def test_the_command_that_goes_on_is_torchruns(
     processes: int,
     local: int,
-    typed: list[str],
-    expected: list[str],
+    typed: str,
+    expected: str,
     started: Started,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(sys, "orig_argv", ["python", *typed])
+    monkeypatch.setattr(sys, "orig_argv", ["python", *typed.split()])
     started(processes=processes, local=local)
-    assert typed_command() == ["python", *expected]
+    assert typed_command() == ["python", *expected.split()]
 
 
 @pytest.mark.parametrize(

@@ -48,11 +48,10 @@ def test_a_loop_ends_between_two_items_once_asked(signum: int) -> None:
 
 def test_a_loop_goes_by_what_all_agree_on_and_makes_as_many_checks_as_another() -> None:
     told: list[int | None] = [None, None, None, signal.SIGTERM]
-    seen = []
+    seen: list[str] = []
     stop = Stop(agree=lambda signum: told.pop(0))
     with pytest.raises(Stopped) as end:
-        for item in stop.between("ab", checks=5):
-            seen.append(item)
+        seen.extend(stop.between("ab", checks=5))
     assert (seen, end.value.signum, told) == (["a", "b"], signal.SIGTERM, [])
 
 

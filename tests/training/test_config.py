@@ -133,12 +133,12 @@ def test_a_run_is_shared_by_the_processes_that_torchrun_started() -> None:
     assert Run(device="cpu", threads=3).resolved().threads == 3
     with pytest.raises(ValueError, match="batch_size 66 cannot be divided evenly among 4 processes"):
         Run(device="cpu", batch_size=66).resolved()
-    with pytest.raises(ValueError, match="processes is 2, but this command was started with 4: .*--nproc-per-node 2"):
+    with pytest.raises(ValueError, match=r"processes is 2, but this command was started with 4: .*--nproc-per-node 2"):
         Run(device="cpu", processes=2).resolved()
 
 
 def test_a_run_of_several_processes_needs_them(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="processes is 2, but this command was started with 1: .*torchrun"):
+    with pytest.raises(ValueError, match=r"processes is 2, but this command was started with 1: .*torchrun"):
         Run(device="cpu", processes=2).resolved()
     with pytest.raises(ValueError, match="the run is one of 2 processes, and 1 are here"):
         train(Run(device="cpu", threads=1, processes=2), tmp_path / "run")

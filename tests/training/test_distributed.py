@@ -232,7 +232,7 @@ def test_a_resnet18_with_synchronised_batch_norm_trains_in_two_processes_as_in_o
 
 PROBLEMS: list[tuple[list[str], str]] = [
     (["--batch-size", "63"], "error: batch_size 63 cannot be divided evenly among 2 processes"),
-    (["--processes", "3"], "error: processes is 3, but this command was started with 2"),
+    (["--processes", "4"], "error: processes is 4, but this command was started with 2"),
     (["--method", "nothing"], "error: unknown method 'nothing'"),
     (["--unknown"], "error: unrecognized arguments: --unknown"),
 ]
