@@ -198,9 +198,10 @@ def together(part: Callable[..., object], *arguments: Any, device: torch.device)
 
 def typed_command() -> list[str]:
     """The command that started this program, torchrun's where it did, as its arguments."""
-    launch, (python, *arguments) = launched(), sys.orig_argv
+    launch = launched()
     if launch.processes == 1:
-        return [python, *arguments]
+        return list(sys.orig_argv)
+    python, *arguments = sys.orig_argv
     nodes = launch.processes // launch.local_processes
     where = ["--standalone"] if nodes == 1 else ["--nnodes", str(nodes)]
     start = [python, "-m", "torch.distributed.run", *where, "--nproc-per-node", str(launch.local_processes)]

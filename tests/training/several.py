@@ -1,7 +1,7 @@
 """Trains runs under `torchrun`, or alone, and keeps what each process has after each step.
 
 python several.py OUT RUN ...; each RUN is JSON with the fields of a run, whose folder is called by its method. `AT` in
-the environment, as JSON, says what is to befall whom: {"rank": 1, "step": 30, "signal": 9}.
+the environment, as JSON, says what is to befall whom: {"rank": 1, "step": 30, "signal": 9}; signal 0 is an error instead.
 """
 
 from __future__ import annotations
@@ -65,6 +65,8 @@ def watched(model: nn.Module, optimizer: Any, x: Tensor, y: Tensor, *others: Any
     signs = {layer: binary.to(torch.int8) for layer, binary in binary_weights(plain).items()}
     seen.append({"totals": totals, "images": len(y), "parameters": parameters, "binary": signs})
     if AT.get("step") == len(seen) and AT["rank"] in (RANK, "launcher"):
+        if not AT["signal"]:
+            raise ValueError("no memory left, say")
         os.kill(os.getppid() if AT["rank"] == "launcher" else os.getpid(), AT["signal"])
     if len(seen) == KEPT:
         torch.save(seen, OUT / f"steps-{under_way[0]}-{RANK}.pt")

@@ -177,6 +177,15 @@ def test_the_first_process_killed_ends_all_with_a_line(made: tuple[Path, Path], 
 
 
 @pytest.mark.slow
+def test_an_error_in_another_process_is_told_by_the_first(made: tuple[Path, Path], tmp_path: Path) -> None:
+    status, out, err = several(2, tmp_path, LONG, AT=json.dumps({"rank": 1, "step": 30, "signal": 0}))
+    assert status == 1 and out == ""
+    assert ours(err) == ["error: another process of the run failed: ValueError: no memory left, say"]
+    assert several(2, tmp_path, LONG)[0] == 0
+    assert_as_untroubled(made, tmp_path / str(LONG["method"]))
+
+
+@pytest.mark.slow
 def test_an_unusable_checkpoint_is_put_aside_once_by_all(made: tuple[Path, Path], tmp_path: Path) -> None:
     folder = tmp_path / str(LONG["method"])
     folder.mkdir()
