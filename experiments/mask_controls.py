@@ -27,7 +27,8 @@ from mpt_bihalf.sweep import Experiment, parse_rates, read_records, run_all
 from mpt_bihalf.sweep.records import run_folder
 from mpt_bihalf.training import Run
 from mpt_bihalf.training.finished import evaluate_shuffled
-from mpt_bihalf.training.loop import FINISHED, load_run_data
+from mpt_bihalf.training.loop import load_run_data
+from mpt_bihalf.training.record import FINISHED
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -51,7 +51,8 @@ class Bop(SGD):
                 if b.grad is not None:
                     if "mean_gradient" not in self.state[b]:
                         self.state[b]["mean_gradient"] = torch.zeros_like(b)
-                    _flip(b, self.state[b]["mean_gradient"], b.grad, group["gamma"], group["tau"])
+                    m, u = self.state[b]["mean_gradient"], b.grad
+                    _flip(b, m, u, group["gamma"], group["tau"], getattr(self, "found_inf", None))
         return loss
 
 
@@ -63,7 +64,12 @@ def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
     return [{"params": flipped, "flips": True}, {"params": others, "flips": False}]
 
 
-def _flip(b: Tensor, m: Tensor, u: Tensor, gamma: float, tau: float) -> None:
+def _flip(b: Tensor, m: Tensor, u: Tensor, gamma: float, tau: float, overflow: Tensor | None) -> None:
+    """One step. overflow: a loss scaler's, above 0 where u has become infinite: then neither b nor m may change."""
+    before = m if overflow is None else m.clone()
     m.mul_(1 - gamma).add_(u, alpha=gamma)
     flips = (m * b).gt_(tau)  # 1 or 0 in b's dtype: m and b agree in sign, and m is large
+    if overflow is not None:
+        m.copy_(torch.where(overflow > 0, before, m))
+        flips.masked_fill_(overflow > 0, 0)
     b.mul_(flips.mul_(-2).add_(1))

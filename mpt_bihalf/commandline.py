@@ -15,6 +15,7 @@ from typing import Any, NoReturn, TypeVar
 import simple_parsing
 from simple_parsing.helpers.custom_actions import BooleanOptionalAction
 
+from .distributed import PartFailed, first_to_tell, lead
 from .signals import raise_when_terminated
 
 Options = TypeVar("Options", bound=Any)
@@ -112,12 +113,13 @@ def run_command(command: Callable[[], object]) -> None:
         sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115
     try:
         with raise_when_terminated():
-            command()
+            lead(command)
         sys.stdout.flush()
     except KeyboardInterrupt as stop:
-        print(f"interrupted: {str(stop) or 'the same command goes on from here'}", file=sys.stderr)
+        if first_to_tell():
+            print(f"interrupted: {str(stop) or 'the same command goes on from here'}", file=sys.stderr)
         sys.exit(128 + getattr(stop, "signum", signal.SIGINT))
-    except CommandFailed as fault:
+    except (CommandFailed, PartFailed) as fault:
         fail(str(fault), status=1)
     except (ValueError, OSError) as fault:
         if isinstance(fault, BrokenPipeError) and _nobody_reads():

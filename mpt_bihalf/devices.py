@@ -6,9 +6,12 @@ import ctypes
 import platform
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
+import torch.distributed
 from torch import Tensor
+from torch.amp import GradScaler
 
 
 def pick_device(name: str) -> torch.device:
@@ -26,6 +29,20 @@ def pick_device(name: str) -> torch.device:
         here = "auto, cpu" + (f", {accelerator.type}" if accelerator else "")
         raise ValueError(f"device {name!r} is not available here; use one of: {here}") from None
     return torch.device("cpu") if device.type == "cpu" else device
+
+
+def check_shared(name: str, processes: int) -> None:
+    """ValueError where so many processes of this machine cannot have a device of this kind each."""
+    device = torch.device(name)
+    if device.type == "cpu":
+        return
+    if device.index is not None:
+        raise ValueError(f"each process takes an accelerator of its own: say {device.type}, not {name}")
+    if accelerators() < processes:
+        raise ValueError(
+            f"{processes} processes are more than the {accelerators()} accelerators here: give torchrun "
+            f"--nproc-per-node {accelerators()}, or --device cpu"
+        )
 
 
 def device_name(device: torch.device) -> str:
@@ -50,6 +67,33 @@ def use_accelerator(index: int) -> None:
     torch.accelerator.set_device_index(index)
 
 
+def collective_backends(device: torch.device) -> str:
+    """What `torch.distributed` works with on this device and, for what must not wait for a device, on the host."""
+    backends = {kind: torch.distributed.get_default_backend_for_device(kind) for kind in ("cpu", device.type)}
+    return ",".join(f"{kind}:{backend}" for kind, backend in backends.items())
+
+
+def has_sync_batch_norm(device: torch.device) -> bool:
+    """Whether torch's own synchronised batch norm works on this device."""
+    return device.type in ("cuda", "xpu", "hpu", torch._C._get_privateuse1_backend_name())
+
+
+def autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[Any]:
+    """Layers compute in this dtype, None: in that of their tensors, whatever is set outside.
+
+    Without effect on a device that has no mixed precision.
+    """
+    there = torch.amp.is_autocast_available(device.type)
+    if not there or (dtype is None and not torch.is_autocast_enabled(device.type)):
+        return nullcontext()
+    return torch.autocast(device.type, dtype, enabled=dtype is not None)
+
+
+def loss_scaler(device: torch.device, wanted: bool) -> GradScaler:
+    """For gradients that float16 cannot hold unscaled; one that does nothing where not wanted or not to be had."""
+    return GradScaler(device.type, enabled=wanted and torch.amp.is_autocast_available(device.type))
+
+
 def host_reads_free(tensor: Tensor) -> bool:
     """Whether the host may look at the values without waiting for a device."""
     return tensor.device.type == "cpu"
@@ -58,12 +102,6 @@ def host_reads_free(tensor: Tensor) -> bool:
 def fused_optimizers(device: torch.device) -> bool:
     """Whether torch has its fused optimizers on this device."""
     return device.type in ("cpu", "cuda", "xpu")
-
-
-def without_autocast(device: torch.device) -> AbstractContextManager[object]:
-    """Within, no operation on this device computes in fewer digits than its operands have."""
-    known = torch.amp.autocast_mode.is_autocast_available(device.type)
-    return torch.autocast(device.type, enabled=False) if known else nullcontext()
 
 
 def keep_freed_memory() -> None:

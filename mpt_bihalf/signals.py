@@ -23,30 +23,44 @@ class Stopped(KeyboardInterrupt):
         return type(self), (self.signum, str(self))  # it may have to reach another process
 
 
+Agree = Callable[[int | None], int | None]
+
+
 class Stop:
-    """Whether an end was asked for, and by which signal."""
+    """Whether an end was asked for, and by which signal.
+
+    agree: of the signal that this process was sent, if any, makes the one that all processes of the work go by.
+    """
 
     signum: int | None = None
 
+    def __init__(self, agree: Agree = lambda signum: signum) -> None:
+        self._agree = agree
+
     def check(self) -> None:
         """Raise Stopped if an end was asked for."""
-        if self.signum is not None:
-            raise Stopped(self.signum)
+        signum = self._agree(self.signum)
+        if signum is not None:
+            raise Stopped(signum)
 
-    def between(self, items: Iterable[Item]) -> Iterator[Item]:
-        """The items, with a check before each."""
+    def between(self, items: Iterable[Item], checks: int = 0) -> Iterator[Item]:
+        """The items, with a check before each, and in the end more up to `checks`: others may have more items."""
         for item in items:
             self.check()
+            checks -= 1
             yield item
+        for _ in range(checks):
+            self.check()
 
 
 @contextmanager
-def stop_when_asked() -> Iterator[Stop]:
+def stop_when_asked(agree: Agree = lambda signum: signum) -> Iterator[Stop]:
     """Within, SIGINT and SIGTERM only ask for an end, in the main thread; a second SIGINT raises KeyboardInterrupt.
 
-    The work within looks at the `Stop` given. If it ends without having done so, Stopped is raised after it.
+    The work within looks at the `Stop` given. If it ends without having done so, Stopped is raised after it. agree: see
+    `Stop`; it may answer one check later.
     """
-    stop = Stop()
+    stop = Stop(agree)
 
     def ask(signum: int, _: FrameType | None) -> None:
         if signum == stop.signum == signal.SIGINT:
@@ -56,7 +70,8 @@ def stop_when_asked() -> Iterator[Stop]:
 
     with _handling(ask, signal.SIGINT, signal.SIGTERM):
         yield stop
-    stop.check()
+    for _ in range(2):  # with others it may take a second to hear of what came last
+        stop.check()
 
 
 @contextmanager
@@ -73,7 +88,7 @@ def raise_when_terminated() -> Iterator[None]:
         try:
             yield
         except KeyboardInterrupt as stop:
-            if asked and not isinstance(stop, Stopped):  # compiled code may have made it a plain one on its way
+            if asked and type(stop) is KeyboardInterrupt:  # compiled code may have made it a plain one on its way
                 raise Stopped(asked[0]) from stop
             raise
 

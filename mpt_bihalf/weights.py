@@ -20,7 +20,7 @@ from torch.nn.utils import parametrize
 from . import kernels
 from .activations import BinaryActivation
 from .counts import Number, fraction_within
-from .devices import without_autocast
+from .devices import autocast
 from .gradients import LATENT_GRADIENTS, SCORE_GRADIENTS, Gradient
 from .latent import Latent, filters
 from .masks import SCOPES, GlobalRanking, check_places, edge_popup
@@ -62,7 +62,7 @@ class BinaryWeight(nn.Module):
 
     def forward(self, weight: Tensor) -> Tensor:
         # Mixed precision is for the layers: what is kept, its sign and its scale are not decided in fewer digits.
-        with torch.no_grad(), without_autocast(weight.device):
+        with torch.no_grad(), autocast(weight.device, None):
             latent, mask, positive = self._decide(weight)
             alpha = self.method.scale(weight, mask)
         return cast(Tensor, _StraightThrough.apply(weight, self.scores, positive, mask, alpha, latent, self.method))
@@ -74,7 +74,8 @@ class BinaryWeight(nn.Module):
     @torch.no_grad()
     def binary(self, weight: Tensor) -> Tensor:
         """B of the latent `weight`: -1, 0 (pruned), +1 in its shape and dtype."""
-        _, mask, positive = self._decide(weight)
+        with autocast(weight.device, None):
+            _, mask, positive = self._decide(weight)
         return kernels.signed(positive, mask, weight.new_ones(()))
 
     @torch.no_grad()

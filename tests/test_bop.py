@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from copy import deepcopy
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -94,6 +96,24 @@ def test_its_state_can_be_saved_and_loaded() -> None:
     optimizer.load_state_dict(state[1])
     steps(resumed, optimizer, 3, 6)
     assert torch.equal(resumed.weight, through.weight) and not torch.equal(resumed.weight, made()[0].weight)
+
+
+def test_a_step_that_a_loss_scaler_gives_up_changes_nothing() -> None:
+    layer = binarize_weights(nn.Linear(12, 5), "bop", seed=0)
+    optimizer = Bop(parameter_groups(layer), gamma=0.2, tau=0.0, fused=True, momentum=0.9)
+    for step, overflow in enumerate([0.0, 1.0, 1.0, 0.0]):
+        optimizer.zero_grad()
+        c = torch.randn(5, 12, generator=torch.Generator().manual_seed(step // 3))
+        ((layer.weight * c).sum() + layer.bias.sum()).backward()
+        if overflow:
+            for parameter in layer.parameters():
+                parameter.grad.view(-1)[0] = float("inf")  # type: ignore[union-attr]
+        before = deepcopy([*layer.state_dict().values(), *(m for s in optimizer.state.values() for m in s.values())])
+        optimizer.found_inf = torch.tensor(overflow)  # as GradScaler does
+        optimizer.step()
+        after = [*layer.state_dict().values(), *(m for s in optimizer.state.values() for m in s.values())]
+        same = [torch.equal(one, other) for one, other in zip(before, after, strict=False)]
+        assert all(same) if overflow else not all(same)
 
 
 def test_parameters_of_other_models_do_not_flip() -> None:

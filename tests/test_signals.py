@@ -46,6 +46,31 @@ def test_a_loop_ends_between_two_items_once_asked(signum: int) -> None:
     assert (end.value.signum, seen) == (signum, [0, 0, 1, 1, 2, 2])
 
 
+def test_a_loop_goes_by_what_all_agree_on_and_makes_as_many_checks_as_another() -> None:
+    told: list[int | None] = [None, None, None, signal.SIGTERM]
+    seen: list[str] = []
+    stop = Stop(agree=lambda signum: told.pop(0))
+    with pytest.raises(Stopped) as end:
+        seen.extend(stop.between("ab", checks=5))
+    assert (seen, end.value.signum, told) == (["a", "b"], signal.SIGTERM, [])
+
+
+def test_an_answer_that_comes_a_check_later_is_waited_for_in_the_end() -> None:
+    before: list[int | None] = [None]
+
+    def agree(signum: int | None) -> int | None:
+        before.append(signum)
+        return before.pop(0)
+
+    def work() -> None:
+        with stop_when_asked(agree) as stop:
+            stop.check()
+            send(signal.SIGTERM)
+
+    with pytest.raises(Stopped):
+        work()
+
+
 @pytest.mark.parametrize("signum", ASKING)
 def test_what_nobody_looked_at_is_not_lost(signum: int) -> None:
     done = []

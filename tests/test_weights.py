@@ -133,6 +133,63 @@ def test_any_float_dtype_is_binarized_alike(method: str, scope: str, dtype: torc
     assert_binarized_as_specified(binarize_weights(small().to(dtype), method, scope=scope), method, 0.5, 0.5, scope)
 
 
+def large_layer(dtype: torch.dtype) -> nn.Linear:
+    """90,000 weights, and sums of them that float16 cannot hold."""
+    layer = nn.Linear(300, 300, bias=False)
+    with torch.no_grad():
+        layer.weight.copy_(100 * torch.randn(300, 300, generator=torch.Generator().manual_seed(0)))
+    return layer.to(dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("way", ["binarized there", "converted"])
+@pytest.mark.parametrize(("method", "scope"), BINARY_METHODS_AND_SCOPES)
+def test_counts_and_sums_of_a_large_layer_do_not_overflow_in_half_precision(
+    method: str, scope: str, way: str, dtype: torch.dtype
+) -> None:
+    layer = large_layer(torch.float32 if way == "converted" else dtype)
+    model = binarize_weights(nn.Sequential(layer), method, 0.3, 0.5, scope, init="keep", seed=0).to(dtype)
+    ((_, part, weight),) = binary_layers(model)
+    assert weight.dtype == dtype
+    binary = part.binary(weight)
+    kept = binary != 0
+    if method in MASKED_METHODS:
+        per_filter = scope == "filter" or method in ("mpt-balanced", "magnitude-bihalf")
+        assert kept.sum() == 63_000
+        assert not per_filter or set(kept.sum(1).tolist()) == {210}
+    if method in BIT_RATIO_METHODS:
+        assert torch.equal((binary > 0).sum(1), (kept.sum(1) + 1) // 2)
+    alpha = scale_of(method, weight.detach().double(), kept)
+    used = torch.as_tensor(alpha) * binary.double()
+    tolerance = 2 * torch.finfo(dtype).eps
+    assert torch.allclose(model[0].weight.detach().double(), used, rtol=tolerance, atol=0)
+
+
+class Rows(nn.Module):
+    """A scale that an autocast would round: a sum by a matrix product."""
+
+    def forward(self, weight: Tensor, mask: Tensor | None) -> Tensor:
+        rows = weight.abs().flatten(1)
+        return (rows @ rows.new_ones(rows.shape[1], 1)).sum() / weight.numel()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(("method", "scope"), BINARY_METHODS_AND_SCOPES)
+def test_mixed_precision_changes_no_bit_of_masks_signs_and_scales(
+    method: str, scope: str, dtype: torch.dtype, device: torch.device
+) -> None:
+    for scale in (None, Rows()):
+        model = binarize_weights(small().to(device), method, 0.4, 0.5, scope, scale=scale, seed=0)
+        plain = [(part.binary(weight), part(weight)) for _, part, weight in binary_layers(model)]
+        with torch.autocast(device.type, dtype):
+            mixed = [(part.binary(weight), part(weight)) for _, part, weight in binary_layers(model)]
+            out = model(small_input().to(device))
+        assert out.dtype == dtype  # so it was on
+        for before, after in zip(plain, mixed, strict=True):
+            for one, other in zip(before, after, strict=True):
+                assert one.dtype == other.dtype and torch.equal(one, other)
+
+
 @pytest.mark.parametrize("method", BINARY_METHODS)
 @pytest.mark.parametrize(
     "layer", [nn.Conv1d(4, 3, 5), nn.Conv3d(2, 3, 2), nn.Conv2d(6, 4, 3, groups=2), nn.Linear(9, 1)], ids=str

@@ -17,7 +17,8 @@ from ..sweep.records import record
 from ..sweep.shown import Shown
 from ..sweep.status import OVER, Survey, strangers_text
 from ..training import Run
-from ..training.loop import FIGURES, FINISHED
+from ..training.loop import FIGURES
+from ..training.record import FINISHED
 from .figures import draw_sweep, save_figure
 from .outcome import STYLES
 from .tables import LEADING, MISSING, SETTING, SUMMARY, View, summarise_trials, sweep_tables, varied_fields

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from ..methods import find_method
 from ..recipes import Recipe
 from ..training import Run
-from ..training.config import usable_cores
+from ..training.config import cores_for
 from .engines import EngineOptions, check_engine
 
 MOST_TRIALS = 10_000
@@ -71,7 +71,7 @@ class Experiment(EngineOptions):
         if self.threads is not None:
             settings["threads"] = self.threads
         if not settings.get("threads"):
-            settings["threads"] = 1 if self.engine == "ray" else max(1, usable_cores() // (self.jobs or 1))
+            settings["threads"] = 1 if self.chosen == "ray" else cores_for(self.jobs or 1)
         models, methods = words(self.models) or recipe.models, words(self.methods) or recipe.methods
         found: dict[Run, None] = {}
         for model, method in product(models, methods):
@@ -80,7 +80,7 @@ class Experiment(EngineOptions):
                 run = Run(**{**settings, **own, **changes, "model": model, "method": method})
                 for trial in range(trials):
                     trial_run = replace(run, seed=self.seed + trial)
-                    found[trial_run.resolved(here=self.engine != "ray")] = None
+                    found[trial_run.resolved(here=self.chosen != "ray")] = None
         return list(found)
 
     def chosen_recipe(self) -> Recipe:

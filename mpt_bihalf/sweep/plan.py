@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from ..distributed import typed_command
 from ..files import read_json, read_text, refuse_links, write_text
 from ..training import Run
 
@@ -40,7 +40,7 @@ def write_plan(out: Path, runs: Sequence[Run], command: Sequence[str] | None = N
     common = {name: rows[0][name] for name in names if all(row[name] == rows[0][name] for row in rows)} if rows else {}
     varied = [name for name in names if name not in common]
     plan = {
-        "command": list(sys.orig_argv if command is None else command),
+        "command": list(typed_command() if command is None else command),
         "common": common,
         "varied": varied,
         "runs": [[row[name] for name in varied] for row in rows],

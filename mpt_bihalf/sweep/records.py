@@ -13,7 +13,8 @@ import pandas as pd
 from ..files import read_json, write_csv
 from ..methods import METHODS
 from ..training import Run
-from ..training.loop import DIVERGED, FIGURES, FINISHED, RESULT
+from ..training.loop import FIGURES
+from ..training.record import DIVERGED, FINISHED, RESULT
 
 # Why the last attempt at a run failed.
 FAILURE = "failure.json"

@@ -19,7 +19,7 @@ from tabulate import tabulate
 from ..commandline import one_line
 from ..files import read_json, read_text
 from ..training import Run
-from ..training.loop import FINISHED
+from ..training.record import FINISHED
 from .claim import held, read_claim
 from .plan import Plan, find_plans
 from .records import FAILURE, MOST_FIGURES, in_order, is_number, read_result, read_run, run_folders

@@ -5,16 +5,14 @@ from __future__ import annotations
 import time
 import traceback
 from contextlib import suppress
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
-from ..data import Dataset, load_dataset
 from ..files import refuse_links, remove_leftovers, write_json
 from ..training import Run, train
-from ..training.loop import Tell
+from ..training.loop import Tell, kept_data
 from .claim import CLAIM, claimed
 from .records import FAILURE, read_result, run_folder
 
@@ -41,7 +39,7 @@ def perform(run: Run, out: Path, tell: Tell | None = None) -> Outcome:
             remove_leftovers(folder, (CLAIM, FAILURE))
             result = read_result(folder, run)
             if result is None:
-                result = train(run, folder, _data(run.data, run.data_root, run.image_size), tell)
+                result = train(run, folder, kept_data(run.data, run.data_root, run.image_size), tell)
             (folder / FAILURE).unlink(missing_ok=True)
             return Outcome(run, result)
     except Exception as fault:
@@ -56,11 +54,6 @@ def failed(run: Run, out: Path, error: str, trace: str = "") -> Outcome:
         refuse_links(folder, out)
         write_json(folder / FAILURE, {"error": error, "traceback": trace, "when": time.time()})
     return Outcome(run, error=error)
-
-
-@lru_cache(maxsize=1)
-def _data(name: str, root: str, image_size: int) -> Dataset:
-    return load_dataset(name, root or None, image_size or None)
 
 
 def _told(fault: Exception) -> str:

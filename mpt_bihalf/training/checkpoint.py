@@ -13,8 +13,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.amp import GradScaler
 from torch.optim import Adam, Optimizer
 
+from ..devices import loss_scaler
+from ..distributed import ALONE, Team
 from ..files import write_whole
 from .config import Run
 from .log import MEASURED, TRACED, LayerLog, Trace
@@ -31,12 +34,13 @@ class State:
 
     model: nn.Module
     optimizer: Optimizer | None
+    scaler: GradScaler
     steps: int
     """of an epoch"""
     log: LayerLog
     trace: Trace
     totals: Tensor
-    """[3] float32 on the device: loss sum, top-1 hits, top-5 hits of the steps done"""
+    """[3] float32 on the device: loss sum, top-1 hits, top-5 hits of the steps done, of this process's images"""
     step: int = 0
     """how many are done"""
     history: History = field(default_factory=lambda: {"epochs": [], "layers": [], "trace": []})
@@ -47,8 +51,9 @@ class State:
         """Nothing done yet, or all that the model has come to by this epoch, the last one that it was trained in."""
         start_epoch(model, run, epoch)
         device = next(model.parameters()).device
+        scaler = loss_scaler(device, run.precision == "fp16")
         trace = Trace(model, run.trace, steps)
-        return cls(model, optimizer, steps, LayerLog(model), trace, torch.zeros(3, device=device))
+        return cls(model, optimizer, scaler, steps, LayerLog(model), trace, torch.zeros(3, device=device))
 
     @property
     def epoch(self) -> int:
@@ -62,35 +67,46 @@ class State:
         self.totals.zero_()
 
 
-def save_checkpoint(folder: Path, run: Run, state: State) -> None:
-    """Write the state whole or not at all. Raises OSError, naming the file, where there is no room, say."""
+def save_checkpoint(folder: Path, run: Run, state: State, totals: Tensor | None = None) -> None:
+    """Write the state whole or not at all. Raises OSError, naming the file, where there is no room, say.
+
+    totals: those of all processes, [processes, 3], where there are several.
+    """
     log, trace = state.log, state.trace
+    unfinished = state.optimizer is not None and state.epoch < run.epochs
     content = {
         "run": {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(run).items()},
         "model": state.model.state_dict(),
-        "optimizer": state.optimizer.state_dict() if state.optimizer and state.epoch < run.epochs else None,
+        "optimizer": state.optimizer.state_dict() if state.optimizer and unfinished else None,
+        "scaler": state.scaler.state_dict() if unfinished else None,
         "history": state.history,
         "step": state.step,
-        "under_way": {"totals": state.totals, "signs": log.signs, "flips": trace.flips, "seen": trace.seen}
-        if state.step
-        else None,
+        "under_way": None,
     }
+    if state.step:
+        totals = state.totals if totals is None else totals
+        content["under_way"] = {"totals": totals, "signs": log.signs, "flips": trace.flips, "seen": trace.seen}
     packed = io.BytesIO()  # of what goes wrong with a file torch makes a RuntimeError that does not tell
     torch.save(content, packed)
     write_whole(folder / CHECKPOINT, lambda file: file.write(packed.getbuffer()))
 
 
-def load_checkpoint(folder: Path, run: Run, model: nn.Module, optimizer: Optimizer | None, steps: int) -> State | None:
+def load_checkpoint(
+    folder: Path, run: Run, model: nn.Module, optimizer: Optimizer | None, steps: int, team: Team = ALONE
+) -> State | None:
     """The state of the last checkpoint, in this model and optimizer; None if there is none. steps: of an epoch.
+
+    Of several processes the first alone looks into the folder and hands on what it finds.
 
     Nothing but tensors and plain values is unpickled, and of the optimizer nothing but tensors is taken. Raises
     ValueError for a file that is no checkpoint of this run; model and optimizer may then hold a part of it. Raises
     OSError for one that cannot be read.
     """
     path = folder / CHECKPOINT
-    if not path.exists():
+    found = team.spread(_read(path) if team.leads else None)
+    if found is None:
         return None
-    packed = io.BytesIO(path.read_bytes() if path.is_file() else b"")
+    packed = io.BytesIO(found)
     try:
         _check_archive(packed)
         content = torch.load(packed, map_location="cpu", weights_only=True)
@@ -101,18 +117,26 @@ def load_checkpoint(folder: Path, run: Run, model: nn.Module, optimizer: Optimiz
         state = State.begin(run, model, optimizer, steps, last)
         state.history = _sound(content["history"], run, list(state.log.signs))
         if content.get("step"):
-            _load_under_way(state, content["step"], **content["under_way"])
+            _load_under_way(state, team, content["step"], **content["under_way"])
         done = state.epoch * steps + state.step
         if not 0 < done <= run.epochs * steps:
             raise ValueError("it has gone further than the run")
         if optimizer and state.epoch < run.epochs:
-            _load_optimizer(optimizer, content["optimizer"]["state"], done)
+            _load_optimizer(optimizer, content["optimizer"]["state"], done, state.scaler.is_enabled())
+            _load_scaler(state.scaler, content.get("scaler") or {})
     except Exception as fault:  # a file that is truncated, corrupted or something else makes torch raise many kinds
         if isinstance(fault, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(fault):
             raise  # nothing is wrong with the file
         reason = f"{type(fault).__name__}: {fault}".splitlines()[0]
         raise ValueError(f"{path} is no checkpoint to go on from ({reason})") from fault
     return state
+
+
+def _read(path: Path) -> bytes | None:
+    """What lies there, None if nothing does, no bytes for what is no file."""
+    if not path.exists():
+        return None
+    return path.read_bytes() if path.is_file() else b""
 
 
 def _check_archive(packed: io.BytesIO) -> None:
@@ -145,26 +169,30 @@ def _load_model(model: nn.Module, stored: dict[str, Tensor]) -> None:
 
 
 def _load_under_way(
-    state: State, step: int, totals: Tensor, signs: dict[str, Tensor], flips: Tensor, seen: list[Tensor]
+    state: State, team: Team, step: int, totals: Tensor, signs: dict[str, Tensor], flips: Tensor, seen: list[Tensor]
 ) -> None:
     device = state.totals.device
     if type(step) is not int or not 0 < step <= state.steps or len(seen) != state.trace.looks(step):
         raise ValueError("its epoch under way is not one of the run")
-    _check_tensor("totals", totals, state.totals)
+    everyones = state.totals.expand(team.processes, -1) if team.processes > 1 else state.totals
+    _check_tensor("totals", totals, everyones)
     _check_tensor("flips", flips, state.trace.flips)
     for name, own in state.log.signs.items():
         _check_tensor(f"sign of {name}", signs[name], own)
     for values in seen:
         _check_tensor("trace", values, torch.empty(len(TRACED)))
     state.step = step
-    state.totals.copy_(totals)
+    state.totals.copy_(totals.view(-1, 3)[team.rank])
     state.trace.flips.copy_(flips)
     state.trace.seen = [values.to(device) for values in seen]
     state.log.signs = {name: signs[name].to(device) for name in state.log.signs}
 
 
-def _load_optimizer(optimizer: Optimizer, stored: dict[int, dict[str, Tensor]], done: int) -> None:
-    """Take over the tensors of an optimizer that has made so many steps; its settings stay our own."""
+def _load_optimizer(optimizer: Optimizer, stored: dict[int, dict[str, Tensor]], done: int, skips: bool) -> None:
+    """Take over the tensors of an optimizer that has made so many steps; its settings stay our own.
+
+    skips: whether it may have made fewer, as a loss scaler makes it.
+    """
     own = optimizer.state_dict()
     for group, indices in zip(optimizer.param_groups, own["param_groups"], strict=True):
         names = _moments(optimizer, group)
@@ -176,10 +204,26 @@ def _load_optimizer(optimizer: Optimizer, stored: dict[int, dict[str, Tensor]], 
             for name, value in moments.items():
                 like = torch.tensor(float(min(done, 2**24))) if name == "step" else parameter  # float32 stops there
                 _check_tensor(name, value, like)
-                if not value.isfinite().all() or (name == "step" and value != like):
+                wrong = name == "step" and not (
+                    value == like or (skips and 0 <= value < like and value == value.round())
+                )
+                if not value.isfinite().all() or wrong:
                     raise ValueError(f"its {name} is none that the run has come to")
                 own["state"][index][name] = torch.empty_like(like, requires_grad=False).copy_(value)
     optimizer.load_state_dict(own)
+
+
+def _load_scaler(scaler: GradScaler, stored: dict[str, float]) -> None:
+    """Take over the scale and how long it has held; the settings stay our own."""
+    own = scaler.state_dict()
+    if set(stored) != set(own):
+        raise ValueError("its loss scaler is not that of the run")
+    for name in ("scale", "_growth_tracker") if own else ():
+        if type(stored[name]) is not type(own[name]) or not 0 <= stored[name] < float("inf"):
+            raise ValueError(f"its loss scaler's {name} is none that the run has come to")
+        own[name] = stored[name]
+    if own:
+        scaler.load_state_dict(own)
 
 
 def _moments(optimizer: Optimizer, group: dict[str, Any]) -> set[str]:

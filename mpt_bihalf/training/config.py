@@ -14,7 +14,8 @@ from typing import Any, Literal
 from ..activations import ACTIVATION_GRADIENTS
 from ..counts import fraction_within
 from ..data import check_name, short_data
-from ..devices import pick_device
+from ..devices import check_shared, pick_device
+from ..distributed import launched
 from ..gradients import LATENT_GRADIENTS, SCORE_GRADIENTS, Ede
 from ..masks import SCOPES
 from ..methods import METHODS, find_method
@@ -26,7 +27,15 @@ from ..weights import INITS
 WHERE = ("data_root", "workers")
 # Fields that came later, with what they are in runs made before: at that value they are left out of the hash, so that
 # these runs keep their names.
-ADDED = {"width": 1.0, "activations": "real", "prune_epochs": 0, "ede_t0": Ede.t0, "workers": 0}
+ADDED = {
+    "width": 1.0,
+    "activations": "real",
+    "prune_epochs": 0,
+    "ede_t0": Ede.t0,
+    "processes": 1,
+    "sync_bn": False,
+    "workers": 0,
+}
 RISES_FROM = 0.5  # where a rising pruning rate starts, in the MPT authors' later code
 RESNET20_T0 = 1e-3  # where EDE's sharpness starts on 1/1 ResNet-20, in IR-Net's code
 
@@ -106,10 +115,15 @@ class Run:
     """auto (an accelerator if there is one), cpu, or any torch device"""
     trace: int = 0
     """record flips, entropies and magnitudes of each layer every so many steps, in trace.csv; 0: none"""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """bf16 computes layers in mixed precision; masks, signs and scales are decided in fp32 either way"""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """bf16 and fp16 (with its loss scaled) compute layers in mixed precision; masks, signs and scales are decided in
+    fp32 either way"""
     threads: int = 0
-    """CPU threads; 0: one a core"""
+    """CPU threads of each process; 0: one a core, the cores divided among the processes of this machine"""
+    processes: int = 1
+    """how many share each batch, a part of it to each: what torchrun starts (--nproc-per-node times --nnodes)"""
+    sync_bn: bool = False
+    """batch norm over the whole batch, where several processes share it, not over the part of each"""
     workers: int = 0
     """processes that decode images, where those do not fit into memory; 0: as many as threads, 16 at most"""
 
@@ -124,7 +138,7 @@ class Run:
             ("score_gradient", SCORE_GRADIENTS),
             ("optimizer", ["sgd", "adam"]),
             ("schedule", ["cosine", "step", "constant"]),
-            ("precision", ["fp32", "bf16"]),
+            ("precision", ["fp32", "bf16", "fp16"]),
             ("activations", ["real", "binary", *ACTIVATION_GRADIENTS]),
         ):
             if getattr(self, field) not in known:
@@ -143,6 +157,7 @@ class Run:
             ("threads", 0, 1024),
             ("trace", 0, 1_000_000),
             ("prune_epochs", 0, 1_000_000),
+            ("processes", 1, 1_000_000),
             ("workers", 0, 1024),
         ):
             if not lowest <= getattr(self, field) <= highest:
@@ -160,6 +175,8 @@ class Run:
             raise ValueError(f"momentum must lie in [0, 1), not {self.momentum}")
         if self.schedule == "step" and not self.milestones:
             raise ValueError("the step schedule needs --milestones")
+        if self.batch_size % self.processes:
+            raise ValueError(f"batch_size {self.batch_size} cannot be divided evenly among {self.processes} processes")
         if any(milestone < 1 for milestone in self.milestones):
             raise ValueError(f"milestones must be epochs from 1 on, not {min(self.milestones)}")
         self._canonise()
@@ -220,10 +237,25 @@ class Run:
     def resolved(self, here: bool = True) -> Run:
         """The run with this machine's device and thread count in the place of `auto` and 0, as its hash needs them.
 
-        ValueError for a device that is not here, unless the run is to be done elsewhere.
+        And with the processes that torchrun has started, if it has. ValueError for a device that is not here, unless
+        the run is to be done elsewhere, and for another number of processes.
         """
+        launch = launched()
         device = str(pick_device(self.device)) if here or self.device == "auto" else self.device
-        return replace(self, device=device, threads=self.threads or usable_cores())
+        if self.processes not in (1, launch.processes):
+            raise ValueError(
+                f"processes is {self.processes}, but this command was started with {launch.processes}: "
+                f"start it with torchrun --nproc-per-node {self.processes}"
+            )
+        if launch.processes > 1:
+            check_shared(device, launch.local_processes)
+        return replace(
+            self,
+            device=device,
+            threads=self.threads or cores_for(1),
+            processes=launch.processes,
+            sync_bn=self.sync_bn and launch.processes > 1,
+        )
 
     @property
     def hash(self) -> str:
@@ -279,6 +311,11 @@ def _check_type(name: str, value: Any, default: Any) -> None:
 
 def _absolute(folder: str) -> str:
     return str(Path(os.path.expanduser(folder)).absolute())
+
+
+def cores_for(jobs: int) -> int:
+    """The CPU cores that each of so many runs at a time may use, each of this launch's processes; at least 1."""
+    return max(1, usable_cores() // (jobs * launched().local_processes))
 
 
 def usable_cores() -> int:

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import sys
-import tempfile
-import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
-from dataclasses import asdict
-from functools import partial
-from math import isfinite
+from contextlib import contextmanager
+from functools import lru_cache, partial
+from math import ceil, isfinite
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.amp import GradScaler
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
 from torch.optim import SGD, Adam, Optimizer
@@ -23,26 +20,23 @@ from tqdm import tqdm
 from ..activations import EdeActivation, Estimator
 from ..bop import Bop, parameter_groups
 from ..data import Dataset, evaluation_batches, load_dataset, training_batches
-from ..devices import fused_optimizers, keep_freed_memory, reproducible_kernels
-from ..files import remove_leftovers, write_csv, write_json
+from ..devices import autocast, fused_optimizers, keep_freed_memory, reproducible_kernels
+from ..distributed import ALONE, Team, launched, together
 from ..gradients import Ede, Gradient
 from ..models import create_model, find_network
 from ..signals import Stopped, stop_when_asked
 from ..weights import binarize_weights, find_nan
-from .checkpoint import CHECKPOINT, History, State, load_checkpoint, save_checkpoint
+from .checkpoint import State, load_checkpoint
 from .config import Run
-from .environment import environment
-from .events import Curves
+from .record import DIVERGED, FINISHED, NoRecord, Record
 from .schedule import learning_rate, start_epoch, start_step
 
 # Images and pixels of a batch in evaluation, at most.
 EVALUATION_BATCH, EVALUATION_PIXELS = 500, 500 * 64 * 64
 # Processes that decode images by default, at most: each has batches ready.
 MOST_WORKERS = 16
-METRICS, LAYERS, TRACE = "metrics.csv", "layers.csv", "trace.csv"
-CONFIG, ENVIRONMENT, TIMES, RESULT = "config.json", "environment.json", "times.json", "result.json"
-WRITTEN = (METRICS, LAYERS, TRACE, CONFIG, ENVIRONMENT, TIMES, RESULT, CHECKPOINT)
-FINISHED, DIVERGED = "finished", "diverged"
+MIXED = {"bf16": torch.bfloat16, "fp16": torch.float16}
+NO_SCALER = GradScaler(enabled=False)
 FIGURES = [f"{split}_{figure}" for split in ("train", "test") for figure in ("loss", "top1", "top5")]
 
 
@@ -72,58 +66,76 @@ def train(run: Run, folder: Path, dataset: Dataset | None = None, tell: Tell | N
 
     SIGINT and SIGTERM, in the main thread, end it after the step under way: the checkpoint is written as of then, and
     Stopped is raised. Raises ValueError for data and models that do not fit the run.
+
+    Where torchrun has started several processes, the first calls this, and all train the run together.
     """
+    dataset = prepare(run, dataset)
+    with together(take_part, run, folder, device=torch.device(run.device)) as team:
+        return train_together(team, run, folder, dataset, Record(folder, run), tell)
+
+
+def take_part(run: Run, folder: Path, team: Team) -> None:
+    """What another process than the first does in `train`; the folder is the first one's."""
+    dataset = prepare(run, kept_data(run.data, run.data_root, run.image_size))
+    train_together(team, run, folder, dataset, NoRecord(), lambda progress: None)
+
+
+def prepare(run: Run, dataset: Dataset | None = None) -> Dataset:
+    """Set up this process for the run, and give its data on its device; ValueError for what cannot be."""
+    if run.processes != launched().processes:
+        raise ValueError(f"the run is one of {run.processes} processes, and {launched().processes} are here")
     torch.set_num_threads(run.threads)
     reproducible_kernels()
     keep_freed_memory()
-    device = torch.device(run.device)
     check_network(run)
-    dataset = (dataset or load_run_data(run)).to(device).decoded_by(decoders(run))
+    dataset = (dataset or load_run_data(run)).to(torch.device(run.device)).decoded_by(decoders(run))
     check_fits(run, dataset)
+    return dataset
+
+
+def train_together(
+    team: Team, run: Run, folder: Path, dataset: Dataset, record: Record, tell: Tell | None
+) -> dict[str, Any]:
+    """`train` in each process of a team. record: what to write, if anything; only the first reads the folder."""
     dataset, validation = dataset.hold_out(run.holdout) if run.holdout else (dataset, None)
-    folder.mkdir(parents=True, exist_ok=True)
-    remove_leftovers(folder, WRITTEN)
-    state = resume(folder, run, dataset)
+    state = resume(team, run, folder, dataset, record)
+    record.begin(state)
     model, optimizer, history, steps = state.model, state.optimizer, state.history, state.steps
-    write_json(folder / CONFIG, asdict(run))
-    write_json(folder / ENVIRONMENT, environment(device, run.threads))
+    parallel = team.parallel(model, run.sync_bn)
     first, total = state.epoch, run.epochs * steps
-    curves = Curves(folder, run, first + 1, first * steps + 1)
-    started = time.perf_counter()
-    with stop_when_asked() as stop, telling(run, tell, first * steps + state.step, total) as told:
+    with stop_when_asked(team.agree) as stop, telling(run, tell, first * steps + state.step, total) as told:
         try:
             for epoch in range(first, run.epochs):
                 model.train()
                 start_epoch(model, run, epoch)
-                batches = training_batches(dataset, run.batch_size, run.seed, epoch, first=state.step)
+                batches = training_batches(dataset, run.batch_size, run.seed, epoch, first=state.step, share=team.share)
                 for x, y in stop.between(batches):
-                    start_step(optimizer, run, epoch, epoch * steps + state.step, total)
-                    state.totals += train_step(model, optimizer, x, y, run.precision)
+                    start_step(optimizer, run, epoch, epoch * steps + state.step, total, team.rank)
+                    state.totals += train_step(parallel, optimizer, x, y, run.precision, state.scaler)
                     state.step += 1
                     state.trace.look(state.step)
                     told(Progress(epoch * steps + state.step, total))
-                figures = {"epoch": epoch + 1, **_means(state.totals, steps * run.batch_size, "train")}
+                figures = {"epoch": epoch + 1, **_means(team.sum(state.totals), steps * run.batch_size, "train")}
+                team.level(model)
                 for split, images in (("validation", validation), ("test", dataset.test)):
                     if images is not None:
-                        batches = evaluation_batches(images, dataset, evaluation_batch(dataset))
-                        figures |= evaluate(model, stop.between(batches), split, run)
+                        size = evaluation_batch(dataset)
+                        batches = evaluation_batches(images, dataset, size, team.share)
+                        rounds = ceil(len(images) / (size * team.processes))
+                        figures |= evaluate(model, stop.between(batches, rounds), split, run, team)
                 check_finite(model, figures)
                 layers, traced = state.log.measure(model, epoch + 1), state.trace.rows(epoch + 1)
                 lr = learning_rate(run, epoch, (epoch + 1) * steps - 1, total) if optimizer else 0.0
-                curves.add(figures, layers, traced, lr)
                 state.end_epoch(epochs=[figures], layers=layers, trace=traced)
-                save_checkpoint(folder, run, state)
-                write_csv(folder / METRICS, history["epochs"])
+                record.end_epoch(state, figures, layers, traced, lr)
                 told(Progress((epoch + 1) * steps, total, figures))
             result = {"status": FINISHED, **summarise(history["epochs"])}
         except Diverged as fault:
             result = {"status": f"{DIVERGED}: {fault}"}
         except Stopped as stopped:
-            keep_steps(folder, run, state, stopped)
+            record.keep_steps(state, team.gather(state.totals), stopped)
             raise
-        curves.end(finished=result["status"] == FINISHED)
-        times = {"seconds": round(time.perf_counter() - started, 3), "from_epoch": first}
-        write_outcome(folder, history, times, result)
+        record.end(history, result)
     return result
 
 
@@ -145,29 +157,15 @@ def show_progress(bar: tqdm, progress: Progress) -> None:
         bar.set_postfix({"test top-1": f"{top1:.2f}%", "loss": f"{loss:.3f}"})
 
 
-def keep_steps(folder: Path, run: Run, state: State, stopped: Stopped) -> None:
-    """Write the checkpoint of a run that was stopped; where that fails, the last one stays, and Stopped says so."""
-    # Once the loss is not finite the run is bound to diverge in this epoch: the checkpoint before is a sound one.
-    if state.step and state.totals.isfinite().all():
-        try:
-            save_checkpoint(folder, run, state)
-        except OSError as fault:
-            text = f"the steps since the last checkpoint are lost ({fault}); the same command goes on from there"
-            raise Stopped(stopped.signum, text) from fault
-
-
-def write_outcome(folder: Path, history: History, times: dict[str, Any], result: dict[str, Any]) -> None:
-    """A file for each kind of figures that the run has; the result last, as it says that the run is done."""
-    for name, rows in ((METRICS, history["epochs"]), (LAYERS, history["layers"]), (TRACE, history["trace"])):
-        if rows or name != TRACE:
-            write_csv(folder / name, rows)
-    write_json(folder / TIMES, times)
-    write_json(folder / RESULT, result)
-
-
 def load_run_data(run: Run) -> Dataset:
     """The run's data set, with nothing held out yet."""
     return load_dataset(run.data, run.data_root or None, run.image_size or None)
+
+
+@lru_cache(maxsize=1)
+def kept_data(name: str, root: str, image_size: int) -> Dataset:
+    """A run's data set, kept in memory for the next run, which mostly has the same."""
+    return load_dataset(name, root or None, image_size or None)
 
 
 def evaluation_batch(dataset: Dataset) -> int:
@@ -198,7 +196,7 @@ def check_network(run: Run) -> nn.Module:
         return build_network(run, 10, 3, run.image_size or find_network(run.model).image_size)
 
 
-def resume(folder: Path, run: Run, dataset: Dataset) -> State:
+def resume(team: Team, run: Run, folder: Path, dataset: Dataset, record: Record) -> State:
     """The run's state as its last checkpoint has it, or that of its beginning where there is none to go on from.
 
     A checkpoint that cannot be used is put aside, and the run starts over.
@@ -206,17 +204,12 @@ def resume(folder: Path, run: Run, dataset: Dataset) -> State:
     steps = len(dataset.train) // run.batch_size
     model, optimizer = build(run, dataset)
     try:
-        state = load_checkpoint(folder, run, model, optimizer, steps)
+        state = load_checkpoint(folder, run, model, optimizer, steps, team)
     except ValueError as fault:
-        aside = Path(tempfile.mkdtemp(dir=folder, prefix="unusable-")) / CHECKPOINT
-        (folder / CHECKPOINT).replace(aside)
-        tqdm.write(f"{fault}; it is kept as {aside}, and the run starts over", file=sys.stderr)
+        record.put_aside(fault)
         model, optimizer = build(run, dataset)  # loading may have got half-way
         state = None
-    if state is None:
-        (folder / METRICS).unlink(missing_ok=True)  # nothing is done, so nothing may say so
-        state = State.begin(run, model, optimizer, steps)
-    return state
+    return state or State.begin(run, model, optimizer, steps)
 
 
 def build(run: Run, dataset: Dataset) -> tuple[nn.Module, Optimizer | None]:
@@ -265,39 +258,63 @@ def build_optimizer(run: Run, model: nn.Module) -> Optimizer | None:
     fused = fused_optimizers(trained[0].device)
     if run.optimizer == "adam":
         return Adam(trained, run.lr, weight_decay=run.weight_decay, fused=fused)
-    if run.method == "bop":
-        sgd = {"momentum": run.momentum, "weight_decay": run.weight_decay, "fused": fused}
-        return Bop(parameter_groups(model), run.lr, run.bop_gamma, run.bop_tau, **sgd)
-    return SGD(trained, run.lr, momentum=run.momentum, weight_decay=run.weight_decay, fused=fused)
+    sgd: dict[str, Any] = {"momentum": run.momentum, "weight_decay": run.weight_decay, "fused": fused}
+    if run.method != "bop":
+        optimizer = SGD(trained, run.lr, **sgd)
+    else:
+        optimizer = Bop(parameter_groups(model), run.lr, run.bop_gamma, run.bop_tau, **sgd)
+    if run.precision == "fp16":
+        _begin_at_rest(optimizer)
+    return optimizer
 
 
-def train_step(model: nn.Module, optimizer: Optimizer | None, x: Tensor, y: Tensor, precision: str = "fp32") -> Tensor:
+def _begin_at_rest(optimizer: SGD) -> None:
+    # A first step that the loss scaler skips would leave torch's fused SGD with momentum from uninitialised memory.
+    for group in optimizer.param_groups:
+        for parameter in group["params"] if group["momentum"] and not group.get("flips") else ():
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+
+
+def train_step(
+    model: nn.Module,
+    optimizer: Optimizer | None,
+    x: Tensor,
+    y: Tensor,
+    precision: str = "fp32",
+    scaler: GradScaler = NO_SCALER,
+) -> Tensor:
     """One step on a batch x [B, C, H, W], y [B]; returns [loss sum, top-1 hits, top-5 hits], without waiting.
 
-    Without an optimizer, where nothing is trained, the batch is only looked at.
+    Without an optimizer, where nothing is trained, the batch is only looked at. scaler: of the loss, for fp16.
     """
     if optimizer:
         optimizer.zero_grad(set_to_none=True)
     logits = _logits(model, x, precision)
     loss = F.cross_entropy(logits, y)
     if optimizer:
-        loss.backward()
-        optimizer.step()
+        scaler.scale(loss).backward()
+        scaler.unscale_(optimizer)
+        scaler.step(optimizer)
+        scaler.update()
     return _totals(logits.detach(), y, loss.detach() * len(y))
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], split: str, run: Run) -> dict[str, float]:
-    """Loss, top-1 and top-5 in percent over all images; each binary weight is worked out once."""
+def evaluate(
+    model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], split: str, run: Run, team: Team = ALONE
+) -> dict[str, float]:
+    """Loss, top-1 and top-5 in percent over all images; each binary weight is worked out once.
+
+    batches: this process's; the figures are of those of all.
+    """
     model.eval()
-    totals, images = None, 0
+    totals, images = torch.zeros(3, device=next(model.parameters()).device), 0
     with parametrize.cached():
         for x, y in batches:
             logits = _logits(model, x, run.precision)
-            batch = _totals(logits, y, F.cross_entropy(logits, y, reduction="sum"))
-            totals, images = batch if totals is None else totals + batch, images + len(y)
-    assert totals is not None, "no images"
-    return _means(totals, images, split)
+            totals += _totals(logits, y, F.cross_entropy(logits, y, reduction="sum"))
+            images += len(y)
+    return _means(team.sum(totals), int(team.sum(torch.tensor(images))), split)
 
 
 def summarise(epochs: list[dict[str, Any]]) -> dict[str, Any]:
@@ -312,7 +329,7 @@ def summarise(epochs: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _logits(model: nn.Module, x: Tensor, precision: str) -> Tensor:
-    with torch.autocast(x.device.type, torch.bfloat16) if precision == "bf16" else nullcontext():
+    with autocast(x.device, MIXED.get(precision)):
         return model(x).float()
 
 

@@ -19,14 +19,16 @@ def start_epoch(model: nn.Module, run: Run, epoch: int) -> None:
     set_prune_rate(model, prune_rate(run, epoch))
 
 
-def start_step(optimizer: Optimizer | None, run: Run, epoch: int, step: int, steps: int) -> None:
+def start_step(optimizer: Optimizer | None, run: Run, epoch: int, step: int, steps: int, rank: int = 0) -> None:
     """Set the learning rate of this step of `steps`, and the chance in it (dropout's), by the run's seed and the step.
+
+    rank: of this process among those that share the run; each has its own chance.
 
     Counted over the whole run, from 0. Chance comes from torch's global generators, so a resumed run has the same.
     """
     for group in optimizer.param_groups if optimizer else ():
         group["lr"] = learning_rate(run, epoch, step, steps)
-    digest = hashlib.sha256(f"{run.seed} {step} chance".encode()).digest()
+    digest = hashlib.sha256(f"{run.seed} {step} chance {rank or ''}".rstrip().encode()).digest()
     torch.manual_seed(int.from_bytes(digest[:8], "little"))
 
 

@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 import torch
 
-from mpt_bihalf.sweep import PruneSweep, experiment
+from mpt_bihalf.sweep import PruneSweep
+from mpt_bihalf.training import config
 
 
 def only(**options: Any) -> Any:
@@ -31,7 +32,7 @@ def only(**options: Any) -> Any:
 def test_cores_are_divided_among_the_jobs(
     options: dict[str, Any], threads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(experiment, "usable_cores", lambda: 8)
+    monkeypatch.setattr(config, "usable_cores", lambda: 8)
     assert only(device="cpu", **options).threads == threads
 
 

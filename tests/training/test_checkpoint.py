@@ -332,3 +332,38 @@ def test_what_a_killed_writer_left_is_removed_when_the_run_goes_on(begun: tuple[
     (folder / ".claim.json.abcdefgh").write_text("somebody else's")
     train(run, folder, small)
     assert [path.name for path in folder.glob(".*")] == [".claim.json.abcdefgh"]
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        (("scaler",), None),
+        (("scaler",), {"scale": 1.0}),
+        (("scaler", "scale"), -1.0),
+        (("scaler", "scale"), float("inf")),
+        (("scaler", "scale"), "x"),
+        (("scaler", "_growth_tracker"), 0.5),
+        (("scaler", "_growth_tracker"), -1),
+        (("optimizer", "state", 0, "step"), torch.tensor(7.0)),
+        (("optimizer", "state", 0, "step"), torch.tensor(1.5)),
+    ],
+)
+def test_the_loss_scaler_is_part_of_a_checkpoint_and_checked_like_the_rest(
+    place: Place, value: Any, stopped: Callable[..., tuple[Run, Path]], small: Dataset
+) -> None:
+    run, folder = stopped(6, method="bihalf", precision="fp16", optimizer="adam", lr=0.01)
+    state = load(folder, run, small)
+    assert state is not None
+    assert state.scaler.state_dict() == torch.load(folder / CHECKPOINT)["scaler"]
+    edit(folder / CHECKPOINT, place, value)
+    with pytest.raises(ValueError, match="is no checkpoint to go on from"):
+        load(folder, run, small)
+
+
+def test_settings_of_a_loss_scaler_stay_the_runs_own(stopped: Callable[..., tuple[Run, Path]], small: Dataset) -> None:
+    run, folder = stopped(6, method="bihalf", precision="fp16")
+    edit(folder / CHECKPOINT, ("scaler", "growth_factor"), 3.0)
+    edit(folder / CHECKPOINT, ("scaler", "scale"), 2.0)
+    state = load(folder, run, small)
+    assert state is not None
+    assert (state.scaler.get_growth_factor(), state.scaler.get_scale()) == (2.0, 2.0)

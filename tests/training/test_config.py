@@ -9,7 +9,7 @@ import pytest
 
 from mpt_bihalf.methods import METHODS
 from mpt_bihalf.models import MODELS
-from mpt_bihalf.training import Run
+from mpt_bihalf.training import Run, config, train
 from mpt_bihalf.training.config import ADDED
 
 # For each field that a result depends on: what makes it count, and two values.
@@ -48,6 +48,8 @@ DEPENDS = {
     "activations": ({}, "real", "clip"),
     "prune_epochs": ({"prune_rate": 0.9}, 0, 10),
     "ede_t0": ({"method": "irnet"}, 0.1, 0.01),
+    "processes": ({}, 1, 2),
+    "sync_bn": ({"processes": 2}, False, True),
 }
 
 IGNORED = [
@@ -108,6 +110,39 @@ def test_the_start_of_ede_counts_only_where_ede_is() -> None:
     assert Run(method="sign", ede_t0=0.3) == Run(method="sign")
     assert Run(method="irnet") == Run(method="irnet", ede_t0=0.1)
     assert Run(method="sign", activations="ede", ede_t0=0.3).ede_t0 == 0.3
+
+
+def test_several_processes_are_needed_for_synchronised_batch_norm() -> None:
+    assert Run(sync_bn=True, device="cpu").resolved() == Run(device="cpu").resolved()
+
+
+@pytest.fixture
+def two_of_four(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if torchrun had started four processes, two of them on this machine of eight cores."""
+    monkeypatch.setattr(config, "usable_cores", lambda: 8)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "some")
+    for name, value in {"RANK": 0, "WORLD_SIZE": 4, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 2}.items():
+        monkeypatch.setenv(name, str(value))
+
+
+@pytest.mark.usefixtures("two_of_four")
+def test_a_run_is_shared_by_the_processes_that_torchrun_started() -> None:
+    run = Run(device="cpu", sync_bn=True).resolved()
+    assert (run.processes, run.threads, run.sync_bn) == (4, 4, True)
+    assert run.resolved() == run
+    assert Run(device="cpu", threads=3).resolved().threads == 3
+    with pytest.raises(ValueError, match="batch_size 66 cannot be divided evenly among 4 processes"):
+        Run(device="cpu", batch_size=66).resolved()
+    with pytest.raises(ValueError, match=r"processes is 2, but this command was started with 4: .*--nproc-per-node 2"):
+        Run(device="cpu", processes=2).resolved()
+
+
+def test_a_run_of_several_processes_needs_them(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"processes is 2, but this command was started with 1: .*torchrun"):
+        Run(device="cpu", processes=2).resolved()
+    with pytest.raises(ValueError, match="the run is one of 2 processes, and 1 are here"):
+        train(Run(device="cpu", threads=1, processes=2), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(("method", "options"), IGNORED, ids=[method for method, _ in IGNORED])

@@ -18,7 +18,7 @@ from tensorboard.plugins.hparams import api_pb2, get_experiment, list_session_gr
 from tensorboard.plugins.hparams.backend_context import Context
 
 from mpt_bihalf.data import Dataset
-from mpt_bihalf.training import Run, loop, train
+from mpt_bihalf.training import Run, record, train
 from mpt_bihalf.training.config import WHERE
 from mpt_bihalf.training.events import Curves
 from mpt_bihalf.training.log import MEASURED, TRACED
@@ -144,14 +144,14 @@ def test_the_hparams_page_tells_what_diverged_and_what_is_not_done_yet_also_once
         _, sessions = hparams_page(tmp_path)
         return {session.name: session.sessions[0].status for session in sessions}
 
-    save = loop.save_checkpoint
+    save = record.save_checkpoint
 
     def interrupt(*arguments: Any) -> None:
         save(*arguments)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "save_checkpoint", interrupt)
+        patch.setattr(record, "save_checkpoint", interrupt)
         with pytest.raises(KeyboardInterrupt):
             train(make_run(), tmp_path / "cut", small)
     train(make_run(method="sign", lr=1e38, weight_decay=10.0), tmp_path / "diverged", small)

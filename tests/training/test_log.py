@@ -12,7 +12,7 @@ from torch import nn
 
 from mpt_bihalf import binarize_weights, binary_layers, binary_weights
 from mpt_bihalf.data import Dataset
-from mpt_bihalf.training import Run, loop, train
+from mpt_bihalf.training import Run, loop, record, train
 from mpt_bihalf.training.checkpoint import State
 from mpt_bihalf.training.log import LayerLog
 
@@ -41,13 +41,13 @@ def test_layer_figures_are_those_of_the_weights_at_the_ends_of_the_epochs(
 ) -> None:
     run = make_run(method=method, prune_rate=0.5, epochs=3, lr=0.5)
     states = [{name: value.clone() for name, value in loop.build_model(run, small).state_dict().items()}]
-    save = loop.save_checkpoint
+    save = record.save_checkpoint
 
     def keep(folder: Path, of: Run, state: State) -> None:
         states.append({name: value.clone() for name, value in state.model.state_dict().items()})
         save(folder, of, state)
 
-    monkeypatch.setattr(loop, "save_checkpoint", keep)
+    monkeypatch.setattr(record, "save_checkpoint", keep)
     train(run, tmp_path, small)
     rows = pd.read_csv(tmp_path / "layers.csv", dtype={"layer": str}).set_index(["epoch", "layer"])
     assert list(rows.index) == [(epoch, layer) for epoch in (1, 2, 3) for layer in LAYERS]

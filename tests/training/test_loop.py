@@ -15,6 +15,7 @@ import pandas as pd
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.amp import GradScaler
 from torch.optim import SGD
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, MultiStepLR
 
@@ -22,6 +23,7 @@ from mpt_bihalf import METHODS, binary_layers
 from mpt_bihalf.data import Dataset, evaluation_batches
 from mpt_bihalf.signals import Stopped
 from mpt_bihalf.training import Progress, Run, loop, train, train_step
+from mpt_bihalf.training.checkpoint import State
 from mpt_bihalf.training.events import Curves
 from mpt_bihalf.training.loop import (
     FIGURES,
@@ -387,6 +389,9 @@ STOPPED: dict[str, dict[str, Any]] = {
     "bop": {"method": "bop", "bop_gamma": 1e-3, "bop_tau": 1e-5, "trace": 3},
     "mpt-sign-bf16": {"method": "mpt-sign", "precision": "bf16"},
     "mpt-bihalf": {"method": "mpt-bihalf", "holdout": 0.1, "trace": 3},
+    "bihalf-fp16": {"method": "bihalf", "precision": "fp16", "trace": 3},
+    "mpt-balanced-adam-fp16": {"method": "mpt-balanced", "optimizer": "adam", "lr": 0.01, "precision": "fp16"},
+    "bop-fp16": {"method": "bop", "bop_gamma": 1e-3, "bop_tau": 1e-5, "precision": "fp16"},
     "mpt-bihalf-adam": {"method": "mpt-bihalf", "scope": "global", "optimizer": "adam", "lr": 0.01, "trace": 4},
     "mpt-balanced-affine": {"method": "mpt-balanced", "train_affine": True, "skip": ("first",)},
     "magnitude-bihalf": {"method": "magnitude-bihalf", "trace": 1},
@@ -662,6 +667,60 @@ def test_mixed_precision_decides_the_same_signs_and_masks(small: Dataset, make_r
                 assert torch.equal(part.binary(weight), other.binary(same))
 
 
-def test_a_run_in_mixed_precision_learns(trained: Trained) -> None:
-    _, folder = trained(method="mpt-bihalf", precision="bf16", epochs=3)
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_a_run_in_mixed_precision_learns(precision: str, trained: Trained) -> None:
+    _, folder = trained(method="mpt-bihalf", precision=precision, epochs=3)
     assert json.loads((folder / "result.json").read_text())["test_top1"] > 30
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+@pytest.mark.parametrize("method", METHODS)
+def test_a_step_in_mixed_precision_never_waits_for_a_device(
+    method: str, precision: str, small: Dataset, make_run: Callable[..., Run]
+) -> None:
+    run = make_run(method=method, precision=precision, activations="binary")
+    with torch.device("meta"):
+        model = build_model(run, small)
+    optimizer = build_optimizer(run, model)
+    scaler = State.begin(run, model, optimizer, 4).scaler
+    x, y = torch.empty(8, 1, 8, 8, device="meta"), torch.empty(8, dtype=torch.int64, device="meta")
+    for _ in range(2):
+        assert train_step(model, optimizer, x, y, precision, scaler).is_meta
+    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize("options", [{}, {"optimizer": "adam"}, {"method": "bop", "bop_tau": 0.0, "bop_gamma": 0.5}])
+def test_steps_whose_gradients_overflow_are_skipped_as_if_they_had_not_been(
+    options: dict[str, Any], small: Dataset, make_run: Callable[..., Run]
+) -> None:
+    run = make_run(**{"method": "bihalf", "precision": "fp16", "model": "conv4", **options})
+    ends = []
+    for scale in (2.0**60, 2.0**12):
+        model = build_model(run, small)
+        optimizer = build_optimizer(run, model)
+        scaler = GradScaler("cpu", init_scale=scale)
+        before = {name: value.clone() for name, value in model.state_dict().items()}
+        x, y = next(evaluation_batches(small.test, small, 32))
+        skipped = 0
+        for _ in range(100):
+            train_step(model, optimizer, x, y, "fp16", scaler)
+            if any(not torch.equal(value, before[name]) for name, value in model.state_dict().items()):
+                break
+            skipped += 1
+        assert (skipped > 20) is (scale > 2**50) and scaler.get_scale() == scale / 2**skipped
+        for _ in range(2):
+            train_step(model, optimizer, x, y, "fp16", GradScaler("cpu", init_scale=2.0**12))
+        ends.append(model.state_dict())
+    for name, value in ends[0].items():
+        # Rounded at other places by another scale, and no more.
+        close = torch.isclose(value, ends[1][name], rtol=1e-2, atol=1e-4).float().mean()
+        assert close > 0.99, name
+
+
+def test_a_loss_scaler_leaves_gradients_unscaled_in_the_trace(trained: Trained) -> None:
+    traces = [
+        pd.read_csv(trained(precision, method="bihalf", precision=precision, trace=1)[1] / "trace.csv")
+        for precision in ("fp32", "fp16")
+    ]
+    one, other = (trace["gradient_magnitude"] for trace in traces)
+    assert one.iloc[:5].tolist() == pytest.approx(other.iloc[:5].tolist(), rel=0.05)

@@ -7,6 +7,7 @@ from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
 
+from ...distributed import launched
 from ...training import Progress, Run
 from ..work import Outcome
 
@@ -17,9 +18,10 @@ Event = Outcome | tuple[Run, Progress]
 class EngineOptions:
     """Where runs are done, and how many at a time."""
 
-    engine: str = "local"
-    """local: worker processes on this machine; ray: a Ray cluster; serial: in this very process, for a debugger and for
-    methods or networks that a program of yours registers"""
+    engine: str = ""
+    """local: worker processes on this machine (the default); ray: a Ray cluster; serial: in this very process, for a
+    debugger and for methods or networks that a program of yours registers (the default under torchrun, whose processes
+    do each run together)"""
     jobs: int | None = None
     """runs at a time (default: what the cores have room for, with local 8 at most; on accelerators --runs-per-device
     times their number)"""
@@ -27,6 +29,11 @@ class EngineOptions:
     """runs that share an accelerator, where there are any"""
     address: str = ""
     """of the Ray cluster, e.g. auto or ray://head:10001; without it Ray is started on this machine"""
+
+    @property
+    def chosen(self) -> str:
+        """The engine's name, also where none was given."""
+        return self.engine or ("serial" if launched().processes > 1 else "local")
 
 
 class Engine(ABC):

@@ -1,0 +1,98 @@
+"""What a run leaves in its folder while it is trained."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ..files import remove_leftovers, write_csv, write_json
+from ..signals import Stopped
+from .checkpoint import CHECKPOINT, History, State, save_checkpoint
+from .config import Run
+from .environment import environment
+from .events import Curves
+from .log import Figures
+
+METRICS, LAYERS, TRACE = "metrics.csv", "layers.csv", "trace.csv"
+CONFIG, ENVIRONMENT, TIMES, RESULT = "config.json", "environment.json", "times.json", "result.json"
+WRITTEN = (METRICS, LAYERS, TRACE, CONFIG, ENVIRONMENT, TIMES, RESULT, CHECKPOINT)
+FINISHED, DIVERGED = "finished", "diverged"
+
+
+class Record:
+    """The files of a run. They are all written here, and by one process, however many train."""
+
+    def __init__(self, folder: Path, run: Run) -> None:
+        self._folder, self._run = folder, run
+        folder.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(folder, WRITTEN)
+
+    def put_aside(self, fault: ValueError) -> None:
+        """Keep the checkpoint, which cannot be used, under another name, and say so."""
+        aside = Path(tempfile.mkdtemp(dir=self._folder, prefix="unusable-")) / CHECKPOINT
+        (self._folder / CHECKPOINT).replace(aside)
+        tqdm.write(f"{fault}; it is kept as {aside}, and the run starts over", file=sys.stderr)
+
+    def begin(self, state: State) -> None:
+        """The run goes on from here, or begins."""
+        self._started, self._first = time.perf_counter(), state.epoch
+        if not state.epoch and not state.step:
+            (self._folder / METRICS).unlink(missing_ok=True)  # nothing is done, so nothing may say so
+        write_json(self._folder / CONFIG, asdict(self._run))
+        write_json(self._folder / ENVIRONMENT, environment(torch.device(self._run.device), self._run.threads))
+        self._curves = Curves(self._folder, self._run, state.epoch + 1, state.epoch * state.steps + 1)
+
+    def end_epoch(
+        self, state: State, figures: Figures, layers: list[Figures], traced: list[Figures], lr: float
+    ) -> None:
+        """An epoch is done, and the state has its rows."""
+        self._curves.add(figures, layers, traced, lr)
+        save_checkpoint(self._folder, self._run, state)
+        write_csv(self._folder / METRICS, state.history["epochs"])
+
+    def keep_steps(self, state: State, totals: Tensor, stopped: Stopped) -> None:
+        """The run was stopped within an epoch. Where that cannot be written, the last checkpoint stays, and Stopped
+        says so. totals: those of all processes."""
+        # Once the loss is not finite the run is bound to diverge in this epoch: the checkpoint before is a sound one.
+        if state.step and totals.isfinite().all():
+            try:
+                save_checkpoint(self._folder, self._run, state, totals)
+            except OSError as fault:
+                text = f"the steps since the last checkpoint are lost ({fault}); the same command goes on from there"
+                raise Stopped(stopped.signum, text) from fault
+
+    def end(self, history: History, result: dict[str, Any]) -> None:
+        """A file for each kind of figures that the run has; the result last, as it says that the run is done."""
+        self._curves.end(finished=result["status"] == FINISHED)
+        for name, rows in ((METRICS, history["epochs"]), (LAYERS, history["layers"]), (TRACE, history["trace"])):
+            if rows or name != TRACE:
+                write_csv(self._folder / name, rows)
+        seconds = round(time.perf_counter() - self._started, 3)
+        write_json(self._folder / TIMES, {"seconds": seconds, "from_epoch": self._first})
+        write_json(self._folder / RESULT, result)
+
+
+class NoRecord(Record):
+    """Of the processes that train, all but one have this: they write nothing."""
+
+    def __init__(self) -> None: ...
+
+    def put_aside(self, fault: ValueError) -> None: ...
+
+    def begin(self, state: State) -> None: ...
+
+    def end_epoch(
+        self, state: State, figures: Figures, layers: list[Figures], traced: list[Figures], lr: float
+    ) -> None: ...
+
+    def keep_steps(self, state: State, totals: Tensor, stopped: Stopped) -> None: ...
+
+    def end(self, history: History, result: dict[str, Any]) -> None: ...
