@@ -115,12 +115,12 @@ def run_command(command: Callable[[], object]) -> None:
         with raise_when_terminated():
             lead(command)
         sys.stdout.flush()
+    except (CommandFailed, PartFailed) as fault:
+        fail(str(fault), status=1)
     except KeyboardInterrupt as stop:
         if first_to_tell():
             print(f"interrupted: {str(stop) or 'the same command goes on from here'}", file=sys.stderr)
         sys.exit(128 + getattr(stop, "signum", signal.SIGINT))
-    except (CommandFailed, PartFailed) as fault:
-        fail(str(fault), status=1)
     except (ValueError, OSError) as fault:
         if isinstance(fault, BrokenPipeError) and _nobody_reads():
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still to be flushed

@@ -11,9 +11,10 @@ import pickle
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import cache
 from itertools import count
 from typing import Any, NoReturn
@@ -30,17 +31,20 @@ from .devices import accelerators, collective_backends, use_accelerator
 
 # Seconds between two looks for what the first process asks.
 LOOK_AGAIN = 0.05
+# Seconds in which what has failed in one process fails in the others too, if it does in all.
+FAILS_TOO = 10.0
 # The processes of a launch ask each other through torchrun's store: these are its keys.
-CALLS, CALL, FAULT, TOLD = "mpt_bihalf/calls", "mpt_bihalf/call/{}", "mpt_bihalf/fault/{}", "mpt_bihalf/told"
+CALLS, CALL, TOLD = "mpt_bihalf/calls", "mpt_bihalf/call/{}", "mpt_bihalf/told"
+FAULT, LEFT = "mpt_bihalf/fault/{}", "mpt_bihalf/left/{}/{}"  # of a call; LEFT also of who has ended its part
 OVER = b""
-
-
-class PartFailed(RuntimeError):
-    """Another process could not do its part of a run; the message says why."""
 
 
 class Lost(KeyboardInterrupt):
     """Another process of the run has ended where it should not: a kill, or a machine that is gone."""
+
+
+class PartFailed(Lost):
+    """Some process could not do its part of a run while others could, which ends all; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -182,7 +186,7 @@ def together(part: Callable[..., object], *arguments: Any, device: torch.device)
     """The team for some work of the first process, in which the others do `part(*arguments, team)`.
 
     part: a function at the top of a module; it gets what can be pickled. device: where the work's tensors are.
-    Where another process fails the work ends with PartFailed, and where one is gone with Lost.
+    An error of all processes is raised as it is; one of some of them as PartFailed, and where one is gone Lost.
     """
     launch = launched()
     if launch.processes == 1:
@@ -263,8 +267,19 @@ def _follow() -> None:
                 part(*arguments, team)
         except KeyboardInterrupt as end:
             ended = _reason(end)
-        except Exception:  # the first process knows, and goes on or ends
+            if isinstance(ended, Lost) and not _have_left(call, [0]):
+                raise ended from None
+        except Exception:  # the first process tells it, and goes on or ends
             pass
+
+
+def _have_left(call: int, ranks: Iterable[int], seconds: float = 0.001) -> bool:
+    """Whether these processes have ended their part of this work, or do so within that time."""
+    try:
+        _store().wait([LEFT.format(call, rank) for rank in ranks], timedelta(seconds=seconds))
+    except dist.DistError:
+        return False
+    return True
 
 
 def _reason(end: KeyboardInterrupt) -> KeyboardInterrupt:
@@ -303,10 +318,19 @@ def _joined(call: int, device: torch.device) -> Iterator[Team]:
     except Exception as fault:
         if _by_others(fault):
             _lost(call)
+        what = f"{type(fault).__name__}: {fault}"
         if launch.rank:
-            store.set(FAULT.format(call), f"{type(fault).__name__}: {fault}")
-        raise
+            store.set(FAULT.format(call), what)
+        store.set(LEFT.format(call, launch.rank), "")
+        if _have_left(call, range(launch.processes), FAILS_TOO):
+            raise
+        # The others wait for this process in a collective, which nothing breaks but its end.
+        if launch.rank:
+            sys.exit(1)
+        raise PartFailed(f"the first process of the run failed: {what}") from fault
     finally:
+        with suppress(dist.DistError):
+            store.set(LEFT.format(call, launch.rank), "")
         dist.destroy_process_group()
 
 

@@ -52,6 +52,16 @@ def normed(design: Design) -> nn.Module:
     return nn.Sequential(*stem, Block(c), nn.AvgPool2d(2), Block(c), *units, nn.Linear(32, design.num_classes))
 
 
+class Double(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.double()
+
+
+def double_resnet18(design: Design) -> nn.Module:
+    """In it rounding is too small to decide any sign, which in a float32 network with ReLUs it does from step 2 on."""
+    return nn.Sequential(Double(), MODELS["resnet18"].build(design)).double()
+
+
 def noted(team: Team, run: Run, folder: Path, *others: Any) -> dict[str, Any]:
     seen.clear()
     under_way[:] = [folder.name]
@@ -83,6 +93,7 @@ def main() -> None:
 loop.train_step, loop.train_together = watched, noted
 loop.EVALUATION_BATCH = 11  # so that the processes have unlike numbers of batches
 MODELS["normed"] = Network(normed, skip=("first", "last"))
+MODELS["double_resnet18"] = Network(double_resnet18, skip=MODELS["resnet18"].skip)
 
 if __name__ == "__main__":
     run_command(main)
