@@ -4,12 +4,15 @@ from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
 
+EXPORT = ["onnx>=1.16", "onnxscript>=0.3"]
 TEST = [
+    *EXPORT,
     "hypothesis",
     "ipykernel",
     "mypy",
     "nbclient",
     "nbformat",
+    "onnxruntime",
     "POT",
     "psutil",
     "pytest",
@@ -50,11 +53,13 @@ setup(
     ],
     python_requires=">=3.10",
     install_requires=[
+        "constriction>=0.4",
         "filelock>=3.12",
         "matplotlib>=3.7",
         "numpy>=1.26",
         "pandas>=2.0",
         "platformdirs>=3.0",
+        "safetensors>=0.4.3",
         "scikit-learn>=1.3",
         "scipy>=1.11",
         "simple-parsing>=0.1.6",
@@ -64,5 +69,5 @@ setup(
         "torchvision>=0.21",
         "tqdm>=4.60",
     ],
-    extras_require={"test": TEST, "ray": ["ray>=2.9"], "notebooks": ["ipykernel", "jupyterlab"]},
+    extras_require={"test": TEST, "export": EXPORT, "ray": ["ray>=2.9"], "notebooks": ["ipykernel", "jupyterlab"]},
 )

@@ -1,4 +1,4 @@
-"""Commands of the package: python -m mpt_bihalf train | status | report --help"""
+"""Commands of the package: python -m mpt_bihalf train | status | report | ticket --help"""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from .files import output_folder, refuse_links
 from .sweep.claim import claimed
 from .sweep.shown import Shown
 from .sweep.status import OVER, status_json, status_text, survey
+from .tickets.command import add_ticket
 from .training import Run, train
 from .training.loop import check_fits, check_network, load_run_data
 
@@ -65,8 +66,11 @@ def main() -> None:
     )
     _add_folder(report)
     report.add_arguments(Shown, dest="shown")
+    add_ticket(commands)
+    for command, do in ((training, do_train), (status, show_status), (report, write_report)):
+        command.set_defaults(do=do)
     options = parser.parse_args()
-    {"train": do_train, "status": show_status, "report": write_report}[options.command](options)
+    options.do(options)
 
 
 def do_train(options: Any) -> None:

@@ -13,6 +13,8 @@ import torch.distributed
 from torch import Tensor
 from torch.amp import GradScaler
 
+HOST = torch.device("cpu")
+
 
 def pick_device(name: str) -> torch.device:
     """The device called `name`; `auto` is the accelerator if there is one, else the CPU.

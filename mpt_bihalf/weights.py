@@ -61,29 +61,34 @@ class BinaryWeight(nn.Module):
         return self.method.trains == "scores"
 
     def forward(self, weight: Tensor) -> Tensor:
-        # Mixed precision is for the layers: what is kept, its sign and its scale are not decided in fewer digits.
-        with torch.no_grad(), autocast(weight.device, None):
-            latent, mask, positive = self._decide(weight)
-            alpha = self.method.scale(weight, mask)
+        latent, mask, positive, alpha = self._decide(weight)
         return cast(Tensor, _StraightThrough.apply(weight, self.scores, positive, mask, alpha, latent, self.method))
 
     def right_inverse(self, weight: Tensor) -> Tensor:
         """Assigning to `layer.weight` sets the latent weight."""
         return weight
 
-    @torch.no_grad()
     def binary(self, weight: Tensor) -> Tensor:
         """B of the latent `weight`: -1, 0 (pruned), +1 in its shape and dtype."""
-        with autocast(weight.device, None):
-            _, mask, positive = self._decide(weight)
-        return kernels.signed(positive, mask, weight.new_ones(()))
+        return self.scaled_binary(weight)[0]
+
+    def scaled_binary(self, weight: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """B of the latent `weight`, and alpha >= 0, which broadcasts over it: the weight in use is alpha * B.
+
+        mask: bool in the weight's shape, what to keep in the place of what the method would keep.
+        """
+        _, mask, positive, alpha = self._decide(weight, mask)
+        return kernels.signed(positive, mask, weight.new_ones(())), alpha
 
     @torch.no_grad()
-    def _decide(self, weight: Tensor) -> tuple[Latent, Tensor | None, Tensor]:
+    def _decide(self, weight: Tensor, mask: Tensor | None = None) -> tuple[Latent, Tensor | None, Tensor, Tensor]:
         assert self.method.binarizer is not None
-        latent = self._look_at(weight)
-        mask = None if self.method.mask is None else self.method.mask(latent)
-        return latent, mask, self.method.binarizer(latent, mask)
+        # Mixed precision is for the layers: what is kept, its sign and its scale are not decided in fewer digits.
+        with autocast(weight.device, None):
+            latent = self._look_at(weight)
+            if mask is None and self.method.mask is not None:
+                mask = self.method.mask(latent)
+            return latent, mask, self.method.binarizer(latent, mask), self.method.scale(weight, mask)
 
     def _look_at(self, weight: Tensor) -> Latent:
         """A Latent of this weight. As long as a frozen W does not change, what follows from it is worked out once.

@@ -36,7 +36,7 @@ def evaluate_shuffled(run: Run, folder: Path, load: Callable[[], Dataset]) -> di
         return known
     model, dataset = finished_model(run, folder, load())
     shuffle_scores(model, run.seed)
-    figures = evaluate(model, evaluation_batches(dataset.test, dataset, evaluation_batch(dataset)), "test", run)
+    figures = evaluate_test(model, dataset, run.precision)
     write_json(path, figures)
     return figures
 
@@ -59,7 +59,7 @@ def activation_shares(run: Run, folder: Path, load: Callable[[], Dataset]) -> pd
         raise ValueError(f"{run.model} has real-valued activations: nothing to count")
     shares = {name: _PositiveShare() for name in layers}
     hooks = [layer.register_forward_hook(shares[name]) for name, layer in layers.items()]
-    evaluate(model, evaluation_batches(dataset.test, dataset, evaluation_batch(dataset)), "test", run)
+    evaluate_test(model, dataset, run.precision)
     for hook in hooks:
         hook.remove()
     rows = [
@@ -87,13 +87,20 @@ class _PositiveShare:
         return [float(share) for share in (self.positive.double() / self.all).tolist()]
 
 
-def finished_model(run: Run, folder: Path, dataset: Dataset) -> tuple[nn.Module, Dataset]:
-    """The network of a finished run as its checkpoint has it, and the data, both on the run's device.
+def evaluate_test(model: nn.Module, dataset: Dataset, precision: str = "fp32") -> dict[str, float]:
+    """Loss, top-1 and top-5 on the test images."""
+    return evaluate(model, evaluation_batches(dataset.test, dataset, evaluation_batch(dataset)), "test", precision)
+
+
+def finished_model(
+    run: Run, folder: Path, dataset: Dataset, device: torch.device | None = None
+) -> tuple[nn.Module, Dataset]:
+    """The network of a finished run as its checkpoint has it, and the data, both on the run's device or another one.
 
     Raises ValueError for a folder without the checkpoint of the finished run.
     """
     torch.set_num_threads(run.threads)
-    dataset = dataset.to(torch.device(run.device)).decoded_by(decoders(run))
+    dataset = dataset.to(device or torch.device(run.device)).decoded_by(decoders(run))
     model, _ = build(run, dataset)
     state = load_checkpoint(folder, run, model, None, len(dataset.train) // run.batch_size)
     if state is None or state.epoch < run.epochs:

@@ -122,7 +122,7 @@ def train_together(
                         size = evaluation_batch(dataset)
                         batches = evaluation_batches(images, dataset, size, team.share)
                         rounds = ceil(len(images) / (size * team.processes))
-                        figures |= evaluate(model, stop.between(batches, rounds), split, run, team)
+                        figures |= evaluate(model, stop.between(batches, rounds), split, run.precision, team)
                 check_finite(model, figures)
                 layers, traced = state.log.measure(model, epoch + 1), state.trace.rows(epoch + 1)
                 lr = learning_rate(run, epoch, (epoch + 1) * steps - 1, total) if optimizer else 0.0
@@ -301,7 +301,11 @@ def train_step(
 
 @torch.no_grad()
 def evaluate(
-    model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], split: str, run: Run, team: Team = ALONE
+    model: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    split: str,
+    precision: str = "fp32",
+    team: Team = ALONE,
 ) -> dict[str, float]:
     """Loss, top-1 and top-5 in percent over all images; each binary weight is worked out once.
 
@@ -311,7 +315,7 @@ def evaluate(
     totals, images = torch.zeros(3, device=next(model.parameters()).device), 0
     with parametrize.cached():
         for x, y in batches:
-            logits = _logits(model, x, run.precision)
+            logits = _logits(model, x, precision)
             totals += _totals(logits, y, F.cross_entropy(logits, y, reduction="sum"))
             images += len(y)
     return _means(team.sum(totals), int(team.sum(torch.tensor(images))), split)

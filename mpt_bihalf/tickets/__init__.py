@@ -1,0 +1,20 @@
+"""A trained network as a small file that stands alone."""
+
+from .export import export_onnx, export_torch
+from .file import load_ticket, read_ticket, save_ticket, write_ticket
+from .fold import fold
+from .from_run import run_ticket
+from .ticket import BinaryLayer, Ticket
+
+__all__ = [
+    "BinaryLayer",
+    "Ticket",
+    "export_onnx",
+    "export_torch",
+    "fold",
+    "load_ticket",
+    "read_ticket",
+    "run_ticket",
+    "save_ticket",
+    "write_ticket",
+]

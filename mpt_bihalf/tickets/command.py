@@ -1,0 +1,186 @@
+"""The command line of tickets: python -m mpt_bihalf ticket make | show | verify | export | compare | transfer."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..commandline import CommandFailed, Parser
+from ..data import load_dataset
+from ..devices import HOST
+from ..training.finished import evaluate_test
+from .compare import density_table, overlap_table, ticket_names
+from .export import export_onnx, export_torch
+from .file import FORMS, read_ticket, write_ticket
+from .fold import fold
+from .from_run import run_ticket, trained_model
+from .sizes import size_table
+from .ticket import Ticket
+from .transfer import transfer_table
+
+
+def add_ticket(commands: Any) -> None:
+    """Add `ticket` and its commands to those of the program."""
+    ticket = commands.add_parser(
+        "ticket",
+        help="a finished run as a small file that stands alone",
+        description="A finished run as a small file that stands alone: made, looked at, checked, exported, compared.",
+    )
+    kinds = ticket.add_subparsers(dest="kind", required=True, metavar="command", parser_class=Parser)
+
+    make = _add(kinds, "make", do_make, "make a ticket of a finished run")
+    make.add_argument("run", type=Path, metavar="RUN", help="the run's folder, with its checkpoint")
+    make.add_argument("-o", "--out", type=Path, required=True, metavar="FILE", help="the ticket to write")
+    make.add_argument("--form", choices=FORMS, default="bits", help="bits: masks and signs; seed: masks alone, where "
+                      "the signs follow from the run's seed (mpt methods)")  # fmt: skip
+    make.add_argument("--note", default="", help="words of your own to keep in the file")
+
+    show = _add(kinds, "show", do_show, "what a ticket is, and where its bytes are")
+    _add_file(show)
+    show.add_argument("--json", action="store_true", default=None, help="all that its header says, for programs")
+
+    verify = _add(kinds, "verify", do_verify, "check a ticket; with --data or --run also what it gives")
+    _add_file(verify)
+    verify.add_argument("--data", metavar="DATA", help="score it on the test images of these data, as --data of train")
+    verify.add_argument("--data-root", metavar="PATH", help="where data sets lie or are downloaded to")
+    verify.add_argument("--run", type=Path, metavar="RUN", help="compare with the network of this run, bit by bit")
+
+    export = _add(kinds, "export", do_export, "the network for other programs")
+    _add_file(export)
+    export.add_argument("--onnx", type=Path, metavar="FILE", help="write an ONNX file")
+    export.add_argument("--torch", type=Path, metavar="FILE", help="write a program of torch.export (.pt2)")
+    export.add_argument("--fold", action="store_true", default=None, help="first fold batch norms and remove dead "
+                        "filters and channels")  # fmt: skip
+
+    compare = _add(kinds, "compare", do_compare, "overlap of the masks and signs of tickets, against chance")
+    compare.add_argument("tickets", nargs="+", metavar="TICKET", help="two or more files, of one network")
+
+    moved = _add(kinds, "transfer", do_transfer, "a ticket's mask on other weights or other data, scored")
+    _add_file(moved)
+    moved.add_argument("--data", metavar="DATA", help="to score on (default: what it was trained on)")
+    moved.add_argument("--data-root", metavar="PATH", help="where data sets lie or are downloaded to")
+    moved.add_argument("--image-size", type=int, metavar="PIXELS", help="to resize the images to (default: the run's)")
+    moved.add_argument("--seed", type=int, metavar="N", help="put the mask on the weights that this seed draws")
+
+
+def do_make(options: Any) -> None:
+    """Make a ticket of a run."""
+    write_ticket(run_ticket(options.run, options.note), options.out, options.form)
+    print(size_table(options.out).rows[-1][-1] + f" times smaller than float32: {options.out}")
+
+
+def do_show(options: Any) -> None:
+    """Show what a ticket is."""
+    ticket = read_ticket(options.ticket)
+    if options.json:
+        print(json.dumps({"architecture": ticket.architecture, "about": ticket.about}, indent=2))
+        return
+    for line in _about(ticket):
+        print(line)
+    table = size_table(options.ticket)
+    print(f"\n{table.title}\n{table.text()}")
+
+
+def do_verify(options: Any) -> None:
+    """Check a ticket."""
+    ticket = read_ticket(options.ticket)
+    weights = sum(layer.binary.numel() for layer in ticket.layers.values())
+    print(f"file: whole; {len(ticket.layers)} binary layers of {weights:,} weights, as many kept and +1 as it says")
+    if ticket.architecture is not None:
+        ticket.network()
+        print(f"network: {ticket.architecture['name']} takes all of it")
+    if options.run is not None:
+        _, model, _ = trained_model(options.run)
+        theirs, ours = Ticket.of(model).state_dict(), ticket.state_dict()
+        other = [name for name in theirs if name not in ours or not torch.equal(theirs[name], ours[name])]
+        if other:
+            raise CommandFailed(
+                f"{str(options.ticket)!r} is not the network of {str(options.run)!r}: {other[0]} differs"
+            )
+        print(f"run: the same network as {options.run} has, to the last bit")
+    if options.data is not None:
+        size = ticket.image_size
+        dataset = load_dataset(options.data, options.data_root, size).to(HOST)
+        figures = evaluate_test(ticket.network(), dataset, ticket.about.get("run", {}).get("precision", "fp32"))
+        known = (ticket.about.get("result") or {}).get("test_top1")
+        told = "" if known is None else f"; its run had {known:.2f} %"
+        print(f"{options.data}: test top-1 {figures['test_top1']:.2f} %{told}")
+
+
+def do_export(options: Any) -> None:
+    """Export a ticket's network."""
+    if options.onnx is None and options.torch is None:
+        raise ValueError("say what to write: --onnx FILE or --torch FILE")
+    ticket = read_ticket(options.ticket)
+    model = ticket.network()
+    size, channels = ticket.image_size, ticket.architecture["in_channels"]  # type: ignore[index]
+    example = torch.zeros(2, channels, size, size)
+    if options.fold:
+        model, removed = fold(model, example)
+        print(
+            f"folded: {removed.norms} batch norms, {removed.dead} dead filters and {removed.unused} unused ones; "
+            f"{removed.parameters_after:,} of {removed.parameters_before:,} parameters left"
+        )
+    for path, write in ((options.onnx, export_onnx), (options.torch, export_torch)):
+        if path is not None:
+            write(model, example, path)
+            print(f"wrote {path}: {path.stat().st_size:,} bytes")
+
+
+def do_compare(options: Any) -> None:
+    """Compare tickets."""
+    if len(options.tickets) < 2:
+        raise ValueError("compare takes two tickets or more")
+    tickets = dict(zip(ticket_names(options.tickets), map(read_ticket, options.tickets), strict=True))
+    for name, path in zip(tickets, options.tickets, strict=True):
+        print(f"{name}: {path}")
+    names = list(tickets)
+    pairs = [(a, b) for index, a in enumerate(names) for b in names[index + 1 :]]
+    tables = [overlap_table(f"{a} and {b}", tickets[a], tickets[b]) for a, b in pairs] + [density_table(tickets)]
+    for table in tables:
+        print(f"\n{table.title}\n{table.text()}")
+
+
+def do_transfer(options: Any) -> None:
+    """Score a ticket's mask elsewhere."""
+    ticket = read_ticket(options.ticket)
+    data = options.data or ticket.about.get("run", {}).get("data")
+    if data is None:
+        raise ValueError("the ticket does not say what it was trained on: say --data")
+    size = ticket.image_size if options.image_size is None else options.image_size
+    table = transfer_table(ticket, load_dataset(data, options.data_root, size).to(HOST), options.seed)
+    print(f"{table.title}\n{table.text()}")
+
+
+def _about(ticket: Ticket) -> list[str]:
+    """A line for each thing that a ticket knows of itself."""
+    lines = []
+    if ticket.architecture is not None:
+        chosen = {name: value for name, value in ticket.architecture.items() if name != "name"}
+        lines.append(f"network: {ticket.architecture['name']}, {', '.join(f'{n} {v}' for n, v in chosen.items())}")
+    run, result = ticket.about.get("run"), ticket.about.get("result")
+    if run:
+        lines.append(
+            f"trained: {run['method']} on {run['data']}, {run['prune_rate']:.0%} pruned, {run['epochs']} epochs, seed "
+            f"{run['seed']}"
+        )
+    if result:
+        lines.append(f"result:  test top-1 {result['test_top1']:.2f} %, loss {result['test_loss']:.4f}")
+    if ticket.about.get("note"):
+        lines.append(f"note:    {ticket.about['note']}")
+    return lines
+
+
+def _add(kinds: Any, name: str, do: Callable[[Any], None], help: str) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = kinds.add_parser(name, help=help, description=help[0].upper() + help[1:] + ".")
+    parser.set_defaults(do=do)
+    return parser
+
+
+def _add_file(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("ticket", type=Path, metavar="TICKET", help="the file")

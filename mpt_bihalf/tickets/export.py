@@ -1,0 +1,76 @@
+"""A plain network for other programs: ONNX, and torch's own exported programs."""
+
+from __future__ import annotations
+
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ..files import write_whole
+
+OPSET = 18
+
+
+def export_onnx(model: nn.Module, example: Tensor, path: Path) -> None:
+    """Write the network in evaluation mode as an ONNX file, whole or not at all, its weights within.
+
+    example: images [N, C, H, W]; N is left open in the file, where input and output are called `images` and `logits`.
+
+    Raises ValueError where the packages for it are not installed, and for a network that torch cannot export.
+    """
+    try:
+        import onnx
+        import onnxscript  # noqa: F401
+    except ImportError:
+        raise ValueError("ONNX needs further packages: pip install 'mpt_bihalf[export]'") from None
+    with _exporting("ONNX"):
+        program = torch.onnx.export(
+            model.eval(),
+            (example,),
+            input_names=["images"],
+            output_names=["logits"],
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            opset_version=OPSET,
+            dynamo=True,
+            optimize=True,
+            verbose=False,
+        )
+        assert program is not None
+        content = program.model_proto
+        onnx.checker.check_model(content)
+    write_whole(path, lambda file: file.write(content.SerializeToString()))
+
+
+def export_torch(model: nn.Module, example: Tensor, path: Path) -> None:
+    """Write the network in evaluation mode as a program of `torch.export`, which `torch.export.load` reads.
+
+    Arguments and errors as of `export_onnx`.
+    """
+    packed = io.BytesIO()
+    with _exporting("torch.export"):
+        program = torch.export.export(model.eval(), (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+        torch.export.save(program, packed)
+    write_whole(path, lambda file: file.write(packed.getbuffer()))
+
+
+@contextmanager
+def _exporting(form: str) -> Iterator[None]:
+    """Without a word from the libraries; what they raise, in one line."""
+    log = logging.getLogger("onnxscript")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        with torch.no_grad(), warnings.catch_warnings(), redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    except Exception as fault:  # each library has its own kinds
+        reason = f"{type(fault).__name__}: {fault}".splitlines()[0]
+        raise ValueError(f"this network cannot be exported to {form}: {reason}") from fault
+    finally:
+        log.setLevel(level)

@@ -1,0 +1,231 @@
+"""The file of a ticket: a safetensors container with entropy-coded bits, in which nothing can execute.
+
+`bits/LAYER` holds the mask and the signs of the kept weights (see `coding`), `alpha/LAYER` the scale, `rest/NAME` the
+real-valued rest; the header's metadata say the remainder, with a check sum of all. In the form `seed` the bits are the
+mask alone: the signs are drawn again from the run's seed, and compared with a check sum.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from math import prod
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import safetensors.torch
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from ..files import write_whole
+from ..models import create_model
+from ..training import Run
+from ..training.loop import build_network
+from ..weights import binary_layers
+from .coding import Decoder, encode
+from .ticket import BinaryLayer, Ticket, weight_of
+
+FORMAT, VERSION = "mpt_bihalf ticket", 1
+FORMS = ("bits", "seed")
+SIZES = ("num_classes", "in_channels", "image_size")
+# Of a layer, far above any network's; a file may say what it likes.
+MOST_WEIGHTS = 2**32
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def save_ticket(model: nn.Module, path: Path | str, architecture: dict[str, Any] | None = None, note: str = "") -> None:
+    """Write a model under a method of this package as a ticket, whole or not at all.
+
+    architecture: the arguments of `create_model` that make the network, as `{"name": "conv4", "num_classes": 10}`;
+    without it the ticket is loaded by `load_ticket(path, into=model)`. note: kept in the file.
+
+    Raises ValueError for a NaN in what was trained, or an architecture that is not the model's.
+    """
+    write_ticket(Ticket.of(model, architecture, {"note": note} if note else {}), path)
+
+
+def load_ticket(path: Path | str, into: Model | None = None) -> nn.Module:
+    """The plain network of a ticket, in evaluation mode, with the outputs of the trained one to the last bit.
+
+    into: a plain network of the user's own, which is given the ticket's state and returned; without it the network is
+    made from its name. Nothing in the file is executed. Raises ValueError, in one line, for a file that is no ticket,
+    truncated, altered or of a newer version, and for a network that it does not fit, which then stays as it was.
+    """
+    ticket = read_ticket(path)
+    return ticket.network() if into is None else ticket.put_into(into)
+
+
+def write_ticket(ticket: Ticket, path: Path | str, form: str = "bits") -> None:
+    """Write a ticket, whole or not at all.
+
+    form: `bits`, or `seed`, which leaves out the signs. ValueError where these do not follow from the seed of a run.
+    """
+    if form not in FORMS:
+        raise ValueError(f"unknown form {form!r}; known: {', '.join(FORMS)}")
+    header: dict[str, Any] = {
+        "form": form,
+        "layers": {name: [[*layer.binary.shape], layer.kept, layer.positive] for name, layer in ticket.layers.items()},
+        "architecture": ticket.architecture,
+        "channels_last": ticket.channels_last,
+        "about": ticket.about,
+    }
+    if form == "seed":
+        masks = {name: layer.binary != 0 for name, layer in ticket.layers.items()}
+        signs = _drawn_signs(ticket.architecture, ticket.about, masks)
+        if any(not torch.equal(signs[name], layer.binary) for name, layer in ticket.layers.items()):
+            raise ValueError("the signs do not follow from the seed: take the form 'bits'")
+        header["signs_sha256"] = _sum_of_signs(signs)
+    tensors = {}
+    for name, layer in ticket.layers.items():
+        tensors[f"bits/{name}"] = _pack(layer.binary, signs=form == "bits")
+        tensors[f"alpha/{name}"] = layer.alpha.contiguous().clone()
+    tensors |= {f"rest/{name}": value.contiguous().clone() for name, value in ticket.rest.items()}
+    metadata = {"format": FORMAT, "version": str(VERSION), "header": json.dumps(header, separators=(",", ":"))}
+    metadata["sha256"] = _digest(metadata, tensors)
+    content = safetensors.torch.save(tensors, metadata)
+    write_whole(Path(path), lambda file: file.write(content))
+
+
+def read_ticket(path: Path | str) -> Ticket:
+    """What a ticket's file holds. Raises ValueError, in one line, as `load_ticket`."""
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"{str(path)!r} is no file")
+    header, tensors = _open(path)
+    try:
+        return _ticket(header, tensors)
+    except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, RecursionError, MemoryError) as fault:
+        reason = " ".join(str(fault).split()) if isinstance(fault, ValueError) else type(fault).__name__
+        raise ValueError(f"{str(path)!r} is a ticket that cannot be used: {reason}") from fault
+
+
+def tensor_sizes(path: Path | str) -> dict[str, int]:
+    """Bytes of each tensor in a ticket's file, by the name that it has there."""
+    return {name: value.numel() * value.element_size() for name, value in _open(Path(path))[1].items()}
+
+
+def _open(path: Path) -> tuple[Any, dict[str, Tensor]]:
+    """The header and the tensors, as they were written."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            if metadata.get("format") != FORMAT:
+                raise ValueError(f"{str(path)!r} is no ticket of mpt_bihalf")
+            version = metadata.get("version", "")
+            if version.isdecimal() and int(version) > VERSION:
+                raise ValueError(
+                    f"{str(path)!r} is a ticket of version {version}, and this mpt_bihalf reads {VERSION}: update it"
+                )
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, RuntimeError) as fault:
+        if isinstance(fault, PermissionError):
+            raise
+        raise ValueError(f"{str(path)!r} is no ticket, or a damaged one: {' '.join(str(fault).split())}") from fault
+    if metadata.get("sha256") != _digest(metadata, tensors):
+        raise ValueError(f"{str(path)!r} is damaged or was altered: its check sum is another")
+    return json.loads(metadata["header"]), tensors
+
+
+def _ticket(header: dict[str, Any], tensors: dict[str, Tensor]) -> Ticket:
+    form, architecture, about = header["form"], header["architecture"], header["about"]
+    if form not in FORMS or not isinstance(about, dict) or not isinstance(header["channels_last"], bool):
+        raise ValueError("its header is none of a ticket")
+    rest = {name.removeprefix("rest/"): value for name, value in tensors.items() if name.startswith("rest/")}
+    kinds = {f"{kind}/{name}" for name in header["layers"] for kind in ("bits", "alpha")}
+    if kinds | {f"rest/{name}" for name in rest} != tensors.keys():
+        raise ValueError("its parts are not those that it names")
+    layers = {}
+    for name, (shape, kept, positive) in header["layers"].items():
+        counts = [*shape, kept, positive]
+        if not all(type(count) is int and count >= 0 for count in counts) or prod(shape) > MOST_WEIGHTS:
+            raise ValueError(f"layer {name!r} has an impossible size")
+        if not positive <= kept <= prod(shape):
+            raise ValueError(f"layer {name!r} keeps more than it has")
+        alpha = tensors[f"alpha/{name}"]
+        if not alpha.is_floating_point() or torch.broadcast_shapes(alpha.shape, shape) != torch.Size(shape):
+            raise ValueError(f"the scale of layer {name!r} does not fit it")
+        layers[name] = (tuple(shape), kept, positive, alpha, tensors[f"bits/{name}"])
+    if architecture is not None:
+        _check_architecture(architecture, {name: layer[0] for name, layer in layers.items()})
+    if form == "seed":
+        masks = {name: _mask(layer[4], layer[0], layer[1]) for name, layer in layers.items()}
+        signs = _drawn_signs(architecture, about, masks)
+        if _sum_of_signs(signs) != header["signs_sha256"]:
+            raise ValueError(
+                "the weights drawn from its seed are others here: make it with --form bits where it comes from"
+            )
+    else:
+        signs = {name: _unpack(layer[4], *layer[:3]) for name, layer in layers.items()}
+    binary = {name: BinaryLayer(signs[name], layer[3]) for name, layer in layers.items()}
+    return Ticket(binary, rest, architecture, header["channels_last"], about)
+
+
+def _check_architecture(architecture: Any, shapes: dict[str, tuple[int, ...]]) -> None:
+    """Before anything of these sizes is made: the network has layers of these shapes."""
+    with torch.device("meta"):
+        own = create_model(**architecture).state_dict()
+    for name, shape in shapes.items():
+        if own[weight_of(name)].shape != shape:
+            raise ValueError(f"layer {name!r} is not of its network")
+
+
+def _pack(binary: Tensor, signs: bool) -> Tensor:
+    values = binary.numpy().reshape(-1)
+    mask = values != 0
+    packed = encode([mask, values[mask] > 0] if signs else [mask])
+    return torch.from_numpy(np.frombuffer(packed, dtype=np.uint8).copy())
+
+
+def _unpack(packed: Tensor, shape: tuple[int, ...], kept: int, positive: int) -> Tensor:
+    decoder = Decoder(packed.numpy().tobytes())
+    mask = decoder.decode(prod(shape), kept)
+    signs = decoder.decode(kept, positive)
+    decoder.end()
+    binary = mask.astype(np.int8)
+    binary[mask] = np.where(signs, np.int8(1), np.int8(-1))
+    return torch.from_numpy(binary).view(shape)
+
+
+def _mask(packed: Tensor, shape: tuple[int, ...], kept: int) -> Tensor:
+    decoder = Decoder(packed.numpy().tobytes())
+    mask = decoder.decode(prod(shape), kept)
+    decoder.end()
+    return torch.from_numpy(mask).view(shape)
+
+
+def run_of(architecture: dict[str, Any] | None, about: dict[str, Any]) -> tuple[Run, tuple[int, int, int]]:
+    """The run that a ticket came from, and its network's classes, input channels and image size. ValueError if none."""
+    if architecture is None or "run" not in about:
+        raise ValueError("only the ticket of a run has a seed to draw weights from")
+    return Run.from_dict(about["run"]), tuple(architecture[size] for size in SIZES)
+
+
+def _drawn_signs(architecture: Any, about: dict[str, Any], masks: dict[str, Tensor]) -> dict[str, Tensor]:
+    """B of each layer as the run's seed gives it under these masks, int8."""
+    run, sizes = run_of(architecture, about)
+    parts = {name: (part, weight) for name, part, weight in binary_layers(build_network(run, *sizes))}
+    if parts.keys() != masks.keys():
+        raise ValueError("its layers are not those of its run")
+    with torch.no_grad():
+        return {
+            name: part.scaled_binary(weight, masks[name])[0].to(torch.int8) for name, (part, weight) in parts.items()
+        }
+
+
+def _sum_of_signs(signs: dict[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(signs):
+        digest.update(signs[name].contiguous().numpy().data)
+    return digest.hexdigest()
+
+
+def _digest(metadata: dict[str, str], tensors: dict[str, Tensor]) -> str:
+    """Of all that the file says, but this."""
+    digest = hashlib.sha256(json.dumps({**metadata, "sha256": ""}, sort_keys=True).encode())
+    for name, value in sorted(tensors.items()):
+        digest.update(json.dumps([name, str(value.dtype), [*value.shape]]).encode())
+        digest.update(value.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

@@ -1,0 +1,64 @@
+"""The ticket of a finished run."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from ..data import Dataset, short_data
+from ..devices import HOST
+from ..sweep.records import read_result, read_run
+from ..training import Run
+from ..training.finished import finished_model
+from ..training.loop import load_run_data
+from ..training.record import FINISHED
+from .ticket import Ticket
+
+# Of the network's arguments, those that are fields of a run.
+CHOICES = ("width", "activations")
+
+
+def run_ticket(folder: Path, note: str = "") -> Ticket:
+    """The ticket of the finished run in this folder, with what it was trained on and what came of it.
+
+    Its data are needed. Raises ValueError for a folder that is none of a finished run, or without its checkpoint.
+    """
+    run, model, dataset = trained_model(folder)
+    about: dict[str, Any] = {"run": _told(run), "result": read_result(folder, run), "images": _images(dataset)}
+    return Ticket.of(model, architecture(run, dataset), about | ({"note": note} if note else {}))
+
+
+def trained_model(folder: Path) -> tuple[Run, nn.Module, Dataset]:
+    """The run in a folder, its network as its last checkpoint has it, under its method, and its data, on the host."""
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"{str(folder)!r} is no run's folder: there is no config.json in it")
+    folder = folder.resolve()  # its name is looked at, and "." has none
+    run = read_run(folder)
+    result = read_result(folder, run)
+    if result is None or result["status"] != FINISHED:
+        raise ValueError(
+            f"the run in {str(folder)!r} is not finished: {result['status'] if result else 'go on with it'}"
+        )
+    model, dataset = finished_model(run, folder, load_run_data(run), HOST)
+    return run, model.eval(), dataset
+
+
+def architecture(run: Run, dataset: Dataset) -> dict[str, Any]:
+    """The arguments of `create_model` that make the run's network for these data."""
+    chosen = {name: getattr(run, name) for name in CHOICES}
+    sizes = {"num_classes": dataset.num_classes, "in_channels": dataset.in_channels, "image_size": dataset.image_size}
+    return {"name": run.model, **sizes, **chosen}
+
+
+def _told(run: Run) -> dict[str, Any]:
+    """The run's configuration without the places of its maker's machine."""
+    prefix, colon, _ = run.data.partition(":")
+    return asdict(run) | {"data": f"{prefix}:{short_data(run.data)}" if colon else run.data, "data_root": ""}
+
+
+def _images(dataset: Dataset) -> dict[str, Any]:
+    """What has to be done to an image in [0, 1] before the network, (x - mean) / std by channel, and what comes out."""
+    return {"classes": dataset.classes, "mean": dataset.mean, "std": dataset.std}

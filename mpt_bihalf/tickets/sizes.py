@@ -1,0 +1,51 @@
+"""Where the bytes of a ticket's file are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..report.tables import Table
+from .coding import bound
+from .file import read_ticket, tensor_sizes
+from .ticket import BinaryLayer
+
+
+def layer_bound(layer: BinaryLayer) -> float:
+    """The Shannon bound of a layer's mask and of the signs of what it keeps, in bits."""
+    return bound(layer.binary.numel(), layer.kept) + bound(layer.kept, layer.positive)
+
+
+def size_table(path: Path | str) -> Table:
+    """Bytes of each layer in a ticket's file beside those of its float32 weights and the Shannon bound.
+
+    A ticket of the form `seed` has no signs in it, and may lie below the bound.
+    """
+    ticket, stored = read_ticket(path), tensor_sizes(path)
+    head = ["layer", "weights", "kept", "+1 of kept", "bits a weight", "bytes", "bound", "float32", "times smaller"]
+    rows, bounds = [], 0.0
+    for name, layer in ticket.layers.items():
+        weights, kept, size = layer.binary.numel(), layer.kept, stored[f"bits/{name}"] + stored[f"alpha/{name}"]
+        bounds += layer_bound(layer) / 8
+        rows.append(
+            [
+                name,
+                f"{weights:,}",
+                f"{kept / max(weights, 1):.1%}",
+                f"{layer.positive / max(kept, 1):.1%}",
+                f"{8 * size / max(weights, 1):.3f}",
+                *_sizes(size, layer_bound(layer) / 8, 4 * weights),
+            ]
+        )
+    for name, value in ticket.rest.items():
+        size = stored[f"rest/{name}"]
+        rows.append([name, f"{value.numel():,}", "", "", "", *_sizes(size, None, size)])
+    whole = sum(value.numel() * value.element_size() for value in ticket.state_dict().values())
+    total = Path(path).stat().st_size
+    rows.append(["header", "", "", "", "", f"{total - sum(stored.values()):,}", "", "", ""])
+    everything = sum(value.numel() for value in ticket.state_dict().values())
+    rows.append(["all", f"{everything:,}", "", "", f"{8 * total / everything:.3f}", *_sizes(total, bounds, whole)])
+    return Table(f"{Path(path).name}: sizes in bytes", head, rows)
+
+
+def _sizes(size: int, least: float | None, plain: int) -> list[str]:
+    return [f"{size:,}", "" if least is None else f"{least:,.0f}", f"{plain:,}", f"{plain / max(size, 1):.1f}"]

@@ -1,0 +1,140 @@
+"""What a ticket is: the binary layers of a network, its real-valued rest, and what is known about it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from ..models import create_model
+from ..weights import bake_weights, binary_layers
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+@dataclass(frozen=True)
+class BinaryLayer:
+    """The weight alpha * B of a layer.
+
+    binary: B, int8 in the weight's shape: -1, 0 (pruned), +1. alpha: of the weight's dtype, broadcasts over it.
+    """
+
+    binary: Tensor
+    alpha: Tensor
+
+    @property
+    def weight(self) -> Tensor:
+        """alpha * B, the very bits that training used."""
+        return self.alpha * self.binary.to(self.alpha.dtype)
+
+    @property
+    def kept(self) -> int:
+        """How many weights are not pruned."""
+        return int(self.binary.count_nonzero())
+
+    @property
+    def positive(self) -> int:
+        """How many weights are +1."""
+        return int((self.binary > 0).sum())
+
+
+@dataclass(frozen=True)
+class Ticket:
+    """A binarized network as data, on the host.
+
+    layers: the binary ones by name, in the network's order. rest: all else of its state by name: skipped layers, norms.
+    architecture: the arguments of `create_model` that make the network; None for one of the user's own.
+    channels_last: whether its weights lie so in memory, on which the rounding of its outputs may depend.
+    about: plain values that a reader may want: the run, its result, what the images are like, a note.
+    """
+
+    layers: dict[str, BinaryLayer]
+    rest: dict[str, Tensor]
+    architecture: dict[str, Any] | None = None
+    channels_last: bool = False
+    about: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls, model: nn.Module, architecture: dict[str, Any] | None = None, about: dict[str, Any] | None = None
+    ) -> Ticket:
+        """The ticket of a binarized model as it stands; of a plain one all is rest.
+
+        Raises ValueError for a NaN in latent weights or scores, and where the architecture is not the model's.
+        """
+        layers = {}
+        with torch.no_grad():
+            for name, part, weight in binary_layers(model):
+                binary, alpha = part.scaled_binary(weight)
+                layers[name] = BinaryLayer(binary.cpu().to(torch.int8).contiguous(), alpha.detach().cpu())
+        baked = bake_weights(model)
+        state = {name: value.detach().cpu() for name, value in baked.state_dict().items()}
+        last = any(
+            value.dim() == 4 and value.is_contiguous(memory_format=torch.channels_last) and not value.is_contiguous()
+            for value in state.values()
+        )
+        weights = {weight_of(name) for name in layers}
+        rest = {name: value for name, value in state.items() if name not in weights}
+        ticket = cls(layers, rest, architecture, last, about or {})
+        if architecture is not None:
+            with torch.device("meta"):
+                ticket.check_fits(create_model(**architecture))
+        return ticket
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The state of the plain network, as `bake_weights` would leave it."""
+        return {weight_of(name): layer.weight for name, layer in self.layers.items()} | self.rest
+
+    def check_fits(self, model: nn.Module) -> None:
+        """Raise ValueError unless the model's state has these names, shapes and dtypes."""
+        own, ours = model.state_dict(), self.shapes()
+        if any(".parametrizations." in name or name.startswith("parametrizations.") for name in own):
+            raise ValueError("the network is binarized already: a ticket goes into a plain one")
+        for name in [*own, *ours]:
+            if name not in ours:
+                raise ValueError(f"the ticket is for another network: it has no {name!r}")
+            if name not in own:
+                raise ValueError(f"the ticket is for another network, one with {name!r}")
+            if (own[name].shape, own[name].dtype) != ours[name]:
+                shape, dtype = ours[name]
+                raise ValueError(
+                    f"the ticket is for another network: {name!r} is {list(shape)} of {dtype} in it, "
+                    f"not {list(own[name].shape)} of {own[name].dtype}"
+                )
+
+    def shapes(self) -> dict[str, tuple[torch.Size, torch.dtype]]:
+        """Shape and dtype of each part of the plain network's state."""
+        binary = {weight_of(name): (layer.binary.shape, layer.alpha.dtype) for name, layer in self.layers.items()}
+        return binary | {name: (value.shape, value.dtype) for name, value in self.rest.items()}
+
+    def put_into(self, model: Model) -> Model:
+        """Give a plain network this state, in place, and return it in evaluation mode.
+
+        Raises ValueError for a network that it does not fit, and then leaves it as it was.
+        """
+        self.check_fits(model)
+        model.load_state_dict(self.state_dict())
+        return model.eval()
+
+    @property
+    def image_size(self) -> int:
+        """Height and width of the images that its network is for; ValueError where the ticket does not know."""
+        if self.architecture is None:
+            raise ValueError("the ticket is for a network of your own, of which it does not know the image size")
+        return int(self.architecture["image_size"])
+
+    def network(self) -> nn.Module:
+        """The plain network, in evaluation mode. Raises ValueError where the ticket does not know its architecture."""
+        if self.architecture is None:
+            raise ValueError("the ticket is for a network of your own: load_ticket(path, into=your_network)")
+        model = create_model(**self.architecture, seed=0)
+        if self.channels_last:
+            model.to(memory_format=torch.channels_last)
+        return self.put_into(model)
+
+
+def weight_of(layer: str) -> str:
+    """The name of a layer's weight in the state of its network; of a network that is one layer the layer is ''."""
+    return f"{layer}.weight" if layer else "weight"

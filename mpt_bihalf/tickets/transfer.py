@@ -1,0 +1,110 @@
+"""A ticket's mask put on the weights of another seed, or to use on another data set."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from ..data import Dataset, Images, evaluation_batches
+from ..report.tables import Table
+from ..training.finished import evaluate_test
+from ..training.loop import build_network, evaluation_batch
+from ..weights import BINARIZABLE, binary_layers
+from .file import run_of
+from .ticket import BinaryLayer, Ticket
+
+
+def transfer_table(ticket: Ticket, dataset: Dataset, seed: int | None = None) -> Table:
+    """Test top-1 of a ticket's mask on other weights, other data or both, beside that of the mask shuffled.
+
+    seed: of the weights to put the mask on, under the method of the ticket's run; None takes the ticket's own. The
+    real-valued rest is the ticket's, with the statistics of batch norm taken anew from the training images.
+
+    Two figures each: of the network as it is, where the data have as many classes as it tells apart, and of a readout,
+    which is a logistic regression on what the last layer sees of the training images. The control is the same mask
+    with its places permuted within each layer (and with them the signs, where these are the ticket's).
+
+    Raises ValueError for a ticket that does not know its network, or its run where a seed is given, and for images of
+    other channels than the network is for.
+    """
+    rows = []
+    for mask, layers in (("of the ticket", ticket.layers), ("shuffled", _shuffled(ticket))):
+        weights = layers if seed is None else _on_seed(ticket, layers, seed)
+        model = _renewed(replace(ticket, layers=weights).network(), dataset)
+        figures = [_as_it_is(model, dataset), f"{_readout(model, dataset):.2f}"]
+        rows.append([mask, *figures])
+    return Table(f"test top-1 in %: {dataset.name}", ["mask", "as it is", "readout"], rows)
+
+
+def _shuffled(ticket: Ticket) -> dict[str, BinaryLayer]:
+    generator = torch.Generator().manual_seed(0)
+    shuffled = {}
+    for name, layer in ticket.layers.items():
+        order = torch.randperm(layer.binary.numel(), generator=generator)
+        shuffled[name] = replace(layer, binary=layer.binary.flatten()[order].view(layer.binary.shape))
+    return shuffled
+
+
+def _on_seed(ticket: Ticket, layers: dict[str, BinaryLayer], seed: int) -> dict[str, BinaryLayer]:
+    """The weights that the run's method draws from this seed, under the masks of these layers."""
+    run, sizes = run_of(ticket.architecture, ticket.about)
+    model = build_network(replace(run, seed=seed), *sizes)
+    drawn = {}
+    with torch.no_grad():
+        for name, part, weight in binary_layers(model):
+            binary, alpha = part.scaled_binary(weight, layers[name].binary != 0)
+            drawn[name] = BinaryLayer(binary.to(torch.int8), alpha)
+    return drawn
+
+
+@torch.no_grad()
+def _renewed(model: nn.Module, dataset: Dataset) -> nn.Module:
+    """The model with the statistics of its batch norms those of the training images."""
+    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # the mean over all batches, not a moving one
+        norm.train()
+    for x, _ in _batches(dataset, dataset.train) if norms else ():
+        model(x)
+    return model.eval()
+
+
+def _as_it_is(model: nn.Module, dataset: Dataset) -> str:
+    classes = _last_layer(model).out_features
+    return f"{evaluate_test(model, dataset)['test_top1']:.2f}" if classes == dataset.num_classes else ""
+
+
+def _readout(model: nn.Module, dataset: Dataset) -> float:
+    from sklearn.linear_model import LogisticRegression  # seconds to import, which no other command needs
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    reader = make_pipeline(StandardScaler(), LogisticRegression(max_iter=300))
+    reader.fit(_features(model, dataset, dataset.train).numpy(), dataset.train.labels.numpy())
+    return float(100 * reader.score(_features(model, dataset, dataset.test).numpy(), dataset.test.labels.numpy()))
+
+
+@torch.no_grad()
+def _features(model: nn.Module, dataset: Dataset, images: Images) -> Tensor:
+    """What the last layer sees of each image, [N, features]."""
+    seen: list[Tensor] = []
+    hook = _last_layer(model).register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    for x, _ in _batches(dataset, images):
+        model(x)
+    hook.remove()
+    return torch.cat(seen)
+
+
+def _batches(dataset: Dataset, images: Images) -> Iterator[tuple[Tensor, Tensor]]:
+    return evaluation_batches(images, dataset, evaluation_batch(dataset))
+
+
+def _last_layer(model: nn.Module) -> nn.Linear:
+    last = [module for module in model.modules() if isinstance(module, BINARIZABLE)][-1]
+    if not isinstance(last, nn.Linear):
+        raise ValueError("the network's last layer is a convolution, and a readout needs a linear one")
+    return last
