@@ -51,3 +51,12 @@ __all__ = [
     "set_prune_rate",
     "shuffle_scores",
 ]
+
+
+def __getattr__(name: str) -> object:
+    # What they need of the training takes a second to import.
+    if name in ("load_ticket", "save_ticket"):
+        from . import tickets
+
+        return getattr(tickets, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

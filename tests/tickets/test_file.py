@@ -1,0 +1,317 @@
+"""Tickets round trip to the last bit, near their bound, and whatever else a file holds is refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+import torchvision
+from scipy.stats import bernoulli
+from torch import Tensor, nn
+
+from mpt_bihalf import METHODS, Method, bake_weights, binarize_weights, create_model
+from mpt_bihalf.tickets import Ticket, load_ticket, read_ticket, run_ticket, save_ticket, write_ticket
+from mpt_bihalf.tickets.file import _digest
+from tests.reference import one_line_error
+
+SKIP = ("first", "last", "downsample")
+RATES = [index / 10 for index in range(10)]
+
+
+def binarized(name: str, method: str, rate: float, width: float = 1.0, activations: str = "real") -> nn.Module:
+    model = create_model(name, seed=0, width=width, activations=activations)
+    binarize_weights(model, method, rate, skip=() if name.startswith("conv") else SKIP, seed=0)
+    if not name.startswith("conv"):
+        model(torch.randn(8, 3, 32, 32))  # batch norm has statistics of its own
+    return model.eval()
+
+
+def assert_round_trip(model: nn.Module, path: Path, architecture: dict[str, Any]) -> None:
+    save_ticket(model, path, architecture)
+    loaded, baked = load_ticket(path), bake_weights(model)
+    state = loaded.state_dict()
+    assert list(state) == list(baked.state_dict())
+    for name, value in baked.state_dict().items():
+        assert torch.equal(state[name], value) and state[name].dtype == value.dtype, name
+    x = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        assert torch.equal(loaded(x), model(x))
+    assert not loaded.training
+
+
+def entropy(n: int, ones: int) -> float:
+    return n * float(bernoulli(ones / n).entropy()) / 0.6931471805599453 if 0 < ones < n else 0.0
+
+
+def assert_near_bound(model: nn.Module, path: Path) -> None:
+    """The file less the real-valued rest: 1 % above the Shannon bound, 4 KiB and 128 bytes a tensor."""
+    ticket, bits, rest = read_ticket(path), 0.0, 0
+    for layer in ticket.layers.values():
+        kept = int((layer.binary != 0).sum())
+        bits += entropy(layer.binary.numel(), kept) + entropy(kept, int((layer.binary > 0).sum()))
+    rest = sum(value.numel() * value.element_size() for value in ticket.rest.values())
+    rest += sum(layer.alpha.numel() * layer.alpha.element_size() for layer in ticket.layers.values())
+    tensors = len(ticket.rest) + len(ticket.layers)
+    assert path.stat().st_size - rest <= 1.01 * bits / 8 + 4096 + 128 * tensors
+
+
+@pytest.mark.parametrize("method", list(METHODS))
+@pytest.mark.parametrize(("name", "width"), [("conv4", 0.25), ("resnet18", 0.125)])
+def test_every_method_round_trips_to_the_last_bit(tmp_path: Path, name: str, width: float, method: str) -> None:
+    model = binarized(name, method, 0.9, width)
+    assert_round_trip(model, tmp_path / "a.ticket", {"name": name, "width": width})
+    assert_near_bound(model, tmp_path / "a.ticket")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", list(METHODS))
+@pytest.mark.parametrize("name", ["conv2", "conv4", "conv6", "conv8", "resnet18"])
+def test_every_method_round_trips_at_every_rate(tmp_path: Path, name: str, method: str) -> None:
+    for rate in RATES if METHODS[method].mask is not None else [0.0]:
+        model = binarized(name, method, rate)
+        assert_round_trip(model, tmp_path / "a.ticket", {"name": name})
+        assert_near_bound(model, tmp_path / "a.ticket")
+        size = (tmp_path / "a.ticket").stat().st_size
+        plain = sum(value.numel() * value.element_size() for value in bake_weights(model).state_dict().values())
+        print(f"{name} {method} {rate}: {size:,} bytes, {plain / size:.1f} times smaller")
+
+
+@pytest.mark.parametrize("name", ["resnet20", "vgg_small", "shufflenet", "torchvision:mobilenet_v2"])
+def test_networks_with_binary_activations_and_torchvisions_round_trip(tmp_path: Path, name: str) -> None:
+    choices = {} if ":" in name else {"width": 0.25, "activations": "clip"}
+    assert_round_trip(binarized(name, "mpt-bihalf", 0.7, **choices), tmp_path / "a", {"name": name, **choices})
+
+
+def test_a_conv4_at_90_percent_is_a_fiftieth(tmp_path: Path) -> None:
+    model = binarized("conv4", "mpt-sign", 0.9)
+    torch.save(bake_weights(model).state_dict(), tmp_path / "plain.pt")
+    save_ticket(model, tmp_path / "a.ticket", {"name": "conv4"})
+    assert 50 * (tmp_path / "a.ticket").stat().st_size <= (tmp_path / "plain.pt").stat().st_size
+
+
+def test_a_network_of_ones_own_is_loaded_into_it(tmp_path: Path) -> None:
+    def own() -> nn.Module:
+        return nn.Sequential(nn.Conv1d(3, 8, 3), nn.BatchNorm1d(8), nn.Flatten(), nn.Linear(48, 5)).double()
+
+    model = binarize_weights(own(), "mpt-sign", 0.5, seed=0)
+    save_ticket(model, tmp_path / "a.ticket")
+    loaded = load_ticket(tmp_path / "a.ticket", into=own())
+    x = torch.randn(2, 3, 8, dtype=torch.float64)
+    assert torch.equal(loaded(x), model.eval()(x))
+    with one_line_error("into=your_network"):
+        load_ticket(tmp_path / "a.ticket")
+
+
+@pytest.mark.parametrize("layer", [nn.Linear(6, 4), torchvision.models.squeezenet1_0(num_classes=3)])
+def test_any_module_has_a_ticket(tmp_path: Path, layer: nn.Module) -> None:
+    save_ticket(binarize_weights(layer, "bihalf", seed=0), tmp_path / "a")
+    plain = bake_weights(layer)
+    loaded = load_ticket(tmp_path / "a", into=bake_weights(layer))
+    assert all(torch.equal(loaded.state_dict()[name], value) for name, value in plain.state_dict().items())
+
+
+def test_a_scale_of_ones_own_and_channels_last_round_trip(tmp_path: Path) -> None:
+    def uneven(weight: Tensor, mask: Tensor | None) -> Tensor:
+        return weight.abs().mean((0, 2, 3), keepdim=True)  # one for each input channel
+
+    method = Method("uneven", "weights", METHODS["sign"].binarizer, scale=uneven)
+    model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 8, 3)).to(memory_format=torch.channels_last)
+    binarize_weights(model, method, seed=0)
+    save_ticket(model, tmp_path / "a")
+    loaded = load_ticket(tmp_path / "a", into=bake_weights(model))
+    assert torch.equal(loaded[2].weight, bake_weights(model)[2].weight)
+    assert read_ticket(tmp_path / "a").channels_last
+
+
+def test_a_model_that_a_ticket_is_not_for_stays_as_it_was(tmp_path: Path) -> None:
+    save_ticket(binarize_weights(nn.Linear(6, 4), "sign", seed=0), tmp_path / "a")
+    for other in (nn.Linear(6, 5), nn.Linear(6, 4, bias=False), nn.Linear(6, 4).double(), nn.Conv1d(6, 4, 1)):
+        before = {name: value.clone() for name, value in other.state_dict().items()}
+        with one_line_error("another network"):
+            load_ticket(tmp_path / "a", into=other)
+        assert all(torch.equal(value, before[name]) for name, value in other.state_dict().items())
+    with one_line_error("binarized already"):
+        load_ticket(tmp_path / "a", into=binarize_weights(nn.Linear(6, 4), "sign"))
+
+
+def test_an_architecture_that_is_not_the_models_is_refused(tmp_path: Path) -> None:
+    model = binarized("conv2", "sign", 0.0, 0.125)
+    for wrong in ({"name": "conv2"}, {"name": "conv4", "width": 0.125}, {"name": "nonsense"}):
+        with one_line_error():
+            save_ticket(model, tmp_path / "a", wrong)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("method", ["mpt-sign", "mpt-bihalf", "mpt-balanced"])
+def test_masks_alone_are_enough_where_signs_follow_from_the_seed(
+    tmp_path: Path, finished: Callable[..., Path], method: str
+) -> None:
+    ticket = run_ticket(finished(method))
+    for form in ("bits", "seed"):
+        write_ticket(ticket, tmp_path / form, form)
+    both = [load_ticket(tmp_path / form).state_dict() for form in ("bits", "seed")]
+    assert all(torch.equal(both[0][name], both[1][name]) for name in both[0])
+    kept = sum(layer.kept for layer in ticket.layers.values())
+    saved = (tmp_path / "bits").stat().st_size - (tmp_path / "seed").stat().st_size
+    assert saved == pytest.approx(kept / 8, abs=200)
+
+
+def test_signs_that_do_not_follow_from_the_seed_are_not_left_out(tmp_path: Path, finished: Callable[..., Path]) -> None:
+    trained = run_ticket(finished("bihalf"))
+    own = Ticket.of(binarized("conv2", "mpt-sign", 0.5, 0.125), {"name": "conv2", "width": 0.125})
+    for ticket in (trained, own):
+        with one_line_error("seed"):
+            write_ticket(ticket, tmp_path / "a", "seed")
+    assert not list(tmp_path.iterdir())
+
+
+def test_other_draws_from_the_seed_are_noticed(
+    tmp_path: Path, finished: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_ticket(run_ticket(finished("mpt-sign")), tmp_path / "a", "seed")
+    draw = torch.randn
+    monkeypatch.setattr(torch, "randn", lambda *size, **kinds: -draw(*size, **kinds))
+    with one_line_error("--form bits"):
+        load_ticket(tmp_path / "a")
+
+
+def test_nothing_of_its_makers_machine_is_in_a_ticket(tmp_path: Path, finished: Callable[..., Path]) -> None:
+    folder = finished("mpt-sign", data_root=str(tmp_path / "secret"))
+    write_ticket(run_ticket(folder), tmp_path / "a")
+    assert b"secret" not in (tmp_path / "a").read_bytes() and str(folder).encode() not in (tmp_path / "a").read_bytes()
+
+
+def test_a_ticket_loads_in_a_fresh_process_without_unpickling(tmp_path: Path) -> None:
+    model = binarized("conv2", "mpt-bihalf", 0.9, 0.125)
+    save_ticket(model, tmp_path / "a", {"name": "conv2", "width": 0.125})
+    x = torch.randn(3, 3, 32, 32)
+    torch.save({"x": x, "y": model(x).detach()}, tmp_path / "xy")
+    program = (
+        "import pickle, sys, torch; xy = torch.load(sys.argv[2])\n"
+        "from mpt_bihalf import load_ticket\n"
+        "torch.load = pickle.load = pickle.loads = pickle.Unpickler = None\n"
+        "torch.set_num_threads(1); model = load_ticket(sys.argv[1])\n"
+        "assert torch.equal(model(xy['x']), xy['y']); print(type(model).__module__)"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path / "a"), str(tmp_path / "xy")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture
+def ticket_bytes(tmp_path: Path) -> bytes:
+    save_ticket(binarized("conv2", "mpt-sign", 0.8, 0.125), tmp_path / "a", {"name": "conv2", "width": 0.125}, "a note")
+    return (tmp_path / "a").read_bytes()
+
+
+def test_200_random_corruptions_are_refused(tmp_path: Path, ticket_bytes: bytes) -> None:
+    g = torch.Generator().manual_seed(0)
+    path, n = tmp_path / "broken", len(ticket_bytes)
+    header = 8 + struct.unpack("<Q", ticket_bytes[:8])[0]
+
+    def pick(high: int) -> int:
+        return int(torch.randint(high, (), generator=g))
+
+    for kind in range(200):
+        content = bytearray(ticket_bytes)
+        at = pick(header if kind % 2 else n)
+        match kind % 5:
+            case 0:
+                content[at] ^= 1 << pick(8)
+            case 1:
+                content[at] = (content[at] + 1 + pick(255)) % 256
+            case 2:
+                del content[at:]
+            case 3:
+                content[at:at] = bytes(pick(256) for _ in range(1 + pick(16)))
+            case 4:
+                content[at : at + 1 + pick(64)] = b""
+        path.write_bytes(content)
+        if bytes(content) != ticket_bytes:
+            with one_line_error("broken"):
+                read_ticket(path)
+
+
+def resigned(path: Path, change: Callable[[dict[str, Any], dict[str, Tensor]], None], content: bytes) -> None:
+    """Write the ticket with a change, and a check sum that fits."""
+    path.write_bytes(content)
+    with safetensors.safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    tensors, header = safetensors.torch.load(content), json.loads(metadata["header"])
+    change(header, tensors)
+    metadata["header"] = json.dumps(header)
+    metadata["sha256"] = _digest(metadata, tensors)
+    path.write_bytes(safetensors.torch.save(tensors, metadata))
+
+
+CHANGES: dict[str, Callable[[dict[str, Any], dict[str, Tensor]], Any]] = {
+    "fewer kept": lambda header, _: header["layers"]["0"].__setitem__(1, 3),
+    "more kept than there are": lambda header, _: header["layers"]["0"].__setitem__(1, 10**9),
+    "negative": lambda header, _: header["layers"]["0"].__setitem__(2, -1),
+    "huge": lambda header, _: header["layers"]["0"].__setitem__(0, [10**6, 10**6, 10**6]),
+    "another shape": lambda header, _: header["layers"]["0"].__setitem__(0, [3, 8, 3, 3]),
+    "no layers": lambda header, _: header.pop("layers"),
+    "layers as text": lambda header, _: header.__setitem__("layers", "all"),
+    "header without architecture": lambda header, _: header.pop("architecture"),
+    "another network": lambda header, _: header["architecture"].__setitem__("name", "conv4"),
+    "no such network": lambda header, _: header["architecture"].__setitem__("name", "os.system"),
+    "further arguments": lambda header, _: header["architecture"].__setitem__("estimator", "eval"),
+    "a form unknown": lambda header, _: header.__setitem__("form", "pickle"),
+    "the form seed": lambda header, _: header.__setitem__("form", "seed"),
+    "bits as floats": lambda _, tensors: tensors.__setitem__("bits/0", torch.ones(3)),
+    "no bits": lambda _, tensors: tensors.pop("bits/0"),
+    "a tensor too many": lambda _, tensors: tensors.__setitem__("extra", torch.ones(3)),
+    "a scale of another shape": lambda _, tensors: tensors.__setitem__("alpha/0", torch.ones(7)),
+    "a scale of integers": lambda _, tensors: tensors.__setitem__("alpha/0", torch.ones((), dtype=torch.int64)),
+}
+
+
+@pytest.mark.parametrize("what", list(CHANGES))
+def test_a_file_that_was_altered_and_signed_again_is_refused(tmp_path: Path, ticket_bytes: bytes, what: str) -> None:
+    path = tmp_path / "forged"
+    resigned(path, lambda header, tensors: None, ticket_bytes)
+    assert load_ticket(path) is not None
+    resigned(path, CHANGES[what], ticket_bytes)
+    with one_line_error("forged"):
+        load_ticket(path)
+
+
+def test_other_files_are_refused_in_one_line(tmp_path: Path, ticket_bytes: bytes) -> None:
+    torch.save({"a": torch.ones(3)}, tmp_path / "pickled")
+    safetensors.torch.save_file({"a": torch.ones(3)}, tmp_path / "foreign")
+    (tmp_path / "empty").touch()
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("pickled", "foreign", "empty", "pipe", "missing", "."):
+        with one_line_error():
+            read_ticket(tmp_path / name)
+    newer = ticket_bytes.replace(b'"version":"1"', b'"version":"9"')
+    (tmp_path / "newer").write_bytes(newer)
+    with one_line_error("version 9.*update"):
+        read_ticket(tmp_path / "newer")
+
+
+def test_a_ticket_is_written_whole_or_not_at_all(small_disk: Path) -> None:
+    path = small_disk / "a"
+    path.write_text("as it was")
+    (small_disk / "filler").write_bytes(bytes(62 * 2**20))
+    with pytest.raises(OSError, match="No space"):
+        save_ticket(nn.Linear(1000, 1000), path)
+    assert path.read_text() == "as it was"
+
+
+def test_a_nan_is_refused(tmp_path: Path) -> None:
+    model = binarize_weights(nn.Linear(6, 4), "mpt-sign", seed=0)
+    with torch.no_grad():
+        model.parametrizations.weight[0].scores[0, 0] = torch.nan
+    with one_line_error("NaN"):
+        save_ticket(model, tmp_path / "a")
+    assert not list(tmp_path.iterdir())
