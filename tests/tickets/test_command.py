@@ -1,0 +1,114 @@
+"""Each command of `python -m mpt_bihalf ticket`, in this process."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import onnxruntime
+import pytest
+import torch
+
+from mpt_bihalf.__main__ import main
+from mpt_bihalf.commandline import run_command
+from mpt_bihalf.sweep.records import read_result, read_run
+from mpt_bihalf.tickets import load_ticket, save_ticket
+
+Command = Callable[..., str]
+
+
+@pytest.fixture
+def ticket(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    """Run a command of tickets; what it prints. The exit status is checked, and for others than 0 the error given."""
+
+    def do(*arguments: object, status: int = 0) -> str:
+        monkeypatch.setattr("sys.argv", ["mpt_bihalf", "ticket", *map(str, arguments)])
+        code: object = 0
+        try:
+            run_command(main)
+        except SystemExit as end:
+            code = end.code
+        assert code == status
+        printed = capsys.readouterr()
+        if status:
+            assert printed.err.startswith("error: ") and printed.err.count("\n") == 1
+        return printed.err if status else printed.out
+
+    return do
+
+
+@pytest.fixture
+def made(ticket: Command, finished: Callable[..., Path], tmp_path: Path) -> Path:
+    ticket("make", finished(), "-o", tmp_path / "a.ticket", "--note", "ours")
+    return tmp_path / "a.ticket"
+
+
+def test_a_run_becomes_a_ticket_that_scores_as_it_did(
+    ticket: Command, made: Path, finished: Callable[..., Path]
+) -> None:
+    folder = finished()
+    result = read_result(folder, read_run(folder))
+    assert result is not None
+    top1 = f"{result['test_top1']:.2f} %"
+    told = ticket("verify", made, "--run", folder, "--data", "digits")
+    assert f"top-1 {top1}; its run had {top1}" in told and "to the last bit" in told
+    other = finished(seed=1)
+    assert "differs" in ticket("verify", made, "--run", other, status=1)
+
+
+def test_show_tells_what_was_trained_and_where_the_bytes_are(ticket: Command, made: Path) -> None:
+    told = ticket("show", made)
+    assert "mpt-sign on digits, 90% pruned" in told and "ours" in told
+    rows = [re.split(r"  +", line.strip()) for line in told.splitlines()]
+    sizes = {row[0]: row for row in rows if len(row) > 3}
+    assert int(sizes["all"][3].replace(",", "")) == made.stat().st_size
+    assert sizes["6"][2] == "10.0%"
+    assert '"classes"' in ticket("show", made, "--json")
+
+
+def test_the_form_seed_is_smaller_and_refused_where_weights_are_trained(
+    ticket: Command, made: Path, finished: Callable[..., Path], tmp_path: Path
+) -> None:
+    ticket("make", finished(), "-o", tmp_path / "seed.ticket", "--form", "seed")
+    assert (tmp_path / "seed.ticket").stat().st_size < made.stat().st_size
+    assert "bits" in ticket("make", finished("bihalf"), "-o", tmp_path / "no", "--form", "seed", status=2)
+    assert not (tmp_path / "no").exists()
+
+
+def test_export_writes_what_other_programs_read(ticket: Command, made: Path, tmp_path: Path) -> None:
+    told = ticket("export", made, "--onnx", tmp_path / "a.onnx", "--fold")
+    assert "parameters left" in told
+    x = torch.randn(3, 1, 8, 8)
+    (logits,) = onnxruntime.InferenceSession(tmp_path / "a.onnx").run(None, {"images": x.numpy()})
+    torch.testing.assert_close(torch.from_numpy(logits), load_ticket(made)(x).detach(), rtol=1e-4, atol=1e-5)
+    assert "--onnx FILE or --torch FILE" in ticket("export", made, status=2)
+
+
+def test_compare_sets_tickets_against_chance(
+    ticket: Command, made: Path, finished: Callable[..., Path], tmp_path: Path
+) -> None:
+    ticket("make", finished(seed=1), "-o", tmp_path / "b.ticket")
+    told = ticket("compare", made, tmp_path / "b.ticket")
+    assert "A and B" in told and "share of weights kept" in told
+    assert "two tickets" in ticket("compare", made, status=2)
+
+
+def test_transfer_scores_a_mask_elsewhere(ticket: Command, made: Path) -> None:
+    as_it_is = [line.split() for line in ticket("transfer", made).splitlines()[-2:]]
+    elsewhere = [line.split() for line in ticket("transfer", made, "--seed", 9).splitlines()[-2:]]
+    known = ticket("verify", made, "--data", "digits").rsplit("top-1 ", 1)[1].split()[0]
+    assert as_it_is[0][-2] == known
+    assert float(as_it_is[0][-1]) > 80 > 40 > float(as_it_is[1][-2])  # a readout learns, a shuffled ticket guesses
+    assert elsewhere[0][-2:] != as_it_is[0][-2:] and float(elsewhere[0][-2]) < 50
+
+
+def test_what_is_no_finished_run_or_no_ticket_is_refused(
+    ticket: Command, made: Path, tmp_path: Path, finished: Callable[..., Path]
+) -> None:
+    assert "no run's folder" in ticket("make", tmp_path, "-o", tmp_path / "b", status=2)
+    assert "no file" in ticket("show", tmp_path / "b", status=2)
+    save_ticket(torch.nn.Linear(2, 2), tmp_path / "own")
+    for command in (("export", tmp_path / "own", "--torch", tmp_path / "x"), ("transfer", tmp_path / "own")):
+        ticket(*command, status=2)
+    assert "classes" in ticket("show", made, "--json")
