@@ -31,7 +31,7 @@ def test_each_option_in_the_readme_is_one_of_the_sweep(monkeypatch: pytest.Monke
 
 
 def test_every_linked_file_exists() -> None:
-    links = re.findall(r"\]\((?!https?:)([^)]+)\)", README) + re.findall(
+    links = re.findall(r"\]\((?!https?:)([^)#]+)", README) + re.findall(
         r"`((?:notebooks|experiments)/[\w./]+)`", README
     )
     assert links

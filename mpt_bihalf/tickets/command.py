@@ -64,7 +64,9 @@ def add_ticket(commands: Any) -> None:
     _add_file(moved)
     moved.add_argument("--data", metavar="DATA", help="to score on (default: what it was trained on)")
     moved.add_argument("--data-root", metavar="PATH", help="where data sets lie or are downloaded to")
-    moved.add_argument("--image-size", type=int, metavar="PIXELS", help="to resize the images to (default: the run's)")
+    moved.add_argument(
+        "--image-size", type=int, metavar="PIXELS", help="to resize the images to (default: as its network has them)"
+    )
     moved.add_argument("--seed", type=int, metavar="N", help="put the mask on the weights that this seed draws")
 
 
@@ -104,8 +106,7 @@ def do_verify(options: Any) -> None:
             )
         print(f"run: the same network as {options.run} has, to the last bit")
     if options.data is not None:
-        size = ticket.image_size
-        dataset = load_dataset(options.data, options.data_root, size).to(HOST)
+        dataset = load_dataset(options.data, options.data_root, ticket.images[-1]).to(HOST)
         figures = evaluate_test(ticket.network(), dataset, ticket.about.get("run", {}).get("precision", "fp32"))
         known = (ticket.about.get("result") or {}).get("test_top1")
         told = "" if known is None else f"; its run had {known:.2f} %"
@@ -118,8 +119,7 @@ def do_export(options: Any) -> None:
         raise ValueError("say what to write: --onnx FILE or --torch FILE")
     ticket = read_ticket(options.ticket)
     model = ticket.network()
-    size, channels = ticket.image_size, ticket.architecture["in_channels"]  # type: ignore[index]
-    example = torch.zeros(2, channels, size, size)
+    example = torch.zeros(2, *ticket.images)
     if options.fold:
         model, removed = fold(model, example)
         print(
@@ -152,7 +152,7 @@ def do_transfer(options: Any) -> None:
     data = options.data or ticket.about.get("run", {}).get("data")
     if data is None:
         raise ValueError("the ticket does not say what it was trained on: say --data")
-    size = ticket.image_size if options.image_size is None else options.image_size
+    size = options.image_size or ticket.images[-1]
     table = transfer_table(ticket, load_dataset(data, options.data_root, size).to(HOST), options.seed)
     print(f"{table.title}\n{table.text()}")
 

@@ -83,7 +83,11 @@ def write_ticket(ticket: Ticket, path: Path | str, form: str = "bits") -> None:
         tensors[f"bits/{name}"] = _pack(layer.binary, signs=form == "bits")
         tensors[f"alpha/{name}"] = layer.alpha.contiguous().clone()
     tensors |= {f"rest/{name}": value.contiguous().clone() for name, value in ticket.rest.items()}
-    metadata = {"format": FORMAT, "version": str(VERSION), "header": json.dumps(header, separators=(",", ":"))}
+    try:
+        text = json.dumps(header, separators=(",", ":"))
+    except TypeError as fault:
+        raise ValueError(f"a ticket holds plain values only: {fault}") from None
+    metadata = {"format": FORMAT, "version": str(VERSION), "header": text}
     metadata["sha256"] = _digest(metadata, tensors)
     content = safetensors.torch.save(tensors, metadata)
     write_whole(Path(path), lambda file: file.write(content))
@@ -94,10 +98,10 @@ def read_ticket(path: Path | str) -> Ticket:
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"{str(path)!r} is no file")
-    header, tensors = _open(path)
+    metadata, tensors = _open(path)
     try:
-        return _ticket(header, tensors)
-    except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, RecursionError, MemoryError) as fault:
+        return _ticket(json.loads(metadata["header"]), tensors)
+    except Exception as fault:  # whatever comes of a header that says something else than a ticket's
         reason = " ".join(str(fault).split()) if isinstance(fault, ValueError) else type(fault).__name__
         raise ValueError(f"{str(path)!r} is a ticket that cannot be used: {reason}") from fault
 
@@ -107,17 +111,17 @@ def tensor_sizes(path: Path | str) -> dict[str, int]:
     return {name: value.numel() * value.element_size() for name, value in _open(Path(path))[1].items()}
 
 
-def _open(path: Path) -> tuple[Any, dict[str, Tensor]]:
-    """The header and the tensors, as they were written."""
+def _open(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """The metadata and the tensors, as they were written."""
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             if metadata.get("format") != FORMAT:
                 raise ValueError(f"{str(path)!r} is no ticket of mpt_bihalf")
-            version = metadata.get("version", "")
-            if version.isdecimal() and int(version) > VERSION:
+            version = metadata.get("version", "")[:9]
+            if version != str(VERSION):
                 raise ValueError(
-                    f"{str(path)!r} is a ticket of version {version}, and this mpt_bihalf reads {VERSION}: update it"
+                    f"{str(path)!r} is a ticket of version {version!r}, and this mpt_bihalf reads {VERSION}: update it"
                 )
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, RuntimeError) as fault:
@@ -126,7 +130,7 @@ def _open(path: Path) -> tuple[Any, dict[str, Tensor]]:
         raise ValueError(f"{str(path)!r} is no ticket, or a damaged one: {' '.join(str(fault).split())}") from fault
     if metadata.get("sha256") != _digest(metadata, tensors):
         raise ValueError(f"{str(path)!r} is damaged or was altered: its check sum is another")
-    return json.loads(metadata["header"]), tensors
+    return metadata, tensors
 
 
 def _ticket(header: dict[str, Any], tensors: dict[str, Tensor]) -> Ticket:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from inspect import signature
 from typing import Any, TypeVar
 
 import torch
@@ -77,15 +78,17 @@ class Ticket:
         )
         weights = {weight_of(name) for name in layers}
         rest = {name: value for name, value in state.items() if name not in weights}
-        ticket = cls(layers, rest, architecture, last, about or {})
-        if architecture is not None:
-            with torch.device("meta"):
-                ticket.check_fits(create_model(**architecture))
+        if architecture is None:
+            return cls(layers, rest, None, last, about or {})
+        ticket = cls(layers, rest, _with_defaults(architecture), last, about or {})
+        with torch.device("meta"):
+            ticket.check_fits(create_model(**architecture))
         return ticket
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The state of the plain network, as `bake_weights` would leave it."""
-        return {weight_of(name): layer.weight for name, layer in self.layers.items()} | self.rest
+        """The state of the plain network, as `bake_weights` would leave it, in tensors of its own."""
+        weights = {weight_of(name): layer.weight for name, layer in self.layers.items()}
+        return weights | {name: value.clone() for name, value in self.rest.items()}
 
     def check_fits(self, model: nn.Module) -> None:
         """Raise ValueError unless the model's state has these names, shapes and dtypes."""
@@ -119,22 +122,39 @@ class Ticket:
         return model.eval()
 
     @property
-    def image_size(self) -> int:
-        """Height and width of the images that its network is for; ValueError where the ticket does not know."""
+    def images(self) -> tuple[int, int, int]:
+        """Channels, height and width of the images that its network is for; ValueError where that is not known."""
         if self.architecture is None:
             raise ValueError("the ticket is for a network of your own, of which it does not know the image size")
-        return int(self.architecture["image_size"])
+        size = self.architecture["image_size"]
+        height, width = (size, size) if isinstance(size, int) else size
+        return int(self.architecture["in_channels"]), height, width
 
     def network(self) -> nn.Module:
         """The plain network, in evaluation mode. Raises ValueError where the ticket does not know its architecture."""
         if self.architecture is None:
             raise ValueError("the ticket is for a network of your own: load_ticket(path, into=your_network)")
-        model = create_model(**self.architecture, seed=0)
+        with torch.device("meta"):  # there is no use in weights that are replaced at once
+            model = create_model(**self.architecture)
+            self.check_fits(model)
+        model.load_state_dict(self.state_dict(), assign=True)
+        if any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers())):  # some that is no part of a state
+            model = self.put_into(create_model(**self.architecture, seed=0))
         if self.channels_last:
             model.to(memory_format=torch.channels_last)
-        return self.put_into(model)
+        return model.eval()
 
 
 def weight_of(layer: str) -> str:
     """The name of a layer's weight in the state of its network; of a network that is one layer the layer is ''."""
     return f"{layer}.weight" if layer else "weight"
+
+
+def _with_defaults(architecture: dict[str, Any]) -> dict[str, Any]:
+    """All arguments of `create_model` but the seed; ValueError for one that it does not have."""
+    try:
+        bound = signature(create_model).bind(**architecture)
+    except TypeError as fault:
+        raise ValueError(f"architecture must be the arguments of create_model: {fault}") from None
+    bound.apply_defaults()
+    return {name: value for name, value in bound.arguments.items() if name != "seed"}

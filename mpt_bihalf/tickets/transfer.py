@@ -30,6 +30,8 @@ def transfer_table(ticket: Ticket, dataset: Dataset, seed: int | None = None) ->
     Raises ValueError for a ticket that does not know its network, or its run where a seed is given, and for images of
     other channels than the network is for.
     """
+    if dataset.in_channels != ticket.images[0]:
+        raise ValueError(f"{dataset.name}: {dataset.in_channels} channels, and the network is for {ticket.images[0]}")
     rows = []
     for mask, layers in (("of the ticket", ticket.layers), ("shuffled", _shuffled(ticket))):
         weights = layers if seed is None else _on_seed(ticket, layers, seed)
