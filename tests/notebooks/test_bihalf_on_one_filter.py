@@ -1,4 +1,4 @@
-"""The notebook finds the closed form in a solver's plan, and stands in the repository with its outputs."""
+"""The notebook finds the closed form in a solver's plan, and the ratio holds while it trains."""
 
 import re
 from pathlib import Path
@@ -8,7 +8,6 @@ import pytest
 from nbclient import NotebookClient
 
 NOTEBOOK = Path(__file__).parents[2] / "notebooks" / "bihalf_on_one_filter.ipynb"
-PICTURES = 8
 
 
 def test_the_solver_agrees_and_the_ratio_holds_at_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -27,16 +26,5 @@ def test_the_solver_agrees_and_the_ratio_holds_at_every_step(monkeypatch: pytest
     assert up == down != "0"
     assert re.search(r"bihalf .*0\.5000 to 0\.5000; lowest mean entropy: 1\.000000", printed)
     assert not re.search(r"^sign .*0\.5000 to 0\.5000", printed, flags=re.MULTILINE)
-    assert len(_pictures(notebook)) == PICTURES
-
-
-def test_it_is_kept_with_outputs_and_without_errors() -> None:
-    notebook = nbformat.read(NOTEBOOK, as_version=4)
-    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
-    assert all(cell.execution_count for cell in cells)
-    assert len(_pictures(notebook)) == PICTURES
-    assert not [o for cell in cells for o in cell.outputs if o.output_type == "error"]
-
-
-def _pictures(notebook: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
-    return [o for cell in notebook.cells for o in cell.get("outputs", []) if "image/png" in o.get("data", {})]
+    figures = [o for cell in notebook.cells for o in cell.get("outputs", []) if "image/png" in o.get("data", {})]
+    assert len(figures) == 8
