@@ -1,0 +1,32 @@
+"""The notebook goes from a folder of images to a plain binary network."""
+
+import re
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+NOTEBOOK = Path(__file__).parents[2] / "notebooks" / "your_own_images.ipynb"
+
+
+def test_a_sweep_and_a_loop_of_ones_own_train_on_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MPT_BIHALF_SWEEP", str(tmp_path / "sweep"))
+    monkeypatch.setenv("MPT_BIHALF_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("MPT_BIHALF_NOTEBOOK_EPOCHS", "1")
+    monkeypatch.setenv("MPT_BIHALF_NOTEBOOK_IMAGES", "200")
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(NOTEBOOK.parent)}}).execute()
+    printed = "".join(o.get("text", "") for cell in notebook.cells for o in cell.get("outputs", []))
+
+    assert "train: 160 images of 10 classes" in printed
+    assert "test: 40 images of 10 classes" in printed
+    assert len(list((tmp_path / "sweep").glob("runs/torchvision-resnet18-*/result.json"))) == 4
+    # Kaiming's scale, sqrt(2 / kept) with 58 of 288 and 115 of 576 connections kept
+    values = dict(re.findall(r"^([\w.]+): (-?[\d.]+, 0\.0000, [\d.]+)$", printed, re.M))
+    small, large = "-0.1857, 0.0000, 0.1857", "-0.1319, 0.0000, 0.1319"
+    assert values == {"3.body.0": small, "3.body.3": small, "4": small, "7.body.0": large, "7.body.3": large}
+    trained, plain = re.findall(r"epoch 1: .* test top-1 (\S+) %|plain copy: (\S+) %", printed)
+    assert trained[0] == plain[1]
+    figures = [o for cell in notebook.cells for o in cell.get("outputs", []) if "image/png" in o.get("data", {})]
+    assert len(figures) == 3
