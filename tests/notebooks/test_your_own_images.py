@@ -28,5 +28,6 @@ def test_a_sweep_and_a_loop_of_ones_own_train_on_a_folder(tmp_path: Path, monkey
     assert values == {"3.body.0": small, "3.body.3": small, "4": small, "7.body.0": large, "7.body.3": large}
     trained, plain = re.findall(r"epoch 1: .* test top-1 (\S+) %|plain copy: (\S+) %", printed)
     assert trained[0] == plain[1]
+    assert re.findall(r"test top-1 of the ticket: (\S+) %", printed) == [plain[1]]
     figures = [o for cell in notebook.cells for o in cell.get("outputs", []) if "image/png" in o.get("data", {})]
     assert len(figures) == 3
