@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import partial
 from itertools import cycle
 from pathlib import Path
@@ -79,9 +79,9 @@ def draw_part(panel: Axes, part: pd.DataFrame, view: View) -> None:
     places = list(dict.fromkeys(part[view.x]))
     aside = unused(part, view.x)
     curves = list(part.groupby(view.columns, sort=False, dropna=False)) if view.columns else [("", part)]
-    known = ORDER if view.columns == "method" else ()
+    looks = _places([value for value, _ in curves], ORDER if view.columns == "method" else ())
     for number, (name, curve) in enumerate(curves):
-        place = list(dict.fromkeys([*known, *(value for value, _ in curves)])).index(name) % len(COLOURS)
+        place = looks[name]
         colour = COLOURS[place]
         if aside[curve.index].all():
             setting = curve.iloc[0]
@@ -121,6 +121,14 @@ def draw_part(panel: Axes, part: pd.DataFrame, view: View) -> None:
 
 def _x_label(x: str) -> str:
     return "weights pruned (%)" if x == "prune_rate" else x.replace("_", " ")
+
+
+def _places(values: Sequence[Any], known: Sequence[Any]) -> dict[Any, int]:
+    """The place in COLOURS and MARKERS of each value: a known one has its own, the others have what is left."""
+    places = {value: known.index(value) for value in values if value in known}
+    left = [place for place in range(len(COLOURS)) if place not in places.values()]
+    others = (value for value in values if value not in known)
+    return places | dict(zip(others, cycle(left or range(len(COLOURS))), strict=False))
 
 
 def _y_label(figure: str) -> str:

@@ -18,7 +18,7 @@ from ..devices import check_shared, pick_device
 from ..distributed import launched
 from ..gradients import LATENT_GRADIENTS, SCORE_GRADIENTS, Ede
 from ..masks import SCOPES
-from ..methods import METHODS, find_method
+from ..methods import METHODS, Method, find_method
 from ..models import find_network
 from ..scales import SCALES
 from ..weights import INITS
@@ -81,8 +81,8 @@ class Run:
     ede_t0: float = 0.0
     """where the sharpness t of ede starts; 0: as in the authors' code, 0.1, and 0.001 for a resnet20 with binary
     activations"""
-    score_gradient: str = "latent"
-    """gradient of trained scores: latent (MPT's) or binary (exact straight-through)"""
+    score_gradient: str = ""
+    """gradient of trained scores: latent (MPT's) or binary (exact straight-through); empty: the method's own"""
     train_affine: bool = False
     """under frozen weights, train biases and norm affines too (+BN)"""
     learn_mask: bool = True
@@ -135,7 +135,7 @@ class Run:
             ("init", [init for init in INITS if init != "keep"]),
             ("scale", ["", *SCALES]),
             ("latent_gradient", ["", *LATENT_GRADIENTS]),
-            ("score_gradient", SCORE_GRADIENTS),
+            ("score_gradient", ["", *SCORE_GRADIENTS]),
             ("optimizer", ["sgd", "adam"]),
             ("schedule", ["cosine", "step", "constant"]),
             ("precision", ["fp32", "bf16", "fp16"]),
@@ -183,14 +183,16 @@ class Run:
 
     def _canonise(self) -> None:
         method = find_method(self.method)
-        names = {scale: name for name, scale in SCALES.items()}
-        gradients = {gradient: name for name, gradient in LATENT_GRADIENTS.items()}
-        estimators = {estimator: name for name, estimator in ACTIVATION_GRADIENTS.items()}
+        own = {
+            "scale": _name_of(method, "scale", SCALES),
+            "latent_gradient": _name_of(method, "latent_gradient", LATENT_GRADIENTS),
+            "score_gradient": _name_of(method, "score_gradient", SCORE_GRADIENTS),
+        }
+        estimator = _name_of(method, "activation_gradient", ACTIVATION_GRADIENTS)
         canonical: dict[str, Any] = {
-            "scale": self.scale or names[method.scale],
-            "latent_gradient": self.latent_gradient or gradients[method.latent_gradient],
+            **{part: getattr(self, part) or name for part, name in own.items()},
             "skip": self._skip(),
-            "activations": estimators[method.activation_gradient] if self.activations == "binary" else self.activations,
+            "activations": estimator if self.activations == "binary" else self.activations,
             "milestones": tuple(self.milestones) if self.schedule == "step" else (),
         }
         kind, _, path = self.data.partition(":")
@@ -213,7 +215,7 @@ class Run:
         else:
             canonical["latent_gradient"] = "scaled"
         if method.binarizer is None:
-            canonical |= {"scale": names[method.scale], "skip": (), "latent_gradient": "scaled"}
+            canonical |= {"scale": own["scale"], "skip": (), "latent_gradient": "scaled"}
         if self.optimizer != "sgd":
             canonical["momentum"] = 0.0
         canonical["ede_t0"] = self._ede_t0(canonical["latent_gradient"], canonical["activations"])
@@ -290,6 +292,16 @@ class Run:
         for name, default in DEFAULTS.items():
             _check_type(name, arguments[name], default)
         return cls(**arguments)
+
+
+def _name_of(method: Method, part: str, known: dict[str, Any]) -> str:
+    """What a part of the method is called, by which a run is known; ValueError where it has no name."""
+    for name, value in known.items():
+        if value == getattr(method, part):
+            return name
+    raise ValueError(
+        f"the {part} of method {method.name!r} has no name for runs to be known by: enter it in {part.upper()}S"
+    )
 
 
 DEFAULTS: dict[str, Any] = {field.name: field.default for field in fields(Run)}

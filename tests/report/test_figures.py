@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -109,3 +110,13 @@ def test_the_same_records_give_the_same_files(sweep: list[dict[str, Any]], tmp_p
     first = save_figure(draw_sweep(sweep), tmp_path / "figure")
     again = save_figure(draw_sweep(sweep), tmp_path / "again" / "figure")
     assert [path.read_bytes() for path in first] == [path.read_bytes() for path in again]
+
+
+def test_methods_of_ones_own_look_like_no_other_in_the_figure(trials: Trials, monkeypatch: pytest.MonkeyPatch) -> None:
+    methods = ("mine", "mpt-sign", "yours", "mpt-balanced")
+    for name in ("mine", "yours"):
+        monkeypatch.setitem(METHODS, name, replace(METHODS["mpt-sign"], name=name))
+    rows = [row for method in methods for rate in (0.1, 0.5) for row in trials(method, rate, [50.0, 60.0])]
+    (panel,) = draw_sweep(rows).axes
+    looks = {(line.get_color(), line.get_marker()) for line in panel.lines if line.get_marker() in tuple("osD^vP*X<>")}
+    assert len(looks) == len(methods)

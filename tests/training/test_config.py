@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from mpt_bihalf.gradients import SCORE_GRADIENTS
 from mpt_bihalf.methods import METHODS
 from mpt_bihalf.models import MODELS
 from mpt_bihalf.training import Run, config, train
@@ -215,7 +216,9 @@ def test_an_unknown_name_is_refused_in_one_line(field: str, value: str) -> None:
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("field", [name for name in UNKNOWN if name not in ("scale", "latent_gradient")])
+@pytest.mark.parametrize(
+    "field", [name for name in UNKNOWN if name not in ("scale", "latent_gradient", "score_gradient")]
+)
 def test_an_empty_name_is_refused(field: str) -> None:
     with pytest.raises(ValueError):
         Run(**{field: ""})  # type: ignore[arg-type]
@@ -330,3 +333,14 @@ def test_a_data_root_is_the_same_place_wherever_the_run_is_done(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert Run(data_root="data").data_root == str(tmp_path / "data")
+
+
+def test_a_methods_own_parts_are_its_runs_and_need_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    mine = replace(METHODS["mpt-sign"], name="mine", score_gradient=SCORE_GRADIENTS["binary"])
+    monkeypatch.setitem(METHODS, "mine", mine)
+    assert Run(method="mine").score_gradient == "binary"
+    assert Run(method="mine", score_gradient="latent").score_gradient == "latent"
+    for part, table in (("scale", "SCALES"), ("score_gradient", "SCORE_GRADIENTS")):
+        monkeypatch.setitem(METHODS, "mine", replace(mine, **{part: lambda *values: values[0]}))
+        with pytest.raises(ValueError, match=f"'mine' has no name.*{table}"):
+            Run(method="mine")
