@@ -4,7 +4,9 @@ from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
 
+DOCS = ["furo>=2025.7", "myst-parser>=4", "sphinx>=8.2"]
 TEST = [
+    *DOCS,
     "hypothesis",
     "ipykernel",
     "mypy",
@@ -64,5 +66,5 @@ setup(
         "torchvision>=0.21",
         "tqdm>=4.60",
     ],
-    extras_require={"test": TEST, "ray": ["ray>=2.9"], "notebooks": ["ipykernel", "jupyterlab"]},
+    extras_require={"test": TEST, "docs": DOCS, "ray": ["ray>=2.9"], "notebooks": ["ipykernel", "jupyterlab"]},
 )
