@@ -21,6 +21,7 @@ project_copyright = ""
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.mathjax"]
 exclude_patterns = ["_static"]
 html_theme = "furo"
+html_static_path = html_css_files = ["style.css"]
 html_title = "mpt_bihalf"
 html_show_copyright = html_show_sphinx = False
 myst_enable_extensions = ["dollarmath"]
@@ -40,23 +41,29 @@ def setup(app: Sphinx) -> None:
 
 
 def list_parameters(app: Sphinx, what: str, name: str, thing: Any, options: Any, lines: list[str]) -> None:
-    """Make a list of what a docstring says of its parameters, in lines or sentences that begin `name: `."""
-    names = "|".join(sorted(parameters_of(thing), key=len, reverse=True))
-    if not names:
-        return
-    told = re.compile(rf"(?:^|(?<=\. )|(?<=\.\) ))((?:{names})(?:, (?:{names}))*): ")
+    """Make a list of what a docstring says of its parameters: lines, or sentences in one, that begin `name: `.
+
+    It ends with the paragraph, or where a sentence says what is returned or raised.
+    """
+    names = "|".join(parameters_of(thing))
+    begins = r"(?:^|(?<=[.;] )|(?<=\.\) ))"
+    told = re.compile(rf"{begins}(?=(?:(?:{names})(?:, (?:{names}))*: )|(?:Returns|Raises|Yields) )")
     listed: list[str] = []
     within = False
     for line in lines:
-        parts = told.split(line)  # what stands before the first, then name and text in turn
-        within = within and bool(line.strip())
-        if parts[0] or len(parts) == 1:
-            listed.append("    " + parts[0].strip() if within else parts[0])
-        for of, text in zip(parts[1::2], parts[2::2], strict=True):
-            if not within:
-                listed.append("")
-            listed.append(f":param {of.replace(', ', ',')}: {text}")  # what stands before a space would be a type
-            within = True
+        within = within and bool(line)
+        for part in filter(None, told.split(line)) if names and line else [line]:
+            begun = re.match(rf"((?:{names})(?:, (?:{names}))*): ", part) if names else None
+            if begun:
+                listed += [] if within else [""]
+                of = begun[1].replace(", ", ",")  # what stands before a space would be a type
+                listed.append(f":param {of}: {part[begun.end() :].rstrip('; ')}")
+                within = True
+            elif within and told.match(part):
+                listed += ["", part]
+                within = False
+            else:
+                listed.append("    " + part.strip() if within else part)
     lines[:] = listed
 
 

@@ -102,13 +102,12 @@ def draw_masks() -> Figure:
     figure, panels = _panels(len(MASKS))
     for panel, (rule, mask) in zip(panels, MASKS.items(), strict=True):
         model = _binarized(method_of[mask], connections=200)
-        binary = _binary(model)
-        scores = _scores(200)
-        for label, colour, those in _kinds(binary[0]):
-            panel.plot(_latent(model).detach()[0][those], scores[0][those], ".", color=colour, label=label)
-        panel.set(title=f"{rule} ({method_of[mask]})", xlabel="latent weight W")
+        latent, scores, kinds = _latent(model).detach(), _scores(200), _kinds(_binary(model)[0])
+        for _, colour, those in kinds:
+            panel.plot(latent[0][those], scores[0][those], ".", color=colour)
+        counts = ", ".join(label for label, *_ in kinds)
+        panel.set(title=f"{rule}: {method_of[mask]}\n{counts}", xlabel="latent weight W")
     panels[0].set(ylabel="score S")
-    panels[0].legend(fontsize="small", loc="upper left")
     return figure
 
 
@@ -208,8 +207,8 @@ def _activation_gradient(name: str, x: Tensor, progress: float) -> Tensor:
 
 def _kinds(binary: Tensor) -> list[tuple[str, str, Tensor]]:
     """Label, colour and place of the +1s, the -1s and the pruned weights, of those that there are."""
-    kinds = [("+1", POSITIVE, binary > 0), ("-1", NEGATIVE, binary < 0), ("pruned", PRUNED, binary == 0)]
-    return [(f"{int(those.sum())} × {label}", colour, those) for label, colour, those in kinds if those.any()]
+    kinds = [("× +1", POSITIVE, binary > 0), ("× -1", NEGATIVE, binary < 0), ("pruned", PRUNED, binary == 0)]
+    return [(f"{int(those.sum())} {label}", colour, those) for label, colour, those in kinds if those.any()]
 
 
 def _panels(count: int) -> tuple[Figure, list[Axes]]:
