@@ -19,6 +19,9 @@ from unittest import mock
 import pytest
 from torch.distributed.run import parse_args as parse_torchrun
 
+import mpt_bihalf.data
+import mpt_bihalf.sweep
+import mpt_bihalf.training
 from mpt_bihalf import (
     ACTIVATION_GRADIENTS,
     BINARIZERS,
@@ -209,15 +212,44 @@ def test_files_and_tests_that_are_named_exist(page: str) -> None:
         assert not test or f"def {test}(" in (ROOT / path).read_text(), test
 
 
-def test_the_pages_build_without_warnings(tmp_path: Path) -> None:
-    built = subprocess.run(
-        [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", ROOT / "docs", tmp_path],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The pages as Sphinx builds them, any warning being an error."""
+    folder = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", ROOT / "docs", folder]
+    built = subprocess.run(command, capture_output=True, text=True, check=False)
     assert built.returncode == 0, built.stderr
-    assert "PARAMETERS" in (tmp_path / "api.html").read_text().upper()
-    for page in PAGES:
-        if page.startswith("docs/"):
-            assert f'href="{Path(page).stem}.html"' in (tmp_path / "index.html").read_text() or page == "docs/index.md"
+    return folder
+
+
+def test_the_first_page_leads_to_every_other(site: Path) -> None:
+    index = (site / "index.html").read_text()
+    for page in PAGES.keys() - {"README.md", "docs/index.md"}:
+        assert f'href="{Path(page).stem}.html"' in index, page
+
+
+def test_the_reference_has_every_public_name(site: Path) -> None:
+    reference = (site / "api.html").read_text()
+    for module in (mpt_bihalf, mpt_bihalf.data, mpt_bihalf.training, mpt_bihalf.sweep):
+        for name in module.__all__:
+            assert re.search(rf'id="(module-)?{module.__name__}\.{name}"', reference), name
+
+
+def test_every_method_and_part_is_described(site: Path) -> None:
+    page = (site / "methods.html").read_text()
+    for name in METHODS:
+        assert f"<h3>{name}<" in page
+    for name in (*MASKS, *SCALES, *ACTIVATION_GRADIENTS):
+        assert f'<span class="pre">{name}</span>' in page
+    pictures = re.findall(r'src="(_images/[\w-]+\.svg)"', page)
+    assert len(pictures) == len(METHODS) + 4
+    assert all((site / picture).stat().st_size > 1000 for picture in pictures)
+
+
+def test_what_a_docstring_says_of_its_parameters_is_a_list(site: Path) -> None:
+    reference = (site / "api.html").read_text()
+    entry = reference[
+        reference.index('id="mpt_bihalf.score_mask"') : reference.index('id="mpt_bihalf.global_score_masks"')
+    ]
+    assert re.findall(r"<li><p><strong>(\w+)</strong>", entry) == ["scores", "prune_rate", "scope"]
+    assert "<p>Returns 1 (kept) and 0 (pruned)" in entry
