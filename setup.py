@@ -4,8 +4,10 @@ from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
 
+DOCS = ["furo", "myst-parser>=3", "sphinx>=7"]
 EXPORT = ["onnx>=1.16", "onnxscript>=0.3"]
 TEST = [
+    *DOCS,
     *EXPORT,
     "hypothesis",
     "ipykernel",
@@ -69,5 +71,11 @@ setup(
         "torchvision>=0.21",
         "tqdm>=4.60",
     ],
-    extras_require={"test": TEST, "export": EXPORT, "ray": ["ray>=2.9"], "notebooks": ["ipykernel", "jupyterlab"]},
+    extras_require={
+        "test": TEST,
+        "docs": DOCS,
+        "export": EXPORT,
+        "ray": ["ray>=2.9"],
+        "notebooks": ["ipykernel", "jupyterlab"],
+    },
 )

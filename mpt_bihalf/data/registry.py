@@ -51,7 +51,7 @@ def short_data(name: str) -> str:
 def load_dataset(name: str, data_root: str | None = None, image_size: int | None = None) -> Dataset:
     """The data set of that name, in host memory, or in files that are read batch by batch (imagenet).
 
-    name: a key of DATASETS; folder:PATH for PATH/train/<class>/* and PATH/test/<class>/*; or imagenet:PATH, likewise.
+    name: a key of DATASETS; folder:PATH for `PATH/train/<class>/*` and `PATH/test/<class>/*`; or imagenet:PATH.
     data_root: where to look for data and to download it to; by default "data" in the cache folder.
     image_size: height and width, in pixels, to scale the images to; by default they stay as they are.
 

@@ -14,7 +14,7 @@ from ..counts import round_half_up
 
 @dataclass(frozen=True)
 class Design:
-    """Images of [in_channels, *image_size] in, logits of num_classes out.
+    """Images of `[in_channels, *image_size]` in, logits of num_classes out.
 
     width: what all hidden channel counts are multiplied by.
     estimator: the gradient of binary activations (W/A 1/1); None for real-valued ones (W/A 1/32).

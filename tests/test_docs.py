@@ -1,0 +1,255 @@
+"""README and docs: the Python runs as it stands there, commands and names are of things that exist, the pages build.
+
+Each Python block runs by itself, in an empty folder, as a reader would paste it into a file.
+"""
+
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, redirect_stdout
+from importlib import import_module
+from importlib.util import find_spec
+from io import StringIO
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+from torch.distributed.run import parse_args as parse_torchrun
+
+import mpt_bihalf.data
+import mpt_bihalf.sweep
+import mpt_bihalf.training
+from mpt_bihalf import (
+    ACTIVATION_GRADIENTS,
+    BINARIZERS,
+    LATENT_GRADIENTS,
+    MASKS,
+    METHODS,
+    MODELS,
+    SCALES,
+    SCORE_GRADIENTS,
+)
+from mpt_bihalf.__main__ import main
+from mpt_bihalf.commandline import Parser
+from mpt_bihalf.data import DATASETS
+from mpt_bihalf.sweep import Experiment
+from mpt_bihalf.sweep.engines import ENGINES
+
+ROOT = Path(__file__).parents[1]
+PAGES = {
+    str(path.relative_to(ROOT)): path.read_text() for path in (ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")))
+}
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+REGISTRIES: tuple[dict[str, Any], ...] = (
+    ACTIVATION_GRADIENTS,
+    BINARIZERS,
+    DATASETS,
+    ENGINES,
+    LATENT_GRADIENTS,
+    MASKS,
+    METHODS,
+    MODELS,
+    SCALES,
+    SCORE_GRADIENTS,
+)
+# Programs of others, whose options are theirs.
+FOREIGN = {"pip", "tensorboard", "ray", "srun", "sleep", "trap", "wait"}
+FOREIGN_OPTIONS = {"--nproc-per-node", "--nnodes"}
+
+
+def fenced(language: str) -> Iterator[tuple[str, int, str]]:
+    """The page, the line before, and the text of each block of this language."""
+    for page, text in PAGES.items():
+        for block in FENCE.finditer(text):
+            if block[1] == language:
+                yield page, text.count("\n", 0, block.start(2)), block[2]
+
+
+PYTHON = list(fenced("python"))
+
+
+@pytest.mark.parametrize(("page", "line", "code"), PYTHON, ids=[f"{page}:{line + 1}" for page, line, _ in PYTHON])
+def test_python_runs(page: str, line: int, code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with ExitStack() as kept:
+        for registry in REGISTRIES:
+            kept.enter_context(mock.patch.dict(registry))
+        exec(compile("\n" * line + code, ROOT / page, "exec"), {"__name__": "__main__"})
+
+
+def test_there_is_python_on_the_pages_that_promise_it() -> None:
+    assert {"README.md", "docs/index.md", "docs/methods.md", "docs/extending.md"} <= {page for page, *_ in PYTHON}
+
+
+def prose(page: str) -> str:
+    return FENCE.sub("", PAGES[page])
+
+
+def commands() -> Iterator[tuple[str, str]]:
+    """The page and the text of each command line: the lines of shell blocks, and commands within the text."""
+    for page, _, block in fenced("bash"):
+        for line in block.replace("\\\n", " ").splitlines():
+            for words in split(shlex.split(line, comments=True)):
+                yield page, shlex.join(words)
+    for page in PAGES:
+        for code in re.findall(r"`([^`]+)`", prose(page)):
+            if re.match(r"(\w+=\w+ )?(python|\w+\.py) (?!\.\.\.)", code):
+                for words in split(shlex.split(code.removesuffix(" --help"))):
+                    yield page, shlex.join(words)
+
+
+def split(words: list[str]) -> Iterator[list[str]]:
+    """Several commands of one line; without variables that are set before them."""
+    start = 0
+    for end in [i for i, word in enumerate(words) if word in ("&&", "&")] + [len(words)]:
+        command = words[start:end]
+        while command and re.match(r"\w+=", command[0]):
+            del command[0]
+        if command:
+            yield command
+        start = end + 1
+
+
+class Parsed(Exception):
+    """What a program's parser made of the command line."""
+
+
+SCRIPTS = {path.name: path for path in [*ROOT.glob("experiments/*.py"), *ROOT.glob("benchmarks/*.py")]}
+
+
+def main_of(program: str) -> Callable[[], object]:
+    """What a script of ours does, by its file's name, or the package's commands."""
+    with mock.patch.object(sys, "path", [*sys.path, str(ROOT / "experiments"), str(ROOT / "benchmarks")]):
+        return main if program == "mpt_bihalf" else import_module(SCRIPTS[program].stem).main
+
+
+@pytest.fixture
+def parsed(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, list[str]], Any]:
+    """parsed(program, arguments) -> the options, as the program's own parser gives them, before anything is done."""
+    parse_args = Parser.parse_args
+
+    def stop(self: Parser, *arguments: Any, **settings: Any) -> None:
+        raise Parsed(parse_args(self, *arguments, **settings))
+
+    def parse(program: str, arguments: list[str]) -> Any:
+        monkeypatch.setattr(Parser, "parse_args", stop)
+        # There need be no accelerator where the tests run.
+        monkeypatch.setattr(sys, "argv", [program, *("cpu" if word == "cuda" else word for word in arguments)])
+        with pytest.raises(Parsed) as told:
+            main_of(program)()
+        return told.value.args[0]
+
+    return parse
+
+
+EVERY = sorted(set(commands()))
+
+
+@pytest.mark.parametrize(("page", "command"), EVERY, ids=[f"{page}: {command}" for page, command in EVERY])
+def test_commands_are_taken_by_the_programs_that_they_name(page: str, command: str, parsed: Any) -> None:
+    first, *words = shlex.split(command)
+    if Path(first).name in FOREIGN:
+        return
+    if first == "torchrun":
+        options = parse_torchrun(words)
+        words = ["-m"] * options.module + [options.training_script, *options.training_script_args]
+    elif Path(first).name in SCRIPTS:  # in the text a script may go by its name
+        words = [first, *words]
+    else:
+        assert Path(first).name in ("python", "python3")
+    if words[0] == "-m" and words[1] != "mpt_bihalf":
+        assert find_spec(words[1])
+    elif words[0] == "-m":
+        parsed("mpt_bihalf", words[2:])
+    else:
+        assert "/" not in words[0] or (ROOT / words[0]).is_file()
+        options = parsed(Path(words[0]).name, words[1:]).options
+        if isinstance(options, Experiment) and hasattr(options, "runs"):
+            assert options.runs()
+
+
+def test_there_are_commands_on_the_pages_that_promise_them() -> None:
+    counts = [page for page, _ in commands()]
+    for page, least in {"README.md": 8, "docs/figures.md": 24, "docs/sweeps.md": 10, "docs/performance.md": 5}.items():
+        assert counts.count(page) >= least, page
+
+
+@pytest.fixture(scope="module")
+def known_options() -> set[str]:
+    known = set(FOREIGN_OPTIONS)
+    programs = [[name] for name, path in SCRIPTS.items() if "\ndef main" in path.read_text()]
+    for program, *command in [*programs, *(["mpt_bihalf", command] for command in ("train", "status", "report"))]:
+        told = StringIO()
+        with (
+            mock.patch.object(sys, "argv", [program, *command, "--help"]),
+            redirect_stdout(told),
+            pytest.raises(SystemExit),
+        ):
+            main_of(program)()
+        known.update(re.findall(r"(?<![\w-])--[a-z][a-z-]*", told.getvalue()))
+    return known
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_options_in_the_text_are_those_of_a_program(page: str, known_options: set[str]) -> None:
+    named = {
+        option for code in re.findall(r"`([^`]+)`", prose(page)) for option in re.findall(r"(?<!\S)--[a-z][\w-]*", code)
+    }
+    assert named <= known_options
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_files_and_tests_that_are_named_exist(page: str) -> None:
+    here = (ROOT / page).parent
+    for link in re.findall(r"\]\((?!https?:|#)([^)#]+)[^)]*\)", PAGES[page]):
+        assert (here / link).exists() or link.startswith("drawn/"), link  # those the build draws, and then misses
+    paths = r"`((?:mpt_bihalf|tests|docs|notebooks|experiments|benchmarks|results)/[\w./]+)(?:::(\w+))?`"
+    for path, test in re.findall(paths, PAGES[page]):
+        assert (ROOT / path).exists(), path
+        assert not test or f"def {test}(" in (ROOT / path).read_text(), test
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The pages as Sphinx builds them, any warning being an error."""
+    folder = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", ROOT / "docs", folder]
+    built = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert built.returncode == 0, built.stderr
+    return folder
+
+
+def test_the_first_page_leads_to_every_other(site: Path) -> None:
+    index = (site / "index.html").read_text()
+    for page in PAGES.keys() - {"README.md", "docs/index.md"}:
+        assert f'href="{Path(page).stem}.html"' in index, page
+
+
+def test_the_reference_has_every_public_name(site: Path) -> None:
+    reference = (site / "api.html").read_text()
+    for module in (mpt_bihalf, mpt_bihalf.data, mpt_bihalf.training, mpt_bihalf.sweep):
+        for name in module.__all__:
+            assert re.search(rf'id="(module-)?{module.__name__}\.{name}"', reference), name
+
+
+def test_every_method_and_part_is_described(site: Path) -> None:
+    page = (site / "methods.html").read_text()
+    for name in METHODS:
+        assert f"<h3>{name}<" in page
+    for name in (*MASKS, *SCALES, *ACTIVATION_GRADIENTS):
+        assert f'<span class="pre">{name}</span>' in page
+    pictures = re.findall(r'src="(_images/[\w-]+\.svg)"', page)
+    assert len(pictures) == len(METHODS) + 4
+    assert all((site / picture).stat().st_size > 1000 for picture in pictures)
+
+
+def test_what_a_docstring_says_of_its_parameters_is_a_list(site: Path) -> None:
+    reference = (site / "api.html").read_text()
+    entry = reference[
+        reference.index('id="mpt_bihalf.score_mask"') : reference.index('id="mpt_bihalf.global_score_masks"')
+    ]
+    assert re.findall(r"<li><p><strong>(\w+)</strong>", entry) == ["scores", "prune_rate", "scope"]
+    assert "<p>Returns 1 (kept) and 0 (pruned)" in entry
