@@ -181,7 +181,9 @@ def test_there_are_commands_on_the_pages_that_promise_them() -> None:
 def known_options() -> set[str]:
     known = set(FOREIGN_OPTIONS)
     programs = [[name] for name, path in SCRIPTS.items() if "\ndef main" in path.read_text()]
-    for program, *command in [*programs, *(["mpt_bihalf", command] for command in ("train", "status", "report"))]:
+    programs += [["mpt_bihalf", command] for command in ("train", "status", "report")]
+    programs += [["mpt_bihalf", "ticket", kind] for kind in ("make", "show", "verify", "export", "compare", "transfer")]
+    for program, *command in programs:
         told = StringIO()
         with (
             mock.patch.object(sys, "argv", [program, *command, "--help"]),
