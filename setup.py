@@ -4,7 +4,7 @@ from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
 
-DOCS = ["furo>=2025.7", "myst-parser>=4", "sphinx>=8.2"]
+DOCS = ["furo>=2024.8.6", "myst-parser>=4", "sphinx>=8.1"]
 TEST = [
     *DOCS,
     "hypothesis",
