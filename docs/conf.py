@@ -17,7 +17,6 @@ import mpt_bihalf  # noqa: E402
 
 project = "mpt_bihalf"
 release = mpt_bihalf.__version__
-project_copyright = ""
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.mathjax"]
 exclude_patterns = ["_static"]
 html_theme = "furo"
