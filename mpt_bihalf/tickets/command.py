@@ -72,6 +72,7 @@ def add_ticket(commands: Any) -> None:
 
 def do_make(options: Any) -> None:
     """Make a ticket of a run."""
+    _check_place(options.out)
     write_ticket(run_ticket(options.run, options.note), options.out, options.form)
     print(size_table(options.out).rows[-1][-1] + f" times smaller than float32: {options.out}")
 
@@ -117,6 +118,8 @@ def do_export(options: Any) -> None:
     """Export a ticket's network."""
     if options.onnx is None and options.torch is None:
         raise ValueError("say what to write: --onnx FILE or --torch FILE")
+    for path in filter(None, (options.onnx, options.torch)):
+        _check_place(path)
     ticket = read_ticket(options.ticket)
     model = ticket.network()
     example = torch.zeros(2, *ticket.images)
@@ -155,6 +158,14 @@ def do_transfer(options: Any) -> None:
     size = options.image_size or ticket.images[-1]
     table = transfer_table(ticket, load_dataset(data, options.data_root, size).to(HOST), options.seed)
     print(f"{table.title}\n{table.text()}")
+
+
+def _check_place(path: Path) -> None:
+    """ValueError, before any work is done, where no file of this name can be written."""
+    if not path.parent.is_dir():
+        raise ValueError(f"{str(path)!r} cannot be written: there is no folder {str(path.parent)!r}")
+    if path.is_dir():
+        raise ValueError(f"{str(path)!r} is a folder: give the name of a file")
 
 
 def _about(ticket: Ticket) -> list[str]:

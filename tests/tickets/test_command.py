@@ -107,6 +107,8 @@ def test_what_is_no_finished_run_or_no_ticket_is_refused(
     ticket: Command, made: Path, tmp_path: Path, finished: Callable[..., Path]
 ) -> None:
     assert "no run's folder" in ticket("make", tmp_path, "-o", tmp_path / "b", status=2)
+    assert "no folder" in ticket("make", finished(), "-o", tmp_path / "none" / "b", status=2)
+    assert "is a folder" in ticket("export", made, "--onnx", tmp_path, status=2)
     assert "no file" in ticket("show", tmp_path / "b", status=2)
     save_ticket(torch.nn.Linear(2, 2), tmp_path / "own")
     for command in (("export", tmp_path / "own", "--torch", tmp_path / "x"), ("transfer", tmp_path / "own")):
