@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -11,7 +11,7 @@ from tabulate import tabulate
 
 from ..commandline import one_line
 from ..data import short_data
-from ..methods import METHODS
+from ..methods import METHODS, Method
 from ..training import Run
 from ..training.config import WHERE
 
@@ -23,10 +23,10 @@ LEADING = ("model", "data", "method")
 SUMMARY = ("mean", "std", "finished", "diverged", "trials")
 # A planned run that has no result yet has this in the place of a record's status.
 MISSING = "missing"
-# Fields that some methods do not look at, and what those methods' row is called.
-UNUSED = {
-    "prune_rate": ("unpruned", [name for name, method in METHODS.items() if method.mask is None]),
-    "p_pos": ("no prior", [name for name, method in METHODS.items() if not method.balanced]),
+# Fields that some methods do not look at: what those methods' row is called, and which they are.
+UNUSED: dict[str, tuple[str, Callable[[Method], bool]]] = {
+    "prune_rate": ("unpruned", lambda method: method.mask is None),
+    "p_pos": ("no prior", lambda method: not method.balanced),
 }
 
 
@@ -171,7 +171,9 @@ def _body(part: pd.DataFrame, view: View) -> tuple[list[str], list[list[str]]]:
 
 def unused(part: pd.DataFrame, x: str) -> pd.Series[bool]:
     """Which rows are of methods that do not look at the field `x`."""
-    return part["method"].isin(UNUSED[x][1]) if x in UNUSED and "method" in part else pd.Series(False, index=part.index)
+    if x not in UNUSED or "method" not in part:
+        return pd.Series(False, index=part.index)
+    return part["method"].isin([name for name, method in METHODS.items() if UNUSED[x][1](method)])
 
 
 def row_label(x: str, value: Any) -> str:

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from mpt_bihalf.methods import METHODS
 from mpt_bihalf.report import sweep_table
 from mpt_bihalf.report.tables import split_settings, summarise_trials
 
@@ -93,6 +95,12 @@ def test_what_a_grid_varies_makes_separate_tables_titled_by_it(trials: Trials) -
 def test_methods_whose_own_scales_differ_share_a_table(sweep: list[dict[str, Any]]) -> None:
     assert {record["scale"] for record in sweep} == {"l1", "kaiming"}
     assert len(split_settings(summarise_trials(sweep))) == 1
+
+
+def test_a_method_of_ones_own_without_a_mask_is_unpruned(trials: Trials, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(METHODS, "mine", replace(METHODS["sign"], name="mine"))
+    table = cells(sweep_table([*trials("mine", 0.0, [50.0, 60.0]), *trials("mpt-sign", 0.5, [50.0, 60.0])]))
+    assert list(table) == ["unpruned", "50 %"] and table["unpruned"]["mine"] == stats(50, 60) + " *"
 
 
 def test_an_unpruned_method_is_compared_in_every_table_of_a_grid_that_it_ignores(trials: Trials) -> None:
