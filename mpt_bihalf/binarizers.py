@@ -11,7 +11,6 @@ from typing import TypeAlias
 from torch import Tensor
 
 from .latent import Latent
-from .standardise import wide_rows
 from .transport import transported
 
 Binarizer: TypeAlias = Callable[[Latent, Tensor | None], Tensor]
@@ -24,8 +23,7 @@ def sign(latent: Latent, mask: Tensor | None) -> Tensor:
 
 def standardised_sign(latent: Latent, mask: Tensor | None) -> Tensor:
     """sign of the filter's W less its mean, so of W standardised (Qin et al. 2020); sign(0) = +1."""
-    rows = wide_rows(latent.weight)
-    return (rows >= rows.mean(1, keepdim=True)).view(latent.weight.shape)
+    return latent.standard.positive.view(latent.weight.shape)
 
 
 def fixed(latent: Latent, mask: Tensor | None) -> Tensor:

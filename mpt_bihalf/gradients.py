@@ -15,15 +15,18 @@ import torch
 from torch import Tensor
 
 from . import kernels
-from .latent import Latent, filters
-from .standardise import centred, few_filters
+from .filters import few_filters, filters, wide_rows
+from .latent import Latent
 
 Gradient: TypeAlias = Callable[[Tensor, Latent, Tensor, Tensor], Tensor]
 
 
 def scaled(g: Tensor, latent: Latent, positive: Tensor, alpha: Tensor) -> Tensor:
     """dL/dW = alpha g, no clipping (the bi-half authors' code)."""
-    return alpha * g
+    # Not where a gradient of the gradient is asked for, nor where the layout would have to be changed again.
+    if torch.is_grad_enabled() or not latent.weight.is_contiguous():
+        return alpha * g
+    return torch.mul(alpha, g, out=latent.spare.like(g))
 
 
 def unscaled(g: Tensor, latent: Latent, positive: Tensor, alpha: Tensor) -> Tensor:
@@ -57,18 +60,19 @@ class Ede:
         if alpha.numel() != 1 and alpha.shape != a_filter:
             raise ValueError(f"ede takes a scale of one element or of shape {a_filter}, not of {tuple(alpha.shape)}")
         t = self.sharpness(latent.progress)
-        weight, of_loss = filters(latent.weight), filters(g)
-        slope = 4 * max(1 / t, 1) * t * alpha.expand(a_filter).reshape(-1, 1)
-        out = torch.empty_like(weight, dtype=torch.promote_types(weight.dtype, torch.float32))
-        for w, of_part, steep, result in few_filters(weight, of_loss, slope, out):
-            around, _, deviation = centred(w)
+        rows, (_, mean, deviation) = wide_rows(latent.weight), latent.standard
+        steepness = 2 * t / deviation
+        size = 4 * max(1 / t, 1) * t / deviation * alpha.expand(a_filter).reshape(-1, 1)
+        out = latent.spare.like(rows)
+        for w, of_w, middle, steep, factor, result in few_filters(rows, filters(g), mean, steepness, size, out):
             # 1 - tanh(y)^2 = 4 s (1 - s) with s the sigmoid of 2 y; in one pass with the product.
-            gate = around.mul(2 * t / deviation).sigmoid_()
-            of_x = torch.ops.aten.sigmoid_backward(of_part.to(gate.dtype), gate)
-            along = torch.linalg.vecdot(of_x, around).unsqueeze(1) / (max(w.shape[1] - 1, 1) * deviation**2)
-            mean, size = of_x.mean(1, keepdim=True), steep / deviation
-            torch.addcmul(-mean * size, of_x.addcmul_(around, along, value=-1), size, out=result)
-        return out.to(weight.dtype).view(latent.weight.shape)
+            y2 = w.sub(middle).mul_(steep)
+            gate = y2.sigmoid()
+            of_x = torch.ops.aten.sigmoid_backward(of_w.to(gate.dtype), gate)
+            along = torch.linalg.vecdot(of_x, y2).unsqueeze(1) / (max(w.shape[1] - 1, 1) * 4 * t**2)
+            shift = of_x.mean(1, keepdim=True) * factor
+            torch.addcmul(-shift, of_x.addcmul_(y2, along, value=-1), factor, out=result)
+        return out.to(latent.weight.dtype).view(latent.weight.shape)
 
 
 def latent_scores(g: Tensor, latent: Latent, positive: Tensor, alpha: Tensor) -> Tensor:
@@ -87,7 +91,7 @@ def _signed(g: Tensor, factor: Tensor, latent: Latent, positive: Tensor) -> Tens
     if latent.scores.is_contiguous():
         g = g.contiguous()  # that of a convolution in channels-last is not
     if factor.numel() in (1, g.numel()) and kernels.suit(g, factor, positive, latent.scores):
-        return kernels.score_gradient(g, factor, positive, latent.scores)
+        return kernels.score_gradient(g, factor, positive, latent.scores, latent.spare)
     magnitude = g * factor.abs()
     return torch.where(positive == (latent.scores >= 0), magnitude, -magnitude)
 

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .devices import host_reads_free
+from .spare import Spare
 
 # One is built for each, as an installation may be moved: torch says what this machine can run.
 FLAVOURS = {"AVX512": ("avx512", "avx2", "any"), "AVX2": ("avx2", "any")}
@@ -105,15 +106,16 @@ def masked_magnitude(weight: Tensor, mask: Tensor, units: float) -> int:
     return total
 
 
-def signed(positive: Tensor, mask: Tensor | None, alpha: Tensor) -> Tensor:
+def signed(positive: Tensor, mask: Tensor | None, alpha: Tensor, spare: Spare | None = None) -> Tensor:
     """+alpha or -alpha by `positive`, 0 outside `mask`: alpha's dtype, the shape of `positive`.
 
-    alpha: broadcasts over `positive`. Unlike the other functions here this one is for any device and dtype.
+    alpha: broadcasts over `positive`. spare: memory for it. Unlike the other functions here this one is for any device
+    and dtype.
     """
     rows = alpha.numel()
     of_filters = rows > 1 and alpha.shape == (positive.shape[0], *[1] * (positive.dim() - 1))
     if suit(positive, mask, alpha) and (rows == 1 or of_filters):
-        out = torch.empty(positive.shape, dtype=torch.float32, device=positive.device)
+        out = (spare or Spare()).like(alpha.expand(positive.shape))
         if compiled():
             _call("signed", positive, mask, alpha, rows, positive.numel() // rows, out)
             return out
@@ -124,17 +126,16 @@ def signed(positive: Tensor, mask: Tensor | None, alpha: Tensor) -> Tensor:
     return _signs(positive, mask).to(alpha.dtype).mul_(alpha)
 
 
-def score_gradient(g: Tensor, magnitude: Tensor, positive: Tensor, scores: Tensor) -> Tensor:
-    """g * magnitude * b * sign(S), where magnitude is abs(W), or alpha if it has one element."""
+def score_gradient(g: Tensor, magnitude: Tensor, positive: Tensor, scores: Tensor, spare: Spare) -> Tensor:
+    """g * magnitude * b * sign(S), where magnitude is abs(W), or alpha if it has one element. spare: memory for it."""
+    out = spare.like(g)
     if compiled():
-        out = torch.empty_like(g)
         weight, alpha = (magnitude, 0.0) if magnitude.numel() == g.numel() > 1 else (None, float(magnitude))
         _call("score_gradient", g, weight, alpha, positive, scores, g.numel(), out)
         return out
-    out = torch.empty_like(g)
     of_one = magnitude.numel() < g.numel()
-    for part, of_loss, sign, score, *weight in _parts(out, g, positive, scores, *([] if of_one else [magnitude])):
-        torch.mul(of_loss, magnitude.abs() if of_one else weight[0].abs(), out=part)
+    for part, of_loss, sign, score, *own in _parts(out, g, positive, scores, *([] if of_one else [magnitude])):
+        torch.mul(of_loss, magnitude.abs() if of_one else own[0].abs(), out=part)
         part.mul_(_signs(sign == (score >= 0), None))
     return out
 

@@ -9,15 +9,13 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from .counts import Number, kept_count, round_half_up
+from .filters import filters
 from .selection import largest, no_hints
+from .spare import Spare
+from .standardise import Standard
 
 if TYPE_CHECKING:
     from .masks import GlobalRanking
-
-
-def filters(weight: Tensor) -> Tensor:
-    """The weight as a matrix [F, D]: a row for each filter, D connections in it."""
-    return weight.reshape(weight.shape[0], -1) if weight.numel() else weight.new_empty(weight.shape[0], 0)
 
 
 @dataclass(eq=False)
@@ -31,6 +29,7 @@ class Latent:
     `index` is the place of this one among them.
     progress: how far the training is, epoch / epochs in [0, 1), for gradients with a schedule.
     hints: where selections ended a step ago; they save time and change nothing.
+    spare: memory for a gradient.
 
     The properties follow from W alone. Where W is frozen each is worked out once and handed on (`take_over`).
     """
@@ -44,6 +43,7 @@ class Latent:
     index: int = 0
     progress: float = 0.0
     hints: dict[str, Tensor] = field(default_factory=dict)
+    spare: Spare = field(default_factory=Spare)
 
     def largest(
         self, values: Tensor, count: int | Tensor, name: str, absolute: bool = False, among: Tensor | None = None
@@ -55,7 +55,7 @@ class Latent:
 
     def take_over(self, other: Latent) -> None:
         """Take what was worked out of the same W from `other`."""
-        for name in ("order", "nonnegative", "top_of_all", "top_of_kept"):
+        for name in ("order", "nonnegative", "standard", "top_of_all", "top_of_kept"):
             if name in vars(other):
                 vars(self)[name] = vars(other)[name]
 
@@ -68,6 +68,11 @@ class Latent:
     def nonnegative(self) -> Tensor:
         """Where W >= 0: bool, shape of W."""
         return self.weight >= 0
+
+    @cached_property
+    def standard(self) -> Standard:
+        """Mean and deviation of each filter of W, and where W is at least the mean."""
+        return Standard.of(self.weight)
 
     @cached_property
     def top_of_all(self) -> Tensor:

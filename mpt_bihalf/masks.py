@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from .counts import Number, fraction_within, kept_count, round_half_up
-from .latent import Latent, filters
+from .filters import filters
+from .latent import Latent
 from .selection import largest
 from .transport import check_rankable
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .latent import filters
+from .filters import filters
 
 
 class Flips(NamedTuple):

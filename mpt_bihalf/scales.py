@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from . import kernels
-from .latent import filters
+from .filters import few_filters, filters
 from .selection import count_kept
-from .standardise import few_filters, standardised
+from .standardise import centred
 
 Scale: TypeAlias = Callable[[Tensor, Tensor | None], Tensor]
 
@@ -52,8 +52,10 @@ def power_of_two(weight: Tensor, mask: Tensor | None) -> Tensor:
     kept = torch.ones_like(rows[:, :1], dtype=torch.bool) if mask is None else filters(mask)
     means = []
     for part, counted in few_filters(rows, kept):
-        magnitude = standardised(part).abs_()
-        means.append(magnitude.mean(1) if mask is None else magnitude.mul_(counted).sum(1) / counted.sum(1))
+        around, _, deviation = centred(part)
+        magnitude = around.abs_()
+        mean = magnitude.mean(1) if mask is None else magnitude.mul_(counted).sum(1) / counted.sum(1)
+        means.append(mean / deviation.squeeze(1))
     mean = torch.cat(means)  # NaN for a filter that keeps none
     power = torch.where(mean > 0, mean, 1).log2().round()
     alpha = torch.where(mean >= 0, torch.ldexp(torch.ones_like(mean), power), 0)

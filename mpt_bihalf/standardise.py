@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from .latent import filters
-
-ELEMENTS = 2**18  # in a part: enough to share among threads, few enough for a cache
-
-
-def wide_rows(weight: Tensor) -> Tensor:
-    """W as rows [F, D] in float32 or wider: half precision would lose the digits of a mean."""
-    return filters(weight).to(torch.promote_types(weight.dtype, torch.float32))
+from .filters import few_filters, wide_rows
 
 
 def centred(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -30,13 +23,20 @@ def centred(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return around, mean, torch.where(deviation > 0, deviation, 1)
 
 
-def few_filters(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Matrices [F, ...] in parts of a few rows, so that what is worked out of a part stays in a cache."""
-    at_once = max(1, ELEMENTS // max(1, tensors[0].shape[1]))
-    return zip(*(tensor.split(at_once) for tensor in tensors), strict=True)
+class Standard(NamedTuple):
+    """What standardising tells of each filter: where W is at least its mean (bool [F, D]), mean, deviation ([F, 1])."""
 
+    positive: Tensor
+    mean: Tensor
+    deviation: Tensor
 
-def standardised(weight: Tensor) -> Tensor:
-    """x = (W - mean) / deviation per filter, as rows [F, D] in float32 or wider."""
-    around, _, deviation = centred(weight)
-    return around.div_(deviation)
+    @classmethod
+    def of(cls, weight: Tensor) -> Standard:
+        """As `centred` has it, in float32 or wider."""
+        rows, parts = wide_rows(weight), []
+        positive = torch.empty(rows.shape, dtype=torch.bool, device=rows.device)
+        for part, sign in few_filters(rows, positive):
+            around, mean, deviation = centred(part)
+            torch.ge(around, 0, out=sign)
+            parts.append((mean, deviation))
+        return cls(positive, *(torch.cat(each) for each in zip(*parts, strict=True)))

@@ -7,7 +7,8 @@ from torch import Tensor
 
 from .counts import Number, fraction_within, round_half_up_each
 from .devices import host_reads_free
-from .latent import Latent, filters
+from .filters import filters
+from .latent import Latent
 from .selection import count_kept
 
 

@@ -21,11 +21,13 @@ from . import kernels
 from .activations import BinaryActivation
 from .counts import Number, fraction_within
 from .devices import autocast
+from .filters import filters
 from .gradients import LATENT_GRADIENTS, SCORE_GRADIENTS, Gradient
-from .latent import Latent, filters
+from .latent import Latent
 from .masks import SCOPES, GlobalRanking, check_places, edge_popup
 from .methods import Method, find_method
 from .scales import SCALES, Scale
+from .spare import Spare
 from .transport import check_rankable
 
 BINARIZABLE = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
@@ -54,6 +56,7 @@ class BinaryWeight(nn.Module):
         self.progress = 0.0
         self.register_parameter("scores", nn.Parameter(torch.zeros_like(weight)) if self._frozen else None)
         self._hints: dict[str, Tensor] = {}
+        self._spare = Spare()
         self._before: tuple[Tensor, tuple[Any, ...], Latent] | None = None  # weight, its state, what came of it
 
     @property
@@ -98,7 +101,9 @@ class BinaryWeight(nn.Module):
         """
         scores = None if self.scores is None else self.scores.detach()
         settings = self.prune_rate, self.p_pos, self.scope
-        latent = Latent(weight.detach(), scores, *settings, self.ranking, self.index, self.progress, self._hints)
+        latent = Latent(
+            weight.detach(), scores, *settings, self.ranking, self.index, self.progress, self._hints, self._spare
+        )
         # Tensors made in inference mode could not be used in training.
         if self._frozen and not weight.is_inference() and not torch.is_inference_mode_enabled():
             now = (weight._version, 0 if weight.is_meta else weight.data_ptr(), settings)
@@ -127,7 +132,8 @@ class _StraightThrough(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(weight, scores, positive, alpha)  # lets autograd notice a change before the backward pass
         ctx.latent, ctx.method = latent, method
-        return kernels.signed(positive, mask, alpha).contiguous(memory_format=_layout(weight))
+        used = kernels.signed(positive, mask, alpha, latent.spare)
+        return used.contiguous(memory_format=_layout(weight))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:

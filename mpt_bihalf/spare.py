@@ -1,0 +1,52 @@
+"""Memory that a layer uses again and again, for what has the size of its weight."""
+
+from __future__ import annotations
+
+import mmap
+import sys
+from threading import Lock
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from .devices import host_reads_free
+
+SMALLEST = 2**16  # elements worth it
+PRIVATE: Any = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
+
+
+class Spare:
+    """A block for one tensor at a time: in turn the weight in use, then the gradient of what is trained.
+
+    It is taken as soon as no tensor holds it any more. Outside the C library's heap it leaves no holes between the
+    activations there, which would cost more than the block. A copy or a pickle of it begins with none.
+    """
+
+    def __init__(self) -> None:
+        self._block: mmap.mmap | None = None
+        self._lock = Lock()
+
+    def like(self, tensor: Tensor) -> Tensor:
+        """An uninitialised contiguous tensor of this shape, dtype and device; in the block if that is free."""
+        flat = None
+        if host_reads_free(tensor) and tensor.numel() >= SMALLEST:
+            with self._lock:
+                flat = self._take(tensor.numel(), tensor.dtype)
+        if flat is None:
+            return torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)
+        # Not a view of `flat`: autograd tells the two apart.
+        out: Any = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
+        return cast(Tensor, out.set_(flat.untyped_storage(), 0, tensor.shape))
+
+    def _take(self, count: int, dtype: torch.dtype) -> Tensor | None:
+        """The block as a tensor, whose storage keeps a reference to it; None if another does."""
+        size = count * dtype.itemsize
+        if self._block is None or len(self._block) != size:
+            self._block = mmap.mmap(-1, size, **PRIVATE)
+        elif sys.getrefcount(self._block) > 2:  # this attribute, and the argument of getrefcount
+            return None
+        return torch.frombuffer(self._block, dtype=dtype, count=count)
+
+    def __reduce__(self) -> tuple[type[Spare], tuple[()]]:
+        return Spare, ()
