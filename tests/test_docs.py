@@ -19,9 +19,7 @@ from unittest import mock
 import pytest
 from torch.distributed.run import parse_args as parse_torchrun
 
-import mpt_bihalf.data
-import mpt_bihalf.sweep
-import mpt_bihalf.training
+import mpt_bihalf
 from mpt_bihalf import (
     ACTIVATION_GRADIENTS,
     BINARIZERS,
@@ -231,7 +229,8 @@ def test_the_first_page_leads_to_every_other(site: Path) -> None:
 
 def test_the_reference_has_every_public_name(site: Path) -> None:
     reference = (site / "api.html").read_text()
-    for module in (mpt_bihalf, mpt_bihalf.data, mpt_bihalf.training, mpt_bihalf.sweep):
+    packages = ("data", "training", "sweep", "report", "tickets")
+    for module in (mpt_bihalf, *(import_module(f"mpt_bihalf.{name}") for name in packages)):
         for name in module.__all__:
             assert re.search(rf'id="(module-)?{module.__name__}\.{name}"', reference), name
 
