@@ -61,3 +61,19 @@ def test_each_table_is_that_of_its_records(folder: str) -> None:
     others = recorded(records("pruning_rates"), rows, columns, digits) if folder == "learning_rates" else {}
     shown = told(folder, len(rows), bool(columns))
     assert shown == {key: (others | own)[key] for key in shown} and own.keys() <= shown.keys()
+
+
+def test_the_table_of_variances_is_that_of_its_file() -> None:
+    frame = pd.read_csv(RESULTS / "activation_variance" / "activation_variance.csv")
+    runs = {(run.method, run.scale, run.prune_rate) for run in find_runs(RESULTS / "activation_variance")}
+    measured = {}
+    for _, row in frame.iterrows():
+        key = (row["method"], row["scale"], label("prune_rate", row["prune_rate"]))
+        measured.setdefault(key, {})[row["when"]] = [row["a layer"], row["15"]]
+    shown = told("activation_variance", 3, columns=True)
+    for key, at in measured.items():
+        start, end = ("a layer, start", "last layer, start"), ("a layer, end", "last layer, end")
+        for columns, values in ((start, at["start"]), (end, at["end"])):
+            cells = [float(shown.pop((*key, column))) for column in columns]
+            assert cells == pytest.approx(values, rel=0.06), key
+    assert len(shown) == len(runs) == len(measured)  # what is left is the accuracy of each
