@@ -4,7 +4,7 @@ from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
 
-DOCS = ["furo>=2024.8.6", "myst-parser>=4", "sphinx>=8.1"]
+DOCS = ["furo>=2024.8.6", "latex2mathml>=3.81", "myst-parser>=4", "sphinx>=8.1"]
 EXPORT = ["onnx>=1.16", "onnxscript>=0.3"]
 TEST = [
     *DOCS,

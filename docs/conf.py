@@ -8,7 +8,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from docutils.nodes import SkipNode, math, math_block
+from latex2mathml.converter import convert
 from sphinx.application import Sphinx
+from sphinx.writers.html5 import HTML5Translator
 
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]  # pictures.py, and the package of this very clone
@@ -17,11 +20,12 @@ import mpt_bihalf  # noqa: E402
 
 project = "mpt_bihalf"
 release = mpt_bihalf.__version__
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.mathjax"]
+extensions = ["myst_parser", "sphinx.ext.autodoc"]
 exclude_patterns = ["_static"]
 html_theme = "furo"
 html_static_path = html_css_files = ["style.css"]
 html_title = "mpt_bihalf"
+html_math_renderer = "mathml"
 html_show_copyright = html_show_sphinx = False
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
@@ -37,6 +41,13 @@ def setup(app: Sphinx) -> None:
 
     app.connect("builder-inited", lambda app: pictures.draw_all(HERE / "drawn"))
     app.connect("autodoc-process-docstring", list_parameters)
+    app.add_html_math_renderer("mathml", (draw_formula, None), (draw_formula, None))
+
+
+def draw_formula(translator: HTML5Translator, node: math | math_block) -> None:
+    """MathML, which browsers draw by themselves: the pages need no script and no network."""
+    translator.body.append(convert(node.astext(), display="block" if isinstance(node, math_block) else "inline"))
+    raise SkipNode
 
 
 def list_parameters(app: Sphinx, what: str, name: str, thing: Any, options: Any, lines: list[str]) -> None:

@@ -38,7 +38,7 @@ PRUNE_SWEEP = {
         methods=("mpt-sign", "mpt-bihalf", "mpt-balanced"),
         trials=3,
         epochs=3,
-        # One thread: as small a network gains little from a second, and the same bits come out on every machine.
+        # One thread: as small a network gains little from a second, and its bits do not hang on the number of cores.
         run={"batch_size": 64, "threads": 1},
     ),
     # Fig. 8 of the paper, with the unpruned binary networks beside the pruned ones. Its last panel is that of

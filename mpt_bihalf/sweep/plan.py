@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -68,9 +68,9 @@ def find_plans(out: Path) -> list[Plan]:
     return [plan for _, _, plan in sorted(found, key=lambda entry: entry[:2])]
 
 
-def read_plans(out: Path) -> list[Run]:
-    """The runs of all plans in an output folder, each once, in order of the plans by time."""
-    return list(dict.fromkeys(run for plan in find_plans(out) for run in plan.runs))
+def planned_runs(plans: Iterable[Plan]) -> list[Run]:
+    """The runs of all the plans, each once, in order of the plans."""
+    return list(dict.fromkeys(run for plan in plans for run in plan.runs))
 
 
 def _read(file: Path) -> Plan:

@@ -21,7 +21,7 @@ from ..files import read_json, read_text
 from ..training import Run
 from ..training.record import FINISHED
 from .claim import held, read_claim
-from .plan import Plan, find_plans
+from .plan import Plan, find_plans, planned_runs
 from .records import FAILURE, MOST_FIGURES, in_order, is_number, read_result, read_run, run_folders
 
 # done and diverged runs are never done again; the command goes on with all others.
@@ -138,7 +138,7 @@ def survey(out: Path) -> Survey:
     if not plans and not folders:
         above = f"; try {str(out.parent)!r}" if out.name == "runs" and out.is_dir() else ""
         raise ValueError(f"no sweep in {str(out)!r}: a sweep's output folder has runs/ in it{above}")
-    named = {run.name: run for run in dict.fromkeys(run for plan in plans for run in plan.runs)}
+    named = {run.name: run for run in planned_runs(plans)}
     found, locked, strangers = [], [], 0
     for name, folder in folders.items():
         if name not in named:

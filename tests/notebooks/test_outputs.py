@@ -1,4 +1,4 @@
-"""Every notebook stands in the repository as it was run, from start to end, and the README names it."""
+"""Every notebook stands in the repository as it was run, from start to end; a test runs it, the README names it."""
 
 import re
 from pathlib import Path
@@ -23,5 +23,6 @@ def test_it_is_kept_with_outputs_and_without_errors_or_places(path: Path) -> Non
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_the_readme_names_it(path: Path) -> None:
+def test_a_test_runs_it_and_the_readme_names_it(path: Path) -> None:
+    assert (Path(__file__).parent / f"test_{path.stem}.py").is_file()
     assert f"`notebooks/{path.name}`" in (ROOT / "README.md").read_text()

@@ -1,23 +1,13 @@
 """The notebook goes from a folder of images to a plain binary network."""
 
 import re
+from collections.abc import Callable
 from pathlib import Path
-
-import nbformat
-import pytest
-from nbclient import NotebookClient
-
-NOTEBOOK = Path(__file__).parents[2] / "notebooks" / "your_own_images.ipynb"
+from typing import Any
 
 
-def test_a_sweep_and_a_loop_of_ones_own_train_on_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MPT_BIHALF_SWEEP", str(tmp_path / "sweep"))
-    monkeypatch.setenv("MPT_BIHALF_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("MPT_BIHALF_NOTEBOOK_EPOCHS", "1")
-    monkeypatch.setenv("MPT_BIHALF_NOTEBOOK_IMAGES", "200")
-    notebook = nbformat.read(NOTEBOOK, as_version=4)
-    NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(NOTEBOOK.parent)}}).execute()
-    printed = "".join(o.get("text", "") for cell in notebook.cells for o in cell.get("outputs", []))
+def test_a_sweep_and_a_loop_of_ones_own_train_on_a_folder(tmp_path: Path, executed: Callable[..., Any]) -> None:
+    printed, figures = executed(epochs=1, images=200)
 
     assert "train: 160 images of 10 classes" in printed
     assert "test: 40 images of 10 classes" in printed
@@ -29,5 +19,4 @@ def test_a_sweep_and_a_loop_of_ones_own_train_on_a_folder(tmp_path: Path, monkey
     trained, plain = re.findall(r"epoch 1: .* test top-1 (\S+) %|plain copy: (\S+) %", printed)
     assert trained[0] == plain[1]
     assert re.findall(r"test top-1 of the ticket: (\S+) %", printed) == [plain[1]]
-    figures = [o for cell in notebook.cells for o in cell.get("outputs", []) if "image/png" in o.get("data", {})]
-    assert len(figures) == 3
+    assert figures == 3

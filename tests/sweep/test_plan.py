@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mpt_bihalf.sweep.plan import find_plans, read_plans, write_plan
+from mpt_bihalf.sweep.plan import find_plans, planned_runs, write_plan
 from mpt_bihalf.training import Run
 
 
@@ -17,7 +17,7 @@ def test_a_plan_is_read_as_it_was_written(tmp_path: Path) -> None:
     (plan,) = find_plans(tmp_path)
     assert plan.command == ("python", "sweep.py", "--out", "a b")
     assert list(plan.runs) == runs
-    assert read_plans(tmp_path) == runs
+    assert planned_runs(find_plans(tmp_path)) == runs
 
 
 def test_a_plan_has_the_command_of_this_process_unless_given_another(tmp_path: Path) -> None:
@@ -56,13 +56,13 @@ def test_planned_runs_stand_once_in_order_of_the_plans_by_time(tmp_path: Path) -
     earlier = write_plan(tmp_path, [c, b])
     os.utime(later, (2e9, 2e9))
     os.utime(earlier, (1e9, 1e9))
-    assert read_plans(tmp_path) == [c, b, a]
+    assert planned_runs(find_plans(tmp_path)) == [c, b, a]
 
 
 def test_a_folder_without_plans_has_none(tmp_path: Path) -> None:
-    assert read_plans(tmp_path) == read_plans(tmp_path / "nothing") == []
+    assert planned_runs(find_plans(tmp_path)) == planned_runs(find_plans(tmp_path / "nothing")) == []
     (tmp_path / "sweeps").write_text("a file")
-    assert read_plans(tmp_path) == []
+    assert planned_runs(find_plans(tmp_path)) == []
 
 
 def test_an_empty_plan_is_one(tmp_path: Path) -> None:
@@ -92,7 +92,7 @@ BROKEN += [
 def test_what_is_no_plan_is_passed_over(text: str, tmp_path: Path) -> None:
     write_plan(tmp_path, [Run()])
     (tmp_path / "sweeps" / "other.json").write_text(text)
-    assert read_plans(tmp_path) == [Run()]
+    assert planned_runs(find_plans(tmp_path)) == [Run()]
 
 
 def test_a_plan_with_a_field_of_another_type_is_passed_over(tmp_path: Path) -> None:
@@ -100,10 +100,10 @@ def test_a_plan_with_a_field_of_another_type_is_passed_over(tmp_path: Path) -> N
     plan = json.loads(path.read_text())
     plan["common"]["device"] = 3
     path.write_text(json.dumps(plan))
-    assert read_plans(tmp_path) == []
+    assert planned_runs(find_plans(tmp_path)) == []
 
 
 def test_a_plan_that_never_ends_is_passed_over(tmp_path: Path) -> None:
     write_plan(tmp_path, [Run()])
     os.mkfifo(tmp_path / "sweeps" / "pipe.json")
-    assert read_plans(tmp_path) == [Run()]
+    assert planned_runs(find_plans(tmp_path)) == [Run()]

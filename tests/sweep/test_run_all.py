@@ -12,7 +12,7 @@ import pytest
 
 from mpt_bihalf.report import sweep_table
 from mpt_bihalf.sweep import EngineOptions, RunsFailed, read_records, run_all, work
-from mpt_bihalf.sweep.plan import read_plans
+from mpt_bihalf.sweep.plan import find_plans, planned_runs
 from mpt_bihalf.sweep.records import run_folder
 from mpt_bihalf.training import Run
 
@@ -117,7 +117,7 @@ def test_a_run_that_fails_does_not_stop_the_others_and_is_tried_again(tmp_path: 
 def test_what_a_sweep_set_out_to_do_is_kept(tmp_path: Path, runs: Runs) -> None:
     wanted = runs(methods=["sign"])
     run_all(wanted, tmp_path, SERIAL)
-    assert read_plans(tmp_path) == wanted
+    assert planned_runs(find_plans(tmp_path)) == wanted
 
 
 def test_a_run_that_another_sweep_does_is_waited_for(
