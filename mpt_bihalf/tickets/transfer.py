@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from ..data import Dataset, Images, evaluation_batches
 from ..report.tables import Table
 from ..training.finished import evaluate_test
-from ..training.loop import build_network, evaluation_batch
+from ..training.loop import evaluation_batch
 from ..weights import BINARIZABLE, binary_layers
-from .file import run_of
+from .file import drawn_network
 from .ticket import BinaryLayer, Ticket
 
 
@@ -52,8 +52,7 @@ def _shuffled(ticket: Ticket) -> dict[str, BinaryLayer]:
 
 def _on_seed(ticket: Ticket, layers: dict[str, BinaryLayer], seed: int) -> dict[str, BinaryLayer]:
     """The weights that the run's method draws from this seed, under the masks of these layers."""
-    run, sizes = run_of(ticket.architecture, ticket.about)
-    model = build_network(replace(run, seed=seed), *sizes)
+    model = drawn_network(ticket, seed)
     drawn = {}
     with torch.no_grad():
         for name, part, weight in binary_layers(model):

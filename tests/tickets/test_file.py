@@ -8,8 +8,9 @@ import struct
 import subprocess
 import sys
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import safetensors.torch
@@ -127,9 +128,58 @@ def test_a_scale_of_ones_own_and_channels_last_round_trip(tmp_path: Path) -> Non
     model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 8, 3)).to(memory_format=torch.channels_last)
     binarize_weights(model, method, seed=0)
     save_ticket(model, tmp_path / "a")
-    loaded = load_ticket(tmp_path / "a", into=bake_weights(model))
-    assert torch.equal(loaded[2].weight, bake_weights(model)[2].weight)
-    assert read_ticket(tmp_path / "a").channels_last
+    plain = bake_weights(model)
+    loaded = load_ticket(tmp_path / "a", into=deepcopy(plain).to(memory_format=torch.contiguous_format))
+    assert torch.equal(loaded[2].weight, plain[2].weight)
+    assert loaded[2].weight.stride() == plain[2].weight.stride()  # by which a convolution's rounding may go
+    x = torch.randn(2, 3, 16, 16)
+    assert torch.equal(loaded(x), model(x))
+
+
+class Twice(nn.Module):
+    """One layer under two names, and one parameter in two layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.c, self.d = (nn.Linear(64, 64) for _ in range(3))
+        self.b, self.d.weight = self.a, self.c.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return cast(Tensor, self.d(self.c(self.b(self.a(x)))))
+
+
+def test_what_a_network_uses_twice_is_stored_once(tmp_path: Path) -> None:
+    model = binarize_weights(Twice(), "bihalf", seed=0).eval()
+    save_ticket(model, tmp_path / "a")
+    assert (tmp_path / "a").stat().st_size < 3 * 64 * 64 / 8 + 3 * 4 * 64 + 1500
+    loaded, x = load_ticket(tmp_path / "a", into=Twice()), torch.randn(3, 64)
+    assert loaded.b is loaded.a and loaded.d.weight is loaded.c.weight
+    assert torch.equal(loaded(x), model(x))
+
+
+def test_one_parameter_is_not_given_the_weights_of_two(tmp_path: Path) -> None:
+    save_ticket(binarize_weights(Twice(), "mpt-sign", seed=0), tmp_path / "a")  # c and d have scores of their own
+    other = Twice()
+    before = other.c.weight.detach().clone()
+    with one_line_error("are one tensor"):
+        load_ticket(tmp_path / "a", into=other)
+    assert torch.equal(other.c.weight, before)
+
+
+def test_a_skipped_layer_may_be_parametrized_and_a_state_that_is_no_tensor_is_refused(tmp_path: Path) -> None:
+    def own() -> nn.Module:
+        return nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(4, 4)), nn.Linear(4, 4))
+
+    model, x = binarize_weights(own(), "sign", skip="first", seed=0), torch.randn(3, 4)
+    save_ticket(model, tmp_path / "a")
+    assert torch.equal(load_ticket(tmp_path / "a", into=own())(x), model.eval()(x))
+
+    class Extra(nn.Linear):
+        def get_extra_state(self) -> Any:
+            return {"of": "its own"}
+
+    with one_line_error("_extra_state"):
+        save_ticket(Extra(2, 2), tmp_path / "b")
 
 
 def test_a_model_that_a_ticket_is_not_for_stays_as_it_was(tmp_path: Path) -> None:
@@ -182,6 +232,16 @@ def test_other_draws_from_the_seed_are_noticed(
     draw = torch.randn
     monkeypatch.setattr(torch, "randn", lambda *size, **kinds: -draw(*size, **kinds))
     with one_line_error("--form bits"):
+        load_ticket(tmp_path / "a")
+
+
+def test_no_other_network_than_the_tickets_is_drawn_from_its_seed(
+    tmp_path: Path, finished: Callable[..., Path]
+) -> None:
+    write_ticket(run_ticket(finished("mpt-sign")), tmp_path / "a", "seed")
+    content = (tmp_path / "a").read_bytes()
+    resigned(tmp_path / "a", lambda header, _: header["about"]["run"].__setitem__("width", 1000.0), content)
+    with one_line_error("not that of its run"):
         load_ticket(tmp_path / "a")
 
 
@@ -259,6 +319,9 @@ CHANGES: dict[str, Callable[[dict[str, Any], dict[str, Tensor]], Any]] = {
     "more kept than there are": lambda header, _: header["layers"]["0"].__setitem__(1, 10**9),
     "negative": lambda header, _: header["layers"]["0"].__setitem__(2, -1),
     "huge": lambda header, _: header["layers"]["0"].__setitem__(0, [10**6, 10**6, 10**6]),
+    "too many weights": lambda header, _: header["layers"]["0"].__setitem__(0, [2**20, 2**20]),
+    "a name of nothing": lambda header, _: header["shared"].__setitem__("1.weight", "nothing"),
+    "names as text": lambda header, _: header.__setitem__("shared", "all"),
     "another shape": lambda header, _: header["layers"]["0"].__setitem__(0, [3, 8, 3, 3]),
     "no layers": lambda header, _: header.pop("layers"),
     "layers as text": lambda header, _: header.__setitem__("layers", "all"),
