@@ -136,7 +136,12 @@ def _open(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
 
 def _ticket(header: dict[str, Any], tensors: dict[str, Tensor]) -> Ticket:
     form, shared, about = header["form"], header["shared"], header["about"]
-    if form not in FORMS or not isinstance(about, dict) or not isinstance(header["channels_last"], bool):
+    told = about, *(about.get(part, {}) for part in ("run", "result"))
+    if (
+        form not in FORMS
+        or not all(isinstance(part, dict) for part in told)
+        or not isinstance(header["channels_last"], bool)
+    ):
         raise ValueError("its header is none of a ticket")
     rest = {name.removeprefix("rest/"): value for name, value in tensors.items() if name.startswith("rest/")}
     kinds = {f"{kind}/{name}" for name in header["layers"] for kind in ("bits", "alpha")}

@@ -27,9 +27,13 @@ def transfer_table(ticket: Ticket, dataset: Dataset, seed: int | None = None) ->
     which is a logistic regression on what the last layer sees of the training images. The control is the same mask
     with its places permuted within each layer (and with them the signs, where these are the ticket's).
 
-    Raises ValueError for a ticket that does not know its network, or its run where a seed is given, and for images of
-    other channels than the network is for.
+    Raises ValueError for a ticket without a binary layer, or one that does not know its network; where a seed is given
+    for one that does not know its run, or prunes nothing; and for images of other channels than the network is for.
     """
+    if not ticket.layers:
+        raise ValueError("the ticket has no binary layer, and nothing that could go elsewhere")
+    if seed is not None and all(layer.kept == layer.binary.numel() for layer in ticket.layers.values()):
+        raise ValueError("nothing is pruned in the ticket: it has no mask to put on other weights")
     if dataset.in_channels != ticket.images[0]:
         raise ValueError(f"{dataset.name}: {dataset.in_channels} channels, and the network is for {ticket.images[0]}")
     rows = []
