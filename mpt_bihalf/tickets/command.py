@@ -233,9 +233,9 @@ def _about(ticket: Ticket) -> list[str]:
             f"{run.get('epochs')} epochs, seed {run.get('seed')}"
         )
     if result:
-        lines.append(f"result:  test top-1 {_figure(result, 'test_top1', 2)} %, loss {_figure(result, 'test_loss', 4)}")
+        lines.append(f"result: test top-1 {_figure(result, 'test_top1', 2)} %, loss {_figure(result, 'test_loss', 4)}")
     if ticket.about.get("note"):
-        lines.append(f"note:    {ticket.about['note']}")
+        lines.append(f"note: {ticket.about['note']}")
     return lines
 
 

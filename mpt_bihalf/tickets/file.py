@@ -103,7 +103,9 @@ def read_ticket(path: Path | str) -> Ticket:
     try:
         return _ticket(json.loads(metadata["header"]), tensors)
     except Exception as fault:  # whatever comes of a header that says something else than a ticket's
-        reason = " ".join(str(fault).split()) if isinstance(fault, ValueError) else type(fault).__name__
+        reason = " ".join(str(fault).split())
+        if not isinstance(fault, ValueError):
+            reason = f"its header is none of a ticket ({type(fault).__name__}: {reason[:200]})"
         raise ValueError(f"{str(path)!r} is a ticket that cannot be used: {reason}") from fault
 
 
@@ -124,7 +126,8 @@ def _open(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
                 raise ValueError(
                     f"{str(path)!r} is a ticket of version {version!r}, and this mpt_bihalf reads {VERSION}: update it"
                 )
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            # Copies: what get_tensor gives may be the file itself, and change or end with it.
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, RuntimeError) as fault:
         if isinstance(fault, PermissionError):
             raise

@@ -363,6 +363,13 @@ def test_other_files_are_refused_in_one_line(tmp_path: Path, ticket_bytes: bytes
         read_ticket(tmp_path / "newer")
 
 
+def test_what_was_read_does_not_change_with_the_file(tmp_path: Path, ticket_bytes: bytes) -> None:
+    ticket = read_ticket(tmp_path / "a")
+    before = ticket.layers["0"].alpha.clone()
+    (tmp_path / "a").write_bytes(b"\xff" * len(ticket_bytes))
+    assert torch.equal(ticket.layers["0"].alpha, before)
+
+
 def test_a_ticket_is_written_whole_or_not_at_all(small_disk: Path) -> None:
     path = small_disk / "a"
     path.write_text("as it was")
