@@ -6,7 +6,7 @@ import argparse
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -22,7 +22,7 @@ from .fold import fold
 from .from_run import run_ticket, trained_model
 from .sizes import size_table
 from .ticket import Ticket
-from .transfer import transfer_table
+from .transfer import check_images, transfer_table
 
 
 def add_ticket(commands: Any) -> None:
@@ -55,10 +55,12 @@ def add_ticket(commands: Any) -> None:
         do_show,
         "what a ticket is, and where its bytes are",
         "By layer: how much is kept, the bits a weight takes, its bytes beside the least that its mask and signs can "
-        "take (their Shannon bound) and beside float32.",
+        "take (their Shannon bound) and beside float32. Of the form seed the signs are left out, and it may lie below.",
     )
     _add_file(show)
-    show.add_argument("--json", action="store_true", default=None, help="all that its header says, for programs")
+    show.add_argument(
+        "--json", action="store_true", default=None, help="its network and what is known of it, for programs"
+    )
 
     verify = _add(
         kinds,
@@ -154,7 +156,11 @@ def do_verify(options: Any) -> None:
         print(f"run: the same network as {options.run} has, to the last bit")
     if options.data is not None:
         dataset = load_dataset(options.data, options.data_root, ticket.images[-1]).to(HOST)
-        run, result = ticket.about.get("run", {}), ticket.about.get("result", {})
+        check_images(ticket, dataset)
+        classes = cast(dict[str, Any], ticket.architecture)["num_classes"]
+        if dataset.num_classes != classes:
+            raise ValueError(f"{options.data}: {dataset.num_classes} classes, and the network tells {classes} apart")
+        run, result = ticket.told("run"), ticket.told("result")
         figures = evaluate_test(ticket.network(), dataset, run.get("precision", "fp32"))
         told = f"; its run had {_figure(result, 'test_top1', 2)} % on {one_line(run.get('data'))}" if result else ""
         print(f"{options.data}: test top-1 {figures['test_top1']:.2f} %{told}")
@@ -205,8 +211,8 @@ def do_compare(options: Any) -> None:
 def do_transfer(options: Any) -> None:
     """Score a ticket's mask elsewhere."""
     ticket = read_ticket(options.ticket)
-    data = options.data or ticket.about.get("run", {}).get("data")
-    if data is None:
+    data = options.data or ticket.told("run").get("data")
+    if not isinstance(data, str):
         raise ValueError("the ticket does not say what it was trained on: say --data")
     size = options.image_size or ticket.images[-1]
     table = transfer_table(ticket, load_dataset(data, options.data_root, size).to(HOST), options.seed)
@@ -230,7 +236,7 @@ def _about(ticket: Ticket) -> list[str]:
     if ticket.architecture is not None:
         chosen = {name: value for name, value in ticket.architecture.items() if name != "name"}
         lines.append(f"network: {ticket.architecture['name']}, {', '.join(f'{n} {v}' for n, v in chosen.items())}")
-    run, result = ticket.about.get("run"), ticket.about.get("result")
+    run, result = ticket.told("run"), ticket.told("result")
     if run:
         rate = run.get("prune_rate")
         lines.append(

@@ -139,12 +139,7 @@ def _open(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
 
 def _ticket(header: dict[str, Any], tensors: dict[str, Tensor]) -> Ticket:
     form, shared, about = header["form"], header["shared"], header["about"]
-    told = about, *(about.get(part, {}) for part in ("run", "result"))
-    if (
-        form not in FORMS
-        or not all(isinstance(part, dict) for part in told)
-        or not isinstance(header["channels_last"], bool)
-    ):
+    if form not in FORMS or not isinstance(about, dict) or not isinstance(header["channels_last"], bool):
         raise ValueError("its header is none of a ticket")
     rest = {name.removeprefix("rest/"): value for name, value in tensors.items() if name.startswith("rest/")}
     kinds = {f"{kind}/{name}" for name in header["layers"] for kind in ("bits", "alpha")}
@@ -212,10 +207,10 @@ def drawn_network(ticket: Ticket, seed: int | None = None) -> nn.Module:
 
     Raises ValueError for a ticket of no run.
     """
-    architecture = ticket.architecture
-    if architecture is None or "run" not in ticket.about:
+    architecture, told = ticket.architecture, ticket.told("run")
+    if architecture is None or not told:
         raise ValueError("only the ticket of a run has a seed to draw weights from")
-    run = Run.from_dict(ticket.about["run"])
+    run = Run.from_dict(told)
     if architecture != network_of(run, *(architecture[size] for size in SIZES)):
         raise ValueError("its network is not that of its run")
     if seed is not None:

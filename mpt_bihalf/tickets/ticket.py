@@ -140,6 +140,11 @@ class Ticket:
                 tensor.data = tensor.data.contiguous(memory_format=layout)
         return model
 
+    def told(self, part: str) -> dict[str, Any]:
+        """What `about` has of this part, `run` or `result`; empty where that is nothing."""
+        value = self.about.get(part)
+        return value if isinstance(value, dict) else {}
+
     @property
     def images(self) -> tuple[int, int, int]:
         """Channels, height and width of the images that its network is for; ValueError where that is not known."""

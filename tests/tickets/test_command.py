@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import onnxruntime
@@ -75,6 +76,8 @@ def test_free_text_of_strangers_is_shown_in_plain_lines(ticket: Command, tmp_pat
     about = {"note": text, "run": {"method": text, "prune_rate": "all"}, "result": {"test_top1": text}}
     write_ticket(Ticket.of(model, {"name": "conv2", "num_classes": 5, "width": 0.05}, about), name)
     told = ticket("show", name)
+    write_ticket(replace(Ticket.of(model), about={"run": text, "result": None, "note": 3}), tmp_path / "b")
+    assert "note: 3" in ticket("show", tmp_path / "b")
     assert "\x1b" not in told and "\nresult: 100" not in told and "gone result" in told and "top-1 ? %" in told
 
 
@@ -123,6 +126,19 @@ def test_transfer_scores_a_mask_elsewhere(ticket: Command, made: Path) -> None:
     assert as_it_is[0][-2] == known
     assert float(as_it_is[0][-1]) > 80 > 40 > float(as_it_is[1][-2])  # a readout learns, a shuffled ticket guesses
     assert elsewhere[0][-2:] != as_it_is[0][-2:] and float(elsewhere[0][-2]) < 50
+
+
+def test_data_that_a_network_is_not_for_are_refused(ticket: Command, made: Path, tmp_path: Path) -> None:
+    for why, sizes in {
+        "1 channels": {"in_channels": 3, "image_size": 8},
+        "10 classes": {"in_channels": 1, "image_size": 8, "num_classes": 5},
+        "images of 12x12": {"in_channels": 1, "image_size": (8, 12)},
+    }.items():
+        architecture = {"name": "conv2", "width": 0.05, **sizes}
+        model = binarize_weights(create_model(**architecture), "sign", seed=0)
+        save_ticket(model, tmp_path / "b", architecture)
+        assert why in ticket("verify", tmp_path / "b", "--data", "digits", status=2)
+    assert "images of 12x12" in ticket("transfer", made, "--data", "digits", "--image-size", 12, status=2)
 
 
 def test_what_has_no_mask_is_not_put_on_other_weights(
