@@ -239,8 +239,9 @@ def _about(ticket: Ticket) -> list[str]:
     run, result = ticket.told("run"), ticket.told("result")
     if run:
         rate = run.get("prune_rate")
+        pruned = f"{100 * cast(float, rate):g}%" if is_number(rate) else "?"
         lines.append(
-            f"trained: {run.get('method')} on {run.get('data')}, {100 * rate if is_number(rate) else 0:g}% pruned, "
+            f"trained: {run.get('method')} on {run.get('data')}, {pruned} pruned, "
             f"{run.get('epochs')} epochs, seed {run.get('seed')}"
         )
     if result:
