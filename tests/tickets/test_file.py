@@ -20,8 +20,10 @@ from scipy.stats import bernoulli
 from torch import Tensor, nn
 
 from mpt_bihalf import METHODS, Method, bake_weights, binarize_weights, create_model
+from mpt_bihalf.data import evaluation_batches
 from mpt_bihalf.tickets import Ticket, load_ticket, read_ticket, run_ticket, save_ticket, write_ticket
 from mpt_bihalf.tickets.file import _digest
+from mpt_bihalf.tickets.from_run import trained_model
 from tests.reference import one_line_error
 
 SKIP = ("first", "last", "downsample")
@@ -92,11 +94,18 @@ def test_networks_with_binary_activations_and_torchvisions_round_trip(tmp_path: 
     assert_round_trip(binarized(name, "mpt-bihalf", 0.7, **choices), tmp_path / "a", {"name": name, **choices})
 
 
-def test_a_conv4_at_90_percent_is_a_fiftieth(tmp_path: Path) -> None:
-    model = binarized("conv4", "mpt-sign", 0.9)
+def test_a_trained_conv4_at_90_percent_is_a_fiftieth_and_classifies_alike(
+    tmp_path: Path, finished: Callable[..., Path]
+) -> None:
+    folder = finished("mpt-bihalf", model="conv4", width=1.0)
+    _, model, dataset = trained_model(folder)
     torch.save(bake_weights(model).state_dict(), tmp_path / "plain.pt")
-    save_ticket(model, tmp_path / "a.ticket", {"name": "conv4"})
+    write_ticket(run_ticket(folder), tmp_path / "a.ticket")
     assert 50 * (tmp_path / "a.ticket").stat().st_size <= (tmp_path / "plain.pt").stat().st_size
+    loaded = load_ticket(tmp_path / "a.ticket")
+    with torch.no_grad():
+        for x, _ in evaluation_batches(dataset.test, dataset, 100):
+            assert torch.equal(loaded(x), model(x))
 
 
 def test_a_network_of_ones_own_is_loaded_into_it(tmp_path: Path) -> None:
