@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
-from ..commandline import CommandFailed, Parser
+from ..commandline import CommandFailed, Parser, one_line
 from ..data import load_dataset
 from ..devices import HOST
+from ..sweep.records import is_number
 from ..training.finished import evaluate_test
 from .compare import density_table, overlap_table, ticket_names
 from .export import export_onnx, export_torch
@@ -21,7 +22,7 @@ from .fold import fold
 from .from_run import run_ticket, trained_model
 from .sizes import size_table
 from .ticket import Ticket
-from .transfer import transfer_table
+from .transfer import check_images, transfer_table
 
 
 def add_ticket(commands: Any) -> None:
@@ -30,37 +31,84 @@ def add_ticket(commands: Any) -> None:
         "ticket",
         help="a finished run as a small file that stands alone",
         description="A finished run as a small file that stands alone: made, looked at, checked, exported, compared.",
+        epilog="From Python: mpt_bihalf.load_ticket(FILE) gives the network, and needs nothing of the run.",
     )
     kinds = ticket.add_subparsers(dest="kind", required=True, metavar="command", parser_class=Parser)
 
-    make = _add(kinds, "make", do_make, "make a ticket of a finished run")
-    make.add_argument("run", type=Path, metavar="RUN", help="the run's folder, with its checkpoint")
+    make = _add(
+        kinds,
+        "make",
+        do_make,
+        "make a ticket of a finished run",
+        "Its checkpoint and its data must be there. A file that is there already is replaced.",
+        "e.g. python -m mpt_bihalf ticket make runs/conv4-digits-mpt-bihalf-pruned0.9-seed0-HASH -o conv4.ticket",
+    )
+    make.add_argument("run", type=Path, metavar="RUN", help="the run's folder, which train and sweeps name")
     make.add_argument("-o", "--out", type=Path, required=True, metavar="FILE", help="the ticket to write")
     make.add_argument("--form", choices=FORMS, default="bits", help="bits: masks and signs; seed: masks alone, where "
-                      "the signs follow from the run's seed (mpt methods)")  # fmt: skip
+                      "signs follow from the run's seed (mpt methods), for a torch that draws the same")  # fmt: skip
     make.add_argument("--note", default="", help="words of your own to keep in the file")
 
-    show = _add(kinds, "show", do_show, "what a ticket is, and where its bytes are")
+    show = _add(
+        kinds,
+        "show",
+        do_show,
+        "what a ticket is, and where its bytes are",
+        "By layer: how much is kept, the bits a weight takes, its bytes beside the least that its mask and signs can "
+        "take (their Shannon bound) and beside float32. Of the form seed the signs are left out, and it may lie below.",
+    )
     _add_file(show)
-    show.add_argument("--json", action="store_true", default=None, help="all that its header says, for programs")
+    show.add_argument(
+        "--json", action="store_true", default=None, help="its network and what is known of it, for programs"
+    )
 
-    verify = _add(kinds, "verify", do_verify, "check a ticket; with --data or --run also what it gives")
+    verify = _add(
+        kinds,
+        "verify",
+        do_verify,
+        "check a ticket; with --data or --run also what it gives",
+        "Exit status 0: the file is whole, and its network takes all of it; 1: it is not that of --run; 2: no ticket, "
+        "or a damaged one.",
+    )
     _add_file(verify)
     verify.add_argument("--data", metavar="DATA", help="score it on the test images of these data, as --data of train")
     verify.add_argument("--data-root", metavar="PATH", help="where data sets lie or are downloaded to")
     verify.add_argument("--run", type=Path, metavar="RUN", help="compare with the network of this run, bit by bit")
 
-    export = _add(kinds, "export", do_export, "the network for other programs")
+    export = _add(
+        kinds,
+        "export",
+        do_export,
+        "the network for other programs",
+        "One file or both, for any number of images at a time. What goes in are images as (x - mean) / std of each "
+        "channel, which `ticket show --json` tells.",
+        "e.g. python -m mpt_bihalf ticket export conv4.ticket --onnx conv4.onnx --fold",
+    )
     _add_file(export)
     export.add_argument("--onnx", type=Path, metavar="FILE", help="write an ONNX file")
     export.add_argument("--torch", type=Path, metavar="FILE", help="write a program of torch.export (.pt2)")
     export.add_argument("--fold", action="store_true", default=None, help="first fold batch norms and remove dead "
-                        "filters and channels")  # fmt: skip
+                        "filters and channels; tells by how much outputs differ, which is rounding")  # fmt: skip
 
-    compare = _add(kinds, "compare", do_compare, "overlap of the masks and signs of tickets, against chance")
+    compare = _add(
+        kinds,
+        "compare",
+        do_compare,
+        "overlap of the masks and signs of tickets, against chance",
+        "By chance: of masks of the same counts that know nothing of each other; z: by how many standard deviations "
+        "more are kept by both. Of what both keep, how many have the same sign.",
+    )
     compare.add_argument("tickets", nargs="+", metavar="TICKET", help="two or more files, of one network")
 
-    moved = _add(kinds, "transfer", do_transfer, "a ticket's mask on other weights or other data, scored")
+    moved = _add(
+        kinds,
+        "transfer",
+        do_transfer,
+        "a ticket's mask on other weights or other data, scored",
+        "Test top-1 of the network as it is and of a logistic regression on what its last layer sees, beside the same "
+        "with the mask shuffled within each layer.",
+        "e.g. python -m mpt_bihalf ticket transfer conv4.ticket --seed 1 --data fashion-mnist",
+    )
     _add_file(moved)
     moved.add_argument("--data", metavar="DATA", help="to score on (default: what it was trained on)")
     moved.add_argument("--data-root", metavar="PATH", help="where data sets lie or are downloaded to")
@@ -84,7 +132,7 @@ def do_show(options: Any) -> None:
         print(json.dumps({"architecture": ticket.architecture, "about": ticket.about}, indent=2))
         return
     for line in _about(ticket):
-        print(line)
+        print(one_line(line, 1000))
     table = size_table(options.ticket)
     print(f"\n{table.title}\n{table.text()}")
 
@@ -108,27 +156,38 @@ def do_verify(options: Any) -> None:
         print(f"run: the same network as {options.run} has, to the last bit")
     if options.data is not None:
         dataset = load_dataset(options.data, options.data_root, ticket.images[-1]).to(HOST)
-        figures = evaluate_test(ticket.network(), dataset, ticket.about.get("run", {}).get("precision", "fp32"))
-        known = (ticket.about.get("result") or {}).get("test_top1")
-        told = "" if known is None else f"; its run had {known:.2f} %"
+        check_images(ticket, dataset)
+        classes = cast(dict[str, Any], ticket.architecture)["num_classes"]
+        if dataset.num_classes != classes:
+            raise ValueError(f"{options.data}: {dataset.num_classes} classes, and the network tells {classes} apart")
+        run, result = ticket.told("run"), ticket.told("result")
+        figures = evaluate_test(ticket.network(), dataset, run.get("precision", "fp32"))
+        told = f"; its run had {_figure(result, 'test_top1', 2)} % on {one_line(run.get('data'))}" if result else ""
         print(f"{options.data}: test top-1 {figures['test_top1']:.2f} %{told}")
 
 
+@torch.no_grad()
 def do_export(options: Any) -> None:
     """Export a ticket's network."""
     if options.onnx is None and options.torch is None:
         raise ValueError("say what to write: --onnx FILE or --torch FILE")
+    taken = [options.ticket]
     for path in filter(None, (options.onnx, options.torch)):
-        _check_place(path)
+        _check_place(path, taken)
+        taken.append(path)
     ticket = read_ticket(options.ticket)
     model = ticket.network()
-    example = torch.zeros(2, *ticket.images)
+    example = torch.randn(8, *ticket.images, generator=torch.Generator().manual_seed(0))
     if options.fold:
-        model, removed = fold(model, example)
+        folded, removed = fold(model, example)
         print(
             f"folded: {removed.norms} batch norms, {removed.dead} dead filters and {removed.unused} unused ones; "
             f"{removed.parameters_after:,} of {removed.parameters_before:,} parameters left"
         )
+        before = model(example)
+        off = float((folded(example) - before).abs().max() / before.abs().max())
+        print(f"        outputs for {len(example)} random images differ by {off:.0e} of the largest")
+        model = folded
     for path, write in ((options.onnx, export_onnx), (options.torch, export_torch)):
         if path is not None:
             write(model, example, path)
@@ -152,43 +211,56 @@ def do_compare(options: Any) -> None:
 def do_transfer(options: Any) -> None:
     """Score a ticket's mask elsewhere."""
     ticket = read_ticket(options.ticket)
-    data = options.data or ticket.about.get("run", {}).get("data")
-    if data is None:
+    data = options.data or ticket.told("run").get("data")
+    if not isinstance(data, str):
         raise ValueError("the ticket does not say what it was trained on: say --data")
     size = options.image_size or ticket.images[-1]
     table = transfer_table(ticket, load_dataset(data, options.data_root, size).to(HOST), options.seed)
     print(f"{table.title}\n{table.text()}")
 
 
-def _check_place(path: Path) -> None:
-    """ValueError, before any work is done, where no file of this name can be written."""
+def _check_place(path: Path, taken: Sequence[Path] = ()) -> None:
+    """ValueError, before any work is done, where no file of this name can be written, or one of `taken` would go."""
     if not path.parent.is_dir():
         raise ValueError(f"{str(path)!r} cannot be written: there is no folder {str(path.parent)!r}")
     if path.is_dir():
         raise ValueError(f"{str(path)!r} is a folder: give the name of a file")
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{str(path)!r} is no file that could be replaced")
+    if path.resolve() in (other.resolve() for other in taken):
+        raise ValueError(f"{str(path)!r} is named twice: give the file to write a name of its own")
 
 
 def _about(ticket: Ticket) -> list[str]:
-    """A line for each thing that a ticket knows of itself."""
     lines = []
     if ticket.architecture is not None:
         chosen = {name: value for name, value in ticket.architecture.items() if name != "name"}
         lines.append(f"network: {ticket.architecture['name']}, {', '.join(f'{n} {v}' for n, v in chosen.items())}")
-    run, result = ticket.about.get("run"), ticket.about.get("result")
+    run, result = ticket.told("run"), ticket.told("result")
     if run:
+        rate = run.get("prune_rate")
+        pruned = f"{100 * cast(float, rate):g}%" if is_number(rate) else "?"
         lines.append(
-            f"trained: {run['method']} on {run['data']}, {run['prune_rate']:.0%} pruned, {run['epochs']} epochs, seed "
-            f"{run['seed']}"
+            f"trained: {run.get('method')} on {run.get('data')}, {pruned} pruned, "
+            f"{run.get('epochs')} epochs, seed {run.get('seed')}"
         )
     if result:
-        lines.append(f"result:  test top-1 {result['test_top1']:.2f} %, loss {result['test_loss']:.4f}")
+        lines.append(f"result: test top-1 {_figure(result, 'test_top1', 2)} %, loss {_figure(result, 'test_loss', 4)}")
     if ticket.about.get("note"):
-        lines.append(f"note:    {ticket.about['note']}")
+        lines.append(f"note: {ticket.about['note']}")
     return lines
 
 
-def _add(kinds: Any, name: str, do: Callable[[Any], None], help: str) -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = kinds.add_parser(name, help=help, description=help[0].upper() + help[1:] + ".")
+def _figure(result: dict[str, Any], name: str, digits: int) -> str:
+    value = result.get(name)
+    return f"{value:.{digits}f}" if is_number(value) else "?"
+
+
+def _add(
+    kinds: Any, name: str, do: Callable[[Any], None], help: str, more: str, example: str | None = None
+) -> argparse.ArgumentParser:
+    description = f"{help[0].upper()}{help[1:]}. {more}"
+    parser: argparse.ArgumentParser = kinds.add_parser(name, help=help, description=description, epilog=example)
     parser.set_defaults(do=do)
     return parser
 

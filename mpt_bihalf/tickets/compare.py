@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import sqrt
 
+from ..commandline import one_line
 from ..report.tables import Table
 from .ticket import BinaryLayer, Ticket
 
@@ -70,13 +71,13 @@ def overlap_table(title: str, first: Ticket, second: Ticket) -> Table:
     found = overlaps(first, second)
     found["all"] = sum(found.values(), Overlap())
     head = ["layer", "kept by both", "by chance", "z", "of kept by either", "same sign", "by chance"]
-    return Table(title, head, [[name, *_cells(value)] for name, value in found.items()])
+    return Table(title, head, [[one_line(name), *_cells(value)] for name, value in found.items()])
 
 
 def density_table(tickets: dict[str, Ticket]) -> Table:
     """The share of weights that each ticket keeps, layer by layer and in all."""
     names = list(dict.fromkeys(name for ticket in tickets.values() for name in ticket.layers))
-    rows = [[name, *(_density([ticket.layers.get(name)]) for ticket in tickets.values())] for name in names]
+    rows = [[one_line(name), *(_density([ticket.layers.get(name)]) for ticket in tickets.values())] for name in names]
     rows.append(["all", *(_density(list(ticket.layers.values())) for ticket in tickets.values())])
     return Table("share of weights kept", ["layer", *tickets], rows)
 

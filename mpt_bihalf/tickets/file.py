@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 from math import prod
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,18 +21,17 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from ..files import write_whole
-from ..models import create_model
 from ..training import Run
 from ..training.loop import build_network
 from ..weights import binary_layers
 from .coding import Decoder, encode
-from .ticket import BinaryLayer, Ticket, weight_of
+from .ticket import BinaryLayer, Ticket
 
 FORMAT, VERSION = "mpt_bihalf ticket", 1
 FORMS = ("bits", "seed")
 SIZES = ("num_classes", "in_channels", "image_size")
-# Of a layer, far above any network's; a file may say what it likes.
-MOST_WEIGHTS = 2**32
+# In all layers together, above any network of torchvision's; a file may say what it likes.
+MOST_WEIGHTS = 2**30
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -68,13 +68,14 @@ def write_ticket(ticket: Ticket, path: Path | str, form: str = "bits") -> None:
     header: dict[str, Any] = {
         "form": form,
         "layers": {name: [[*layer.binary.shape], layer.kept, layer.positive] for name, layer in ticket.layers.items()},
+        "shared": ticket.shared,
         "architecture": ticket.architecture,
         "channels_last": ticket.channels_last,
         "about": ticket.about,
     }
     if form == "seed":
         masks = {name: layer.binary != 0 for name, layer in ticket.layers.items()}
-        signs = _drawn_signs(ticket.architecture, ticket.about, masks)
+        signs = _drawn_signs(ticket, masks)
         if any(not torch.equal(signs[name], layer.binary) for name, layer in ticket.layers.items()):
             raise ValueError("the signs do not follow from the seed: take the form 'bits'")
         header["signs_sha256"] = _sum_of_signs(signs)
@@ -102,7 +103,9 @@ def read_ticket(path: Path | str) -> Ticket:
     try:
         return _ticket(json.loads(metadata["header"]), tensors)
     except Exception as fault:  # whatever comes of a header that says something else than a ticket's
-        reason = " ".join(str(fault).split()) if isinstance(fault, ValueError) else type(fault).__name__
+        reason = " ".join(str(fault).split())
+        if not isinstance(fault, ValueError):
+            reason = f"its header is none of a ticket ({type(fault).__name__}: {reason[:200]})"
         raise ValueError(f"{str(path)!r} is a ticket that cannot be used: {reason}") from fault
 
 
@@ -123,7 +126,8 @@ def _open(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
                 raise ValueError(
                     f"{str(path)!r} is a ticket of version {version!r}, and this mpt_bihalf reads {VERSION}: update it"
                 )
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            # Copies: what get_tensor gives may be the file itself, and change or end with it.
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, RuntimeError) as fault:
         if isinstance(fault, PermissionError):
             raise
@@ -134,46 +138,44 @@ def _open(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
 
 
 def _ticket(header: dict[str, Any], tensors: dict[str, Tensor]) -> Ticket:
-    form, architecture, about = header["form"], header["architecture"], header["about"]
+    form, shared, about = header["form"], header["shared"], header["about"]
     if form not in FORMS or not isinstance(about, dict) or not isinstance(header["channels_last"], bool):
         raise ValueError("its header is none of a ticket")
     rest = {name.removeprefix("rest/"): value for name, value in tensors.items() if name.startswith("rest/")}
     kinds = {f"{kind}/{name}" for name in header["layers"] for kind in ("bits", "alpha")}
     if kinds | {f"rest/{name}" for name in rest} != tensors.keys():
         raise ValueError("its parts are not those that it names")
-    layers = {}
+    outlines, counts, weights = {}, {}, 0
     for name, (shape, kept, positive) in header["layers"].items():
-        counts = [*shape, kept, positive]
-        if not all(type(count) is int and count >= 0 for count in counts) or prod(shape) > MOST_WEIGHTS:
+        if not all(type(count) is int and count >= 0 for count in (*shape, kept, positive)):
             raise ValueError(f"layer {name!r} has an impossible size")
+        weights += prod(shape)
+        if weights > MOST_WEIGHTS:
+            raise ValueError(f"its layers have more than {MOST_WEIGHTS:,} weights")
         if not positive <= kept <= prod(shape):
             raise ValueError(f"layer {name!r} keeps more than it has")
         alpha = tensors[f"alpha/{name}"]
         if not alpha.is_floating_point() or torch.broadcast_shapes(alpha.shape, shape) != torch.Size(shape):
             raise ValueError(f"the scale of layer {name!r} does not fit it")
-        layers[name] = (tuple(shape), kept, positive, alpha, tensors[f"bits/{name}"])
-    if architecture is not None:
-        _check_architecture(architecture, {name: layer[0] for name, layer in layers.items()})
+        outlines[name] = BinaryLayer(torch.empty(shape, dtype=torch.int8, device="meta"), alpha)
+        counts[name] = kept, positive
+    ticket = Ticket(outlines, rest, shared, header["architecture"], header["channels_last"], about)
+    # Before anything of these sizes is made.
+    if ticket.architecture is None:
+        ticket.shapes()
+    else:
+        ticket.outline()
+    packed = {name: tensors[f"bits/{name}"].numpy().tobytes() for name in outlines}
     if form == "seed":
-        masks = {name: _mask(layer[4], layer[0], layer[1]) for name, layer in layers.items()}
-        signs = _drawn_signs(architecture, about, masks)
+        masks = {name: _mask(packed[name], layer.binary.shape, counts[name][0]) for name, layer in outlines.items()}
+        signs = _drawn_signs(ticket, masks)
         if _sum_of_signs(signs) != header["signs_sha256"]:
             raise ValueError(
                 "the weights drawn from its seed are others here: make it with --form bits where it comes from"
             )
     else:
-        signs = {name: _unpack(layer[4], *layer[:3]) for name, layer in layers.items()}
-    binary = {name: BinaryLayer(signs[name], layer[3]) for name, layer in layers.items()}
-    return Ticket(binary, rest, architecture, header["channels_last"], about)
-
-
-def _check_architecture(architecture: Any, shapes: dict[str, tuple[int, ...]]) -> None:
-    """Before anything of these sizes is made: the network has layers of these shapes."""
-    with torch.device("meta"):
-        own = create_model(**architecture).state_dict()
-    for name, shape in shapes.items():
-        if own[weight_of(name)].shape != shape:
-            raise ValueError(f"layer {name!r} is not of its network")
+        signs = {name: _unpack(packed[name], layer.binary.shape, *counts[name]) for name, layer in outlines.items()}
+    return replace(ticket, layers={name: BinaryLayer(signs[name], layer.alpha) for name, layer in outlines.items()})
 
 
 def _pack(binary: Tensor, signs: bool) -> Tensor:
@@ -183,8 +185,8 @@ def _pack(binary: Tensor, signs: bool) -> Tensor:
     return torch.from_numpy(np.frombuffer(packed, dtype=np.uint8).copy())
 
 
-def _unpack(packed: Tensor, shape: tuple[int, ...], kept: int, positive: int) -> Tensor:
-    decoder = Decoder(packed.numpy().tobytes())
+def _unpack(packed: bytes, shape: torch.Size, kept: int, positive: int) -> Tensor:
+    decoder = Decoder(packed)
     mask = decoder.decode(prod(shape), kept)
     signs = decoder.decode(kept, positive)
     decoder.end()
@@ -193,24 +195,38 @@ def _unpack(packed: Tensor, shape: tuple[int, ...], kept: int, positive: int) ->
     return torch.from_numpy(binary).view(shape)
 
 
-def _mask(packed: Tensor, shape: tuple[int, ...], kept: int) -> Tensor:
-    decoder = Decoder(packed.numpy().tobytes())
+def _mask(packed: bytes, shape: torch.Size, kept: int) -> Tensor:
+    decoder = Decoder(packed)
     mask = decoder.decode(prod(shape), kept)
     decoder.end()
     return torch.from_numpy(mask).view(shape)
 
 
-def run_of(architecture: dict[str, Any] | None, about: dict[str, Any]) -> tuple[Run, tuple[int, int, int]]:
-    """The run that a ticket came from, and its network's classes, input channels and image size. ValueError if none."""
-    if architecture is None or "run" not in about:
+def drawn_network(ticket: Ticket, seed: int | None = None) -> nn.Module:
+    """The network of the run that a ticket came from at its start, under its method, by its own or another seed.
+
+    Raises ValueError for a ticket of no run.
+    """
+    architecture, told = ticket.architecture, ticket.told("run")
+    if architecture is None or not told:
         raise ValueError("only the ticket of a run has a seed to draw weights from")
-    return Run.from_dict(about["run"]), tuple(architecture[size] for size in SIZES)
+    run = Run.from_dict(told)
+    if architecture != network_of(run, *(architecture[size] for size in SIZES)):
+        raise ValueError("its network is not that of its run")
+    if seed is not None:
+        run = replace(run, seed=seed)
+    return build_network(run, *(architecture[size] for size in SIZES))
 
 
-def _drawn_signs(architecture: Any, about: dict[str, Any], masks: dict[str, Tensor]) -> dict[str, Tensor]:
+def network_of(run: Run, num_classes: int, in_channels: int, image_size: int) -> dict[str, Any]:
+    """The arguments of `create_model` that make a run's network."""
+    sizes = dict(zip(SIZES, (num_classes, in_channels, image_size), strict=True))
+    return {"name": run.model, **sizes, "width": run.width, "activations": run.activations}
+
+
+def _drawn_signs(ticket: Ticket, masks: dict[str, Tensor]) -> dict[str, Tensor]:
     """B of each layer as the run's seed gives it under these masks, int8."""
-    run, sizes = run_of(architecture, about)
-    parts = {name: (part, weight) for name, part, weight in binary_layers(build_network(run, *sizes))}
+    parts = {name: (part, weight) for name, part, weight in binary_layers(drawn_network(ticket))}
     if parts.keys() != masks.keys():
         raise ValueError("its layers are not those of its run")
     with torch.no_grad():

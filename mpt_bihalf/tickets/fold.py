@@ -49,10 +49,11 @@ def fold(model: nn.Module, example: Tensor) -> tuple[nn.Module, Removed]:
 
     example: images [N, C, H, W], of any N, that `model` takes.
 
-    Outputs are equal but for rounding: to within 1e-5 of the largest in float32, 1e-12 in float64. With binary
-    activations a sign may fall the other way where its input is at rounding distance from 0; a batch norm that a sign
-    follows anywhere is therefore not folded. A filter has no more distinct weight values than before: it is scaled as
-    a whole. Of a layer at least one filter stays.
+    Outputs are equal but for rounding: to within 1e-5 of the largest in float32, 1e-12 in float64, unless the network
+    itself makes more of it, and then is as far from its own outputs in another precision. With binary activations a
+    sign may fall the other way where its input is at rounding distance from 0; a batch norm that a sign follows
+    anywhere is therefore not folded. A filter has no more distinct weight values than before: it is scaled as a whole.
+    Of a layer at least one filter stays.
 
     Raises ValueError, in one line, for a model with parametrized weights (`bake_weights` gives a plain one), one that
     torch.fx cannot trace, and an example that it does not take.

@@ -15,10 +15,8 @@ from ..training import Run
 from ..training.finished import finished_model
 from ..training.loop import load_run_data
 from ..training.record import FINISHED
+from .file import network_of
 from .ticket import Ticket
-
-# Of the network's arguments, those that are fields of a run.
-CHOICES = ("width", "activations")
 
 
 def run_ticket(folder: Path, note: str = "") -> Ticket:
@@ -27,8 +25,9 @@ def run_ticket(folder: Path, note: str = "") -> Ticket:
     Its data are needed. Raises ValueError for a folder that is none of a finished run, or without its checkpoint.
     """
     run, model, dataset = trained_model(folder)
+    network = network_of(run, dataset.num_classes, dataset.in_channels, dataset.image_size)
     about: dict[str, Any] = {"run": _told(run), "result": read_result(folder, run), "images": _images(dataset)}
-    return Ticket.of(model, architecture(run, dataset), about | ({"note": note} if note else {}))
+    return Ticket.of(model, network, about | ({"note": note} if note else {}))
 
 
 def trained_model(folder: Path) -> tuple[Run, nn.Module, Dataset]:
@@ -44,13 +43,6 @@ def trained_model(folder: Path) -> tuple[Run, nn.Module, Dataset]:
         )
     model, dataset = finished_model(run, folder, load_run_data(run), HOST)
     return run, model.eval(), dataset
-
-
-def architecture(run: Run, dataset: Dataset) -> dict[str, Any]:
-    """The arguments of `create_model` that make the run's network for these data."""
-    chosen = {name: getattr(run, name) for name in CHOICES}
-    sizes = {"num_classes": dataset.num_classes, "in_channels": dataset.in_channels, "image_size": dataset.image_size}
-    return {"name": run.model, **sizes, **chosen}
 
 
 def _told(run: Run) -> dict[str, Any]:

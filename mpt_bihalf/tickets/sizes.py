@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ..commandline import one_line
 from ..report.tables import Table
 from .coding import bound
 from .file import read_ticket, tensor_sizes
@@ -28,7 +29,7 @@ def size_table(path: Path | str) -> Table:
         bounds += layer_bound(layer) / 8
         rows.append(
             [
-                name,
+                one_line(name),
                 f"{weights:,}",
                 f"{kept / max(weights, 1):.1%}",
                 f"{layer.positive / max(kept, 1):.1%}",
@@ -38,7 +39,7 @@ def size_table(path: Path | str) -> Table:
         )
     for name, value in ticket.rest.items():
         size = stored[f"rest/{name}"]
-        rows.append([name, f"{value.numel():,}", "", "", "", *_sizes(size, None, size)])
+        rows.append([one_line(name), f"{value.numel():,}", "", "", "", *_sizes(size, None, size)])
     whole = sum(value.numel() * value.element_size() for value in ticket.state_dict().values())
     total = Path(path).stat().st_size
     rows.append(["header", "", "", "", "", f"{total - sum(stored.values()):,}", "", "", ""])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from inspect import signature
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -46,6 +46,7 @@ class Ticket:
     """A binarized network as data, on the host.
 
     layers: the binary ones by name, in the network's order. rest: all else of its state by name: skipped layers, norms.
+    shared: further names in its state of a tensor that stands there under an earlier one, and that earlier name.
     architecture: the arguments of `create_model` that make the network; None for one of the user's own.
     channels_last: whether its weights lie so in memory, on which the rounding of its outputs may depend.
     about: plain values that a reader may want: the run, its result, what the images are like, a note.
@@ -53,6 +54,7 @@ class Ticket:
 
     layers: dict[str, BinaryLayer]
     rest: dict[str, Tensor]
+    shared: dict[str, str] = field(default_factory=dict)
     architecture: dict[str, Any] | None = None
     channels_last: bool = False
     about: dict[str, Any] = field(default_factory=dict)
@@ -63,45 +65,47 @@ class Ticket:
     ) -> Ticket:
         """The ticket of a binarized model as it stands; of a plain one all is rest.
 
-        Raises ValueError for a NaN in latent weights or scores, and where the architecture is not the model's.
+        Raises ValueError for a NaN in latent weights or scores, a state that is not of tensors alone, and where the
+        architecture is not the model's.
         """
         layers = {}
         with torch.no_grad():
             for name, part, weight in binary_layers(model):
                 binary, alpha = part.scaled_binary(weight)
                 layers[name] = BinaryLayer(binary.cpu().to(torch.int8).contiguous(), alpha.detach().cpu())
-        baked = bake_weights(model)
-        state = {name: value.detach().cpu() for name, value in baked.state_dict().items()}
+        state = _state(bake_weights(model))
         last = any(
             value.dim() == 4 and value.is_contiguous(memory_format=torch.channels_last) and not value.is_contiguous()
             for value in state.values()
         )
-        weights = {weight_of(name) for name in layers}
-        rest = {name: value for name, value in state.items() if name not in weights}
-        if architecture is None:
-            return cls(layers, rest, None, last, about or {})
-        ticket = cls(layers, rest, _with_defaults(architecture), last, about or {})
-        with torch.device("meta"):
-            ticket.check_fits(create_model(**architecture))
+        shared = _shared(state)
+        elsewhere = {weight_of(name) for name in layers} | shared.keys()
+        rest = {name: value.detach().cpu() for name, value in state.items() if name not in elsewhere}
+        if architecture is not None:
+            architecture = _with_defaults(architecture)
+        ticket = cls(layers, rest, shared, architecture, last, about or {})
+        if architecture is not None:
+            ticket.outline()
         return ticket
 
     def state_dict(self) -> dict[str, Tensor]:
         """The state of the plain network, as `bake_weights` would leave it, in tensors of its own."""
         weights = {weight_of(name): layer.weight for name, layer in self.layers.items()}
-        return weights | {name: value.clone() for name, value in self.rest.items()}
+        state = weights | {name: value.clone() for name, value in self.rest.items()}
+        return state | {name: state[earlier] for name, earlier in self.shared.items()}
 
     def check_fits(self, model: nn.Module) -> None:
-        """Raise ValueError unless the model's state has these names, shapes and dtypes."""
-        own, ours = model.state_dict(), self.shapes()
-        if any(".parametrizations." in name or name.startswith("parametrizations.") for name in own):
+        """Raise ValueError unless the model is plain and its state has these names, shapes and dtypes."""
+        if any(True for _ in binary_layers(model)):
             raise ValueError("the network is binarized already: a ticket goes into a plain one")
-        for name in [*own, *ours]:
-            if name not in ours:
+        own, shapes = _state(model), self.shapes()
+        for name in [*own, *shapes]:
+            if name not in shapes:
                 raise ValueError(f"the ticket is for another network: it has no {name!r}")
             if name not in own:
                 raise ValueError(f"the ticket is for another network, one with {name!r}")
-            if (own[name].shape, own[name].dtype) != ours[name]:
-                shape, dtype = ours[name]
+            if (own[name].shape, own[name].dtype) != shapes[name]:
+                shape, dtype = shapes[name]
                 raise ValueError(
                     f"the ticket is for another network: {name!r} is {list(shape)} of {dtype} in it, "
                     f"not {list(own[name].shape)} of {own[name].dtype}"
@@ -110,7 +114,8 @@ class Ticket:
     def shapes(self) -> dict[str, tuple[torch.Size, torch.dtype]]:
         """Shape and dtype of each part of the plain network's state."""
         binary = {weight_of(name): (layer.binary.shape, layer.alpha.dtype) for name, layer in self.layers.items()}
-        return binary | {name: (value.shape, value.dtype) for name, value in self.rest.items()}
+        shapes = binary | {name: (value.shape, value.dtype) for name, value in self.rest.items()}
+        return shapes | {name: shapes[earlier] for name, earlier in self.shared.items()}
 
     def put_into(self, model: Model) -> Model:
         """Give a plain network this state, in place, and return it in evaluation mode.
@@ -118,8 +123,27 @@ class Ticket:
         Raises ValueError for a network that it does not fit, and then leaves it as it was.
         """
         self.check_fits(model)
-        model.load_state_dict(self.state_dict())
-        return model.eval()
+        state = self.state_dict()
+        for name, earlier in _shared(_state(model)).items():
+            if not torch.equal(state[name], state[earlier]):
+                raise ValueError(
+                    f"the ticket is for another network: in this one {earlier!r} and {name!r} are one tensor, and in "
+                    "the ticket they differ"
+                )
+        model.load_state_dict(state)
+        return self._as_it_lay(model).eval()
+
+    def _as_it_lay(self, model: Model) -> Model:
+        layout = torch.channels_last if self.channels_last else torch.contiguous_format
+        for tensor in (*model.parameters(), *model.buffers()):
+            if tensor.dim() == 4:
+                tensor.data = tensor.data.contiguous(memory_format=layout)
+        return model
+
+    def told(self, part: str) -> dict[str, Any]:
+        """What `about` has of this part, `run` or `result`; empty where that is nothing."""
+        value = self.about.get(part)
+        return value if isinstance(value, dict) else {}
 
     @property
     def images(self) -> tuple[int, int, int]:
@@ -130,24 +154,43 @@ class Ticket:
         height, width = (size, size) if isinstance(size, int) else size
         return int(self.architecture["in_channels"]), height, width
 
-    def network(self) -> nn.Module:
-        """The plain network, in evaluation mode. Raises ValueError where the ticket does not know its architecture."""
+    def outline(self) -> nn.Module:
+        """The network on the meta device, without values. ValueError where it is not known, or not of these shapes."""
         if self.architecture is None:
             raise ValueError("the ticket is for a network of your own: load_ticket(path, into=your_network)")
-        with torch.device("meta"):  # there is no use in weights that are replaced at once
+        with torch.device("meta"):
             model = create_model(**self.architecture)
-            self.check_fits(model)
+        self.check_fits(model)
+        return model
+
+    def network(self) -> nn.Module:
+        """The plain network, in evaluation mode. Raises ValueError where the ticket does not know its architecture."""
+        model = self.outline()
         model.load_state_dict(self.state_dict(), assign=True)
         if any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers())):  # some that is no part of a state
-            model = self.put_into(create_model(**self.architecture, seed=0))
-        if self.channels_last:
-            model.to(memory_format=torch.channels_last)
-        return model.eval()
+            return self.put_into(create_model(**cast(Any, self.architecture), seed=0))
+        return self._as_it_lay(model).eval()
 
 
 def weight_of(layer: str) -> str:
     """The name of a layer's weight in the state of its network; of a network that is one layer the layer is ''."""
     return f"{layer}.weight" if layer else "weight"
+
+
+def _state(model: nn.Module) -> dict[str, Tensor]:
+    """The tensors of a plain model's state by name, the very ones. ValueError for a part of it that is no tensor."""
+    state: dict[str, Tensor] = model.state_dict(keep_vars=True)
+    for name, value in state.items():
+        if not isinstance(value, Tensor):
+            raise ValueError(f"a ticket holds tensors only, and {name!r} of the network's state is none")
+    return state
+
+
+def _shared(state: dict[str, Tensor]) -> dict[str, str]:
+    """The names under which a tensor stands in the state once more, and the first name of each."""
+    first: dict[int, str] = {}
+    names = {name: first.setdefault(id(value), name) for name, value in state.items()}
+    return {name: earlier for name, earlier in names.items() if name != earlier}
 
 
 def _with_defaults(architecture: dict[str, Any]) -> dict[str, Any]:

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from ..data import Dataset, Images, evaluation_batches
 from ..report.tables import Table
 from ..training.finished import evaluate_test
-from ..training.loop import build_network, evaluation_batch
+from ..training.loop import evaluation_batch
 from ..weights import BINARIZABLE, binary_layers
-from .file import run_of
+from .file import drawn_network
 from .ticket import BinaryLayer, Ticket
 
 
@@ -27,11 +27,14 @@ def transfer_table(ticket: Ticket, dataset: Dataset, seed: int | None = None) ->
     which is a logistic regression on what the last layer sees of the training images. The control is the same mask
     with its places permuted within each layer (and with them the signs, where these are the ticket's).
 
-    Raises ValueError for a ticket that does not know its network, or its run where a seed is given, and for images of
-    other channels than the network is for.
+    Raises ValueError for a ticket without a binary layer, or one that does not know its network; where a seed is given
+    for one that does not know its run, or prunes nothing; and for images that the network does not take.
     """
-    if dataset.in_channels != ticket.images[0]:
-        raise ValueError(f"{dataset.name}: {dataset.in_channels} channels, and the network is for {ticket.images[0]}")
+    if not ticket.layers:
+        raise ValueError("the ticket has no binary layer, and nothing that could go elsewhere")
+    if seed is not None and all(layer.kept == layer.binary.numel() for layer in ticket.layers.values()):
+        raise ValueError("nothing is pruned in the ticket: it has no mask to put on other weights")
+    check_images(ticket, dataset)
     rows = []
     for mask, layers in (("of the ticket", ticket.layers), ("shuffled", _shuffled(ticket))):
         weights = layers if seed is None else _on_seed(ticket, layers, seed)
@@ -39,6 +42,19 @@ def transfer_table(ticket: Ticket, dataset: Dataset, seed: int | None = None) ->
         figures = [_as_it_is(model, dataset), f"{_readout(model, dataset):.2f}"]
         rows.append([mask, *figures])
     return Table(f"test top-1 in %: {dataset.name}", ["mask", "as it is", "readout"], rows)
+
+
+def check_images(ticket: Ticket, dataset: Dataset) -> None:
+    """ValueError where the ticket's network does not take the images of a data set."""
+    if dataset.in_channels != ticket.images[0]:
+        raise ValueError(f"{dataset.name}: {dataset.in_channels} channels, and the network is for {ticket.images[0]}")
+    size = dataset.image_size
+    try:
+        with torch.no_grad():
+            ticket.outline().eval()(torch.empty(1, dataset.in_channels, size, size, device="meta"))
+    except RuntimeError as fault:
+        reason = str(fault).partition("\n")[0]
+        raise ValueError(f"{dataset.name}: the network does not take images of {size}x{size}: {reason}") from fault
 
 
 def _shuffled(ticket: Ticket) -> dict[str, BinaryLayer]:
@@ -52,8 +68,7 @@ def _shuffled(ticket: Ticket) -> dict[str, BinaryLayer]:
 
 def _on_seed(ticket: Ticket, layers: dict[str, BinaryLayer], seed: int) -> dict[str, BinaryLayer]:
     """The weights that the run's method draws from this seed, under the masks of these layers."""
-    run, sizes = run_of(ticket.architecture, ticket.about)
-    model = build_network(replace(run, seed=seed), *sizes)
+    model = drawn_network(ticket, seed)
     drawn = {}
     with torch.no_grad():
         for name, part, weight in binary_layers(model):

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import onnxruntime
 import pytest
 import torch
 
+from mpt_bihalf import binarize_weights, create_model
 from mpt_bihalf.__main__ import main
 from mpt_bihalf.commandline import run_command
 from mpt_bihalf.sweep.records import read_result, read_run
-from mpt_bihalf.tickets import load_ticket, save_ticket
+from mpt_bihalf.tickets import Ticket, load_ticket, save_ticket, write_ticket
 
 Command = Callable[..., str]
 
@@ -52,7 +55,7 @@ def test_a_run_becomes_a_ticket_that_scores_as_it_did(
     assert result is not None
     top1 = f"{result['test_top1']:.2f} %"
     told = ticket("verify", made, "--run", folder, "--data", "digits")
-    assert f"top-1 {top1}; its run had {top1}" in told and "to the last bit" in told
+    assert f"top-1 {top1}; its run had {top1} on digits" in told and "to the last bit" in told
     other = finished(seed=1)
     assert "differs" in ticket("verify", made, "--run", other, status=1)
 
@@ -67,6 +70,17 @@ def test_show_tells_what_was_trained_and_where_the_bytes_are(ticket: Command, ma
     assert '"classes"' in ticket("show", made, "--json")
 
 
+def test_free_text_of_strangers_is_shown_in_plain_lines(ticket: Command, tmp_path: Path) -> None:
+    name, text = tmp_path / "a", "\x1b[2Jgone\nresult: 100 %"
+    model = binarize_weights(create_model("conv2", 5, width=0.05, seed=0), "bihalf", seed=0)
+    about = {"note": text, "run": {"method": text, "prune_rate": "all"}, "result": {"test_top1": text}}
+    write_ticket(Ticket.of(model, {"name": "conv2", "num_classes": 5, "width": 0.05}, about), name)
+    told = ticket("show", name)
+    write_ticket(replace(Ticket.of(model), about={"run": text, "result": None, "note": 3}), tmp_path / "b")
+    assert "note: 3" in ticket("show", tmp_path / "b")
+    assert "\x1b" not in told and "\nresult: 100" not in told and "gone result" in told and "top-1 ? %" in told
+
+
 def test_the_form_seed_is_smaller_and_refused_where_weights_are_trained(
     ticket: Command, made: Path, finished: Callable[..., Path], tmp_path: Path
 ) -> None:
@@ -78,11 +92,22 @@ def test_the_form_seed_is_smaller_and_refused_where_weights_are_trained(
 
 def test_export_writes_what_other_programs_read(ticket: Command, made: Path, tmp_path: Path) -> None:
     told = ticket("export", made, "--onnx", tmp_path / "a.onnx", "--fold")
-    assert "parameters left" in told
+    assert "parameters left" in told and float(told.split("differ by ")[1].split()[0]) <= 1e-5
     x = torch.randn(3, 1, 8, 8)
     (logits,) = onnxruntime.InferenceSession(tmp_path / "a.onnx").run(None, {"images": x.numpy()})
     torch.testing.assert_close(torch.from_numpy(logits), load_ticket(made)(x).detach(), rtol=1e-4, atol=1e-5)
     assert "--onnx FILE or --torch FILE" in ticket("export", made, status=2)
+
+
+def test_nothing_is_written_in_the_place_of_what_is_read_or_no_file(
+    ticket: Command, made: Path, finished: Callable[..., Path], tmp_path: Path
+) -> None:
+    before = made.read_bytes()
+    assert "named twice" in ticket("export", made, "--torch", made, status=2)
+    assert "named twice" in ticket("export", made, "--torch", tmp_path / "x", "--onnx", tmp_path / "x", status=2)
+    os.mkfifo(tmp_path / "pipe")
+    assert "no file" in ticket("make", finished(), "-o", tmp_path / "pipe", status=2)
+    assert made.read_bytes() == before and (tmp_path / "pipe").is_fifo() and not (tmp_path / "x").exists()
 
 
 def test_compare_sets_tickets_against_chance(
@@ -101,6 +126,27 @@ def test_transfer_scores_a_mask_elsewhere(ticket: Command, made: Path) -> None:
     assert as_it_is[0][-2] == known
     assert float(as_it_is[0][-1]) > 80 > 40 > float(as_it_is[1][-2])  # a readout learns, a shuffled ticket guesses
     assert elsewhere[0][-2:] != as_it_is[0][-2:] and float(elsewhere[0][-2]) < 50
+
+
+def test_data_that_a_network_is_not_for_are_refused(ticket: Command, made: Path, tmp_path: Path) -> None:
+    for why, sizes in {
+        "1 channels": {"in_channels": 3, "image_size": 8},
+        "10 classes": {"in_channels": 1, "image_size": 8, "num_classes": 5},
+        "images of 12x12": {"in_channels": 1, "image_size": (8, 12)},
+    }.items():
+        architecture = {"name": "conv2", "width": 0.05, **sizes}
+        model = binarize_weights(create_model(**architecture), "sign", seed=0)
+        save_ticket(model, tmp_path / "b", architecture)
+        assert why in ticket("verify", tmp_path / "b", "--data", "digits", status=2)
+    assert "images of 12x12" in ticket("transfer", made, "--data", "digits", "--image-size", 12, status=2)
+
+
+def test_what_has_no_mask_is_not_put_on_other_weights(
+    ticket: Command, finished: Callable[..., Path], tmp_path: Path
+) -> None:
+    for method, why in (("bihalf", "nothing is pruned"), ("dense", "no binary layer")):
+        ticket("make", finished(method), "-o", tmp_path / method)
+        assert why in ticket("transfer", tmp_path / method, "--seed", 1, status=2)
 
 
 def test_what_is_no_finished_run_or_no_ticket_is_refused(

@@ -50,11 +50,19 @@ def test_onnxruntime_gives_the_same_logits(tmp_path: Path, name: str, activation
 
 
 def most_distinct(path: Path) -> int:
-    """Distinct values in a filter of the graph's 3x3 convolutions but the first, at most."""
+    """Distinct values in a filter of the graph's binary layers, at most."""
     graph = onnx.load(path).graph
     held = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
-    weights = [held[node.input[1]] for node in graph.node if node.op_type == "Conv"][1:]
-    return max(len(np.unique(row)) for weight in weights if weight.shape[2:] == (3, 3) for row in weight)
+    layers = [node for node in graph.node if node.op_type in ("Conv", "Gemm", "MatMul")]
+    weights = []
+    for node in layers[1:-1]:  # the first and the last stay real-valued, and the 1x1 convolutions, which downsample
+        weight, turned = held[node.input[1]], any(a.name == "transB" and a.i for a in node.attribute)
+        if weight.ndim == 2:
+            weights.append(weight if turned else weight.T)
+        elif weight.shape[2:] == (3, 3):
+            weights.append(weight)
+    assert len(weights) >= 5
+    return max(len(np.unique(row)) for weight in weights for row in weight)
 
 
 def test_torch_export_is_loaded_without_this_package(tmp_path: Path) -> None:

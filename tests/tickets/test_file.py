@@ -8,8 +8,9 @@ import struct
 import subprocess
 import sys
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import safetensors.torch
@@ -19,8 +20,10 @@ from scipy.stats import bernoulli
 from torch import Tensor, nn
 
 from mpt_bihalf import METHODS, Method, bake_weights, binarize_weights, create_model
+from mpt_bihalf.data import evaluation_batches
 from mpt_bihalf.tickets import Ticket, load_ticket, read_ticket, run_ticket, save_ticket, write_ticket
 from mpt_bihalf.tickets.file import _digest
+from mpt_bihalf.tickets.from_run import trained_model
 from tests.reference import one_line_error
 
 SKIP = ("first", "last", "downsample")
@@ -35,24 +38,26 @@ def binarized(name: str, method: str, rate: float, width: float = 1.0, activatio
     return model.eval()
 
 
-def assert_round_trip(model: nn.Module, path: Path, architecture: dict[str, Any]) -> None:
+def assert_round_trip(model: nn.Module, path: Path, architecture: dict[str, Any]) -> int:
+    """How many bytes its float32 state has."""
     save_ticket(model, path, architecture)
-    loaded, baked = load_ticket(path), bake_weights(model)
+    loaded, baked = load_ticket(path), bake_weights(model).state_dict()
     state = loaded.state_dict()
-    assert list(state) == list(baked.state_dict())
-    for name, value in baked.state_dict().items():
+    assert list(state) == list(baked)
+    for name, value in baked.items():
         assert torch.equal(state[name], value) and state[name].dtype == value.dtype, name
     x = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         assert torch.equal(loaded(x), model(x))
     assert not loaded.training
+    return sum(value.numel() * value.element_size() for value in baked.values())
 
 
 def entropy(n: int, ones: int) -> float:
     return n * float(bernoulli(ones / n).entropy()) / 0.6931471805599453 if 0 < ones < n else 0.0
 
 
-def assert_near_bound(model: nn.Module, path: Path) -> None:
+def assert_near_bound(path: Path) -> None:
     """The file less the real-valued rest: 1 % above the Shannon bound, 4 KiB and 128 bytes a tensor."""
     ticket, bits, rest = read_ticket(path), 0.0, 0
     for layer in ticket.layers.values():
@@ -69,7 +74,7 @@ def assert_near_bound(model: nn.Module, path: Path) -> None:
 def test_every_method_round_trips_to_the_last_bit(tmp_path: Path, name: str, width: float, method: str) -> None:
     model = binarized(name, method, 0.9, width)
     assert_round_trip(model, tmp_path / "a.ticket", {"name": name, "width": width})
-    assert_near_bound(model, tmp_path / "a.ticket")
+    assert_near_bound(tmp_path / "a.ticket")
 
 
 @pytest.mark.slow
@@ -78,10 +83,9 @@ def test_every_method_round_trips_to_the_last_bit(tmp_path: Path, name: str, wid
 def test_every_method_round_trips_at_every_rate(tmp_path: Path, name: str, method: str) -> None:
     for rate in RATES if METHODS[method].mask is not None else [0.0]:
         model = binarized(name, method, rate)
-        assert_round_trip(model, tmp_path / "a.ticket", {"name": name})
-        assert_near_bound(model, tmp_path / "a.ticket")
+        plain = assert_round_trip(model, tmp_path / "a.ticket", {"name": name})
+        assert_near_bound(tmp_path / "a.ticket")
         size = (tmp_path / "a.ticket").stat().st_size
-        plain = sum(value.numel() * value.element_size() for value in bake_weights(model).state_dict().values())
         print(f"{name} {method} {rate}: {size:,} bytes, {plain / size:.1f} times smaller")
 
 
@@ -91,11 +95,18 @@ def test_networks_with_binary_activations_and_torchvisions_round_trip(tmp_path: 
     assert_round_trip(binarized(name, "mpt-bihalf", 0.7, **choices), tmp_path / "a", {"name": name, **choices})
 
 
-def test_a_conv4_at_90_percent_is_a_fiftieth(tmp_path: Path) -> None:
-    model = binarized("conv4", "mpt-sign", 0.9)
+def test_a_trained_conv4_at_90_percent_is_a_fiftieth_and_classifies_alike(
+    tmp_path: Path, finished: Callable[..., Path]
+) -> None:
+    folder = finished("mpt-bihalf", model="conv4", width=1.0)
+    _, model, dataset = trained_model(folder)
     torch.save(bake_weights(model).state_dict(), tmp_path / "plain.pt")
-    save_ticket(model, tmp_path / "a.ticket", {"name": "conv4"})
+    write_ticket(run_ticket(folder), tmp_path / "a.ticket")
     assert 50 * (tmp_path / "a.ticket").stat().st_size <= (tmp_path / "plain.pt").stat().st_size
+    loaded = load_ticket(tmp_path / "a.ticket")
+    with torch.no_grad():
+        for x, _ in evaluation_batches(dataset.test, dataset, 100):
+            assert torch.equal(loaded(x), model(x))
 
 
 def test_a_network_of_ones_own_is_loaded_into_it(tmp_path: Path) -> None:
@@ -127,9 +138,58 @@ def test_a_scale_of_ones_own_and_channels_last_round_trip(tmp_path: Path) -> Non
     model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 8, 3)).to(memory_format=torch.channels_last)
     binarize_weights(model, method, seed=0)
     save_ticket(model, tmp_path / "a")
-    loaded = load_ticket(tmp_path / "a", into=bake_weights(model))
-    assert torch.equal(loaded[2].weight, bake_weights(model)[2].weight)
-    assert read_ticket(tmp_path / "a").channels_last
+    plain = bake_weights(model)
+    loaded = load_ticket(tmp_path / "a", into=deepcopy(plain).to(memory_format=torch.contiguous_format))
+    assert torch.equal(loaded[2].weight, plain[2].weight)
+    assert loaded[2].weight.stride() == plain[2].weight.stride()  # by which a convolution's rounding may go
+    x = torch.randn(2, 3, 16, 16)
+    assert torch.equal(loaded(x), model(x))
+
+
+class Twice(nn.Module):
+    """One layer under two names, and one parameter in two layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.c, self.d = (nn.Linear(64, 64) for _ in range(3))
+        self.b, self.d.weight = self.a, self.c.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return cast(Tensor, self.d(self.c(self.b(self.a(x)))))
+
+
+def test_what_a_network_uses_twice_is_stored_once(tmp_path: Path) -> None:
+    model = binarize_weights(Twice(), "bihalf", seed=0).eval()
+    save_ticket(model, tmp_path / "a")
+    assert (tmp_path / "a").stat().st_size < 3 * 64 * 64 / 8 + 3 * 4 * 64 + 1500
+    loaded, x = load_ticket(tmp_path / "a", into=Twice()), torch.randn(3, 64)
+    assert loaded.b is loaded.a and loaded.d.weight is loaded.c.weight
+    assert torch.equal(loaded(x), model(x))
+
+
+def test_one_parameter_is_not_given_the_weights_of_two(tmp_path: Path) -> None:
+    save_ticket(binarize_weights(Twice(), "mpt-sign", seed=0), tmp_path / "a")  # c and d have scores of their own
+    other = Twice()
+    before = other.c.weight.detach().clone()
+    with one_line_error("are one tensor"):
+        load_ticket(tmp_path / "a", into=other)
+    assert torch.equal(other.c.weight, before)
+
+
+def test_a_skipped_layer_may_be_parametrized_and_a_state_that_is_no_tensor_is_refused(tmp_path: Path) -> None:
+    def own() -> nn.Module:
+        return nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(4, 4)), nn.Linear(4, 4))
+
+    model, x = binarize_weights(own(), "sign", skip="first", seed=0), torch.randn(3, 4)
+    save_ticket(model, tmp_path / "a")
+    assert torch.equal(load_ticket(tmp_path / "a", into=own())(x), model.eval()(x))
+
+    class Extra(nn.Linear):
+        def get_extra_state(self) -> Any:
+            return {"of": "its own"}
+
+    with one_line_error("_extra_state"):
+        save_ticket(Extra(2, 2), tmp_path / "b")
 
 
 def test_a_model_that_a_ticket_is_not_for_stays_as_it_was(tmp_path: Path) -> None:
@@ -182,6 +242,16 @@ def test_other_draws_from_the_seed_are_noticed(
     draw = torch.randn
     monkeypatch.setattr(torch, "randn", lambda *size, **kinds: -draw(*size, **kinds))
     with one_line_error("--form bits"):
+        load_ticket(tmp_path / "a")
+
+
+def test_no_other_network_than_the_tickets_is_drawn_from_its_seed(
+    tmp_path: Path, finished: Callable[..., Path]
+) -> None:
+    write_ticket(run_ticket(finished("mpt-sign")), tmp_path / "a", "seed")
+    content = (tmp_path / "a").read_bytes()
+    resigned(tmp_path / "a", lambda header, _: header["about"]["run"].__setitem__("width", 1000.0), content)
+    with one_line_error("not that of its run"):
         load_ticket(tmp_path / "a")
 
 
@@ -259,6 +329,8 @@ CHANGES: dict[str, Callable[[dict[str, Any], dict[str, Tensor]], Any]] = {
     "more kept than there are": lambda header, _: header["layers"]["0"].__setitem__(1, 10**9),
     "negative": lambda header, _: header["layers"]["0"].__setitem__(2, -1),
     "huge": lambda header, _: header["layers"]["0"].__setitem__(0, [10**6, 10**6, 10**6]),
+    "a name of nothing": lambda header, _: header["shared"].__setitem__("1.weight", "nothing"),
+    "names as text": lambda header, _: header.__setitem__("shared", "all"),
     "another shape": lambda header, _: header["layers"]["0"].__setitem__(0, [3, 8, 3, 3]),
     "no layers": lambda header, _: header.pop("layers"),
     "layers as text": lambda header, _: header.__setitem__("layers", "all"),
@@ -286,6 +358,19 @@ def test_a_file_that_was_altered_and_signed_again_is_refused(tmp_path: Path, tic
         load_ticket(path)
 
 
+def test_no_more_weights_are_unpacked_than_networks_have(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(6, 4), nn.Linear(4, 4))
+    save_ticket(binarize_weights(model, "sign", seed=0), path := tmp_path / "forged")
+
+    def swell(header: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+        for name in ("0", "1"):  # all pruned, which takes no bits
+            header["layers"][name], tensors[f"bits/{name}"] = [[2**15, 2**15], 0, 0], torch.zeros(0, dtype=torch.uint8)
+
+    resigned(path, swell, path.read_bytes())
+    with one_line_error("1,073,741,824 weights"):
+        read_ticket(path)
+
+
 def test_other_files_are_refused_in_one_line(tmp_path: Path, ticket_bytes: bytes) -> None:
     torch.save({"a": torch.ones(3)}, tmp_path / "pickled")
     safetensors.torch.save_file({"a": torch.ones(3)}, tmp_path / "foreign")
@@ -298,6 +383,13 @@ def test_other_files_are_refused_in_one_line(tmp_path: Path, ticket_bytes: bytes
     (tmp_path / "newer").write_bytes(newer)
     with one_line_error("version '9'.*update"):
         read_ticket(tmp_path / "newer")
+
+
+def test_what_was_read_does_not_change_with_the_file(tmp_path: Path, ticket_bytes: bytes) -> None:
+    ticket = read_ticket(tmp_path / "a")
+    before = ticket.layers["0"].alpha.clone()
+    (tmp_path / "a").write_bytes(b"\xff" * len(ticket_bytes))
+    assert torch.equal(ticket.layers["0"].alpha, before)
 
 
 def test_a_ticket_is_written_whole_or_not_at_all(small_disk: Path) -> None:

@@ -48,6 +48,15 @@ def test_a_folded_network_gives_the_same_outputs(name: str, activations: str, ra
     assert removed.parameters_after == sum(p.numel() for p in folded.parameters())
 
 
+@pytest.mark.parametrize("name", NETWORKS)
+def test_in_float32_outputs_are_within_1e_5_of_the_largest(name: str) -> None:
+    model, x = plain(name, 0.9).float(), images().float()
+    folded, _ = fold(model, x)
+    with torch.no_grad():
+        expected = model(x)
+        assert (folded(x) - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
 @pytest.mark.parametrize("name", ["resnet18", "vgg16", "torchvision:mobilenet_v2"])
 def test_each_batch_norm_after_a_layer_is_folded(name: str) -> None:
     model = plain(name, 0.5)
