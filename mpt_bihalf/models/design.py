@@ -11,16 +11,12 @@ from torch import nn
 from ..activations import BinaryActivation, Estimator
 from ..counts import round_half_up
 
-# Channels of a hidden layer. With fewer, oneDNN's backward pass of a strided 1x1 convolution in channels-last writes
-# outside its memory on processors without AVX-512 (torch 2.14).
-FEWEST = 8
-
 
 @dataclass(frozen=True)
 class Design:
     """Images of `[in_channels, *image_size]` in, logits of num_classes out.
 
-    width: what all hidden channel counts are multiplied by, to no fewer than 8.
+    width: what all hidden channel counts are multiplied by.
     estimator: the gradient of binary activations (W/A 1/1); None for real-valued ones (W/A 1/32).
     """
 
@@ -35,9 +31,9 @@ class Design:
         """Whether activations are binary."""
         return self.estimator is not None
 
-    def channels(self, count: int, fewest: int = FEWEST) -> int:
-        """So many hidden channels as `count` are at width 1: round_half_up(width * count), at least `fewest`."""
-        return max(fewest, round_half_up(self.width, count))
+    def channels(self, count: int) -> int:
+        """So many hidden channels as `count` are at width 1: round_half_up(width * count), at least 1."""
+        return max(1, round_half_up(self.width, count))
 
     def before_layer(self) -> nn.Module:
         """What stands before a convolution or linear layer in the hidden part: sign if activations are binary."""

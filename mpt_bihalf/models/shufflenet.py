@@ -51,7 +51,7 @@ def shufflenet(design: Design) -> nn.Module:
     Binary: sign right before each hidden convolution, and no ReLU.
     """
     # Every unit's inner quarter is divided into the groups, and so is what its strided one adds to the stem's channels.
-    width, channels = 4 * GROUPS * design.channels(20, fewest=1), GROUPS * design.channels(8, fewest=1)
+    width, channels = 4 * GROUPS * design.channels(20), GROUPS * design.channels(8)
     stem = nn.Conv2d(design.in_channels, channels, 3, padding=1, bias=False)
     layers: OrderedDict[str, nn.Module] = OrderedDict(
         conv1=stem, bn1=nn.BatchNorm2d(channels), relu=design.after_layer()

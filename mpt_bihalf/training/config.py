@@ -50,7 +50,7 @@ class Run:
     """the network: conv2, conv4, conv6, conv8, resnet18, resnet34, wide_resnet34, wide_resnet50, resnet20, vgg_small,
     vgg16, inception_v3, shufflenet, or torchvision:NAME for any classifier of torchvision"""
     width: float = 1.0
-    """what the network's hidden channels are multiplied by, to no fewer than 8"""
+    """what the network's hidden channels are multiplied by"""
     activations: str = "real"
     """real (W/A 1/32), binary (1/1, with the method's own gradient), or binary with this one: clip, approx or ede"""
     data: str = "digits"
