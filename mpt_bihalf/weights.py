@@ -374,7 +374,7 @@ def _layers_to_binarize(model: nn.Module, skip: Sequence[str] | str) -> dict[str
         elif entry == "last":
             skipped.update(names[-1:])
         elif entry == "downsample":
-            skipped.update(name for name in names if {"downsample", "shortcut"} & set(name.split(".")))
+            skipped.update(name for name, layer in found.items() if _on_shortcut(name, layer))
         else:
             raise ValueError(
                 f"skip: no convolution or linear layer is called {entry!r}; rules: {', '.join(SKIP_RULES)}; "
@@ -395,6 +395,13 @@ def _layers_to_binarize(model: nn.Module, skip: Sequence[str] | str) -> dict[str
         if layer.weight.numel() == 0:
             raise ValueError(f"layer {name!r} has an empty weight, {tuple(layer.weight.shape)}")
     return layers
+
+
+def _on_shortcut(name: str, layer: nn.Module) -> bool:
+    """Whether a residual network's layer is on a shortcut, by what resnets, regnets and MaxViTs call those."""
+    parts = set(name.split("."))
+    # A linear layer of that name is attention's.
+    return bool({"downsample", "shortcut"} & parts) or ("proj" in parts and not isinstance(layer, nn.Linear))
 
 
 def draw_latent(weight: Tensor, kept: float, init: str, generator: torch.Generator) -> None:

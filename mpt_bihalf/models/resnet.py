@@ -11,6 +11,9 @@ from torch import Tensor, nn
 from .design import Design
 
 SMALL = 64  # pixels a side up to which the stem leaves images as large as they are
+# Channels below which the backward pass of torch's strided 1x1 convolution, in channels-last on the CPU, overruns its
+# memory (torch 2.14): in narrow networks the pixels are picked before it.
+FEW = 8
 
 
 class BasicBlock(nn.Module):
@@ -141,4 +144,7 @@ def downsample(inputs: int, outputs: int, stride: int, pooled: bool) -> nn.Modul
     if pooled and stride > 1:
         pool = nn.AvgPool2d(stride, ceil_mode=True)  # as the 3x3 convolution, which rounds up too
         return nn.Sequential(pool, convolution(inputs, outputs, 1), norm)
+    if stride > 1 and inputs < FEW:
+        parts = {"pixels": nn.AvgPool2d(1, stride), "0": convolution(inputs, outputs, 1), "1": norm}
+        return nn.Sequential(OrderedDict(parts))
     return nn.Sequential(convolution(inputs, outputs, 1, stride), norm)

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from mpt_bihalf.training import Run
@@ -11,7 +12,8 @@ from mpt_bihalf.training import Run
 FAST = ["--device", "cpu", "--threads", "1", "--models", "resnet18", "--width", "0.0625", "--image-size", "16"]
 
 
-def test_a_folder_like_imagenets_is_trained_on_and_others_figures_stand_beside_ours(
+@pytest.mark.timeout(200)
+def test_a_folder_like_imagenets_is_trained_on_by_workers_that_decode_and_others_figures_stand_beside_ours(
     tmp_path: Path, experiment: Callable[..., int], rows_of: Callable[[Path], list[dict[str, str]]]
 ) -> None:
     chance = np.random.default_rng(0)
@@ -22,6 +24,7 @@ def test_a_folder_like_imagenets_is_trained_on_and_others_figures_stand_beside_o
                 pixels = chance.integers(0, 256, (24, 30, 3), dtype=np.uint8)
                 Image.fromarray(pixels).save(tmp_path / part / name / f"{number}.png")
     options = [*FAST, "--data", f"imagenet:{tmp_path}", "--epochs", "1", "--methods", "sign,bihalf"]
+    options += ["--engine", "local", "--jobs", "1"]  # a worker of the sweep starts those that decode
     assert experiment("imagenet", *options, "--out", str(tmp_path / "out")) == 0
     rows = rows_of(tmp_path / "out" / "imagenet.csv")
     assert [(row["model"], row["method"]) for row in rows] == [

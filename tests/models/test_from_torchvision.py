@@ -35,6 +35,24 @@ def test_any_classifier_can_be_had(name: str) -> None:
         assert model.eval()(torch.empty(1, 1, 224, 224, device="meta")).shape == (1, 7)
 
 
+@pytest.mark.parametrize(
+    ("name", "shortcuts"),
+    [
+        ("resnet18", [f"layer{stage}.0.downsample.0" for stage in (2, 3, 4)]),
+        ("regnet_x_400mf", [f"trunk_output.block{stage}.block{stage}-0.proj.0" for stage in (1, 2, 3, 4)]),
+        ("maxvit_t", [f"blocks.{stage}.layers.0.layers.MBconv.proj.1" for stage in (0, 1, 2, 3)]),
+        ("swin_t", []),  # what is called proj there is attention's
+        ("mobilenet_v2", []),
+    ],
+)
+def test_only_the_first_the_last_and_shortcut_layers_stay_real_valued(name: str, shortcuts: list[str]) -> None:
+    with torch.device("meta"):
+        model = build_network(Run(model=f"torchvision:{name}"), 7, 3, 224)
+    layers = [layer for layer, module in model.named_modules() if isinstance(module, BINARIZABLE)]
+    binarized = [layer for layer, *_ in binary_layers(model)]
+    assert [layer for layer in layers if layer not in binarized] == [layers[0], *shortcuts, layers[-1]]
+
+
 def test_a_classifier_is_torchvisions_with_weights_of_the_seed() -> None:
     ours, again = (create_model("torchvision:resnet18", 10, seed=1) for _ in range(2))
     theirs = torchvision.models.resnet18(num_classes=10)

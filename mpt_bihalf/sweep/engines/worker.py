@@ -15,7 +15,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, TextIO
 
 from ...devices import use_accelerator
 from ...signals import Stopped
@@ -30,10 +30,12 @@ def main() -> None:
     out, accelerator = Path(sys.argv[1]), sys.argv[2:]
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what anything else prints is no answer
+    # Not by sys.stdin: a thread that waits there holds its lock, and a process forked to decode images closes it first.
+    asked = os.fdopen(os.dup(0))
     if accelerator:
         use_accelerator(int(accelerator[0]))
     lines: SimpleQueue[str] = SimpleQueue()
-    threading.Thread(target=_listen, args=[lines], daemon=True).start()
+    threading.Thread(target=_listen, args=[asked, lines], daemon=True).start()
 
     def answer(content: Any) -> None:
         with suppress(BrokenPipeError):  # then nobody listens any more either
@@ -58,8 +60,8 @@ def main() -> None:
         answer({"result": outcome.result, "error": outcome.error})
 
 
-def _listen(lines: SimpleQueue[str]) -> None:
-    while line := sys.stdin.readline():
+def _listen(asked: TextIO, lines: SimpleQueue[str]) -> None:
+    while line := asked.readline():
         lines.put(line)
     lines.put("")
     os.kill(os.getpid(), signal.SIGTERM)  # the engine has ended: training, if there is any, stops after its step
