@@ -1,8 +1,8 @@
 """The loops of a training step for float32 in the host's memory, near to one pass over the data each.
 
-They are those of `kernels.cpp`, compiled where setup.py found a compiler; without it NumPy and torch do the same in
-more passes, with the same bits. `MPT_BIHALF_KERNELS=off` in the environment does without the compiled ones. Callers
-have the general form in torch, for other dtypes and devices.
+They are those of `kernels.cpp`, compiled where setup.py found a compiler; without it torch and NumPy do the same in
+more passes over blocks that stay in a cache, with the same bits. `MPT_BIHALF_KERNELS=off` in the environment does
+without the compiled ones. Callers have the general form in torch, for other dtypes and devices.
 """
 
 from __future__ import annotations
