@@ -23,10 +23,9 @@ Gradient: TypeAlias = Callable[[Tensor, Latent, Tensor, Tensor], Tensor]
 
 def scaled(g: Tensor, latent: Latent, positive: Tensor, alpha: Tensor) -> Tensor:
     """dL/dW = alpha g, no clipping (the bi-half authors' code)."""
-    # Not where a gradient of the gradient is asked for, nor where the layout would have to be changed again.
-    if torch.is_grad_enabled() or not latent.weight.is_contiguous():
-        return alpha * g
-    return torch.mul(alpha, g, out=latent.spare.like(g))
+    if kernels.plain(g) and latent.weight.is_contiguous():  # else its layout would have to be changed again
+        return torch.mul(alpha, g, out=latent.spare.like(g))
+    return alpha * g
 
 
 def unscaled(g: Tensor, latent: Latent, positive: Tensor, alpha: Tensor) -> Tensor:
@@ -63,15 +62,21 @@ class Ede:
         rows, (_, mean, deviation) = wide_rows(latent.weight), latent.standard
         steepness = 2 * t / deviation
         size = 4 * max(1 / t, 1) * t / deviation * alpha.expand(a_filter).reshape(-1, 1)
-        out = latent.spare.like(rows)
-        for w, of_w, middle, steep, factor, result in few_filters(rows, filters(g), mean, steepness, size, out):
+        # One tensor for all parts, but where a graph is recorded.
+        out, parts = latent.spare.like(rows) if kernels.plain(g) else None, []
+        places = rows if out is None else out
+        for w, of_w, middle, steep, factor, place in few_filters(rows, filters(g), mean, steepness, size, places):
             # 1 - tanh(y)^2 = 4 s (1 - s) with s the sigmoid of 2 y; in one pass with the product.
             y2 = w.sub(middle).mul_(steep)
             gate = y2.sigmoid()
             of_x = torch.ops.aten.sigmoid_backward(of_w.to(gate.dtype), gate)
-            along = torch.linalg.vecdot(of_x, y2).unsqueeze(1) / (max(w.shape[1] - 1, 1) * 4 * t**2)
+            along = torch.linalg.vecdot(of_x, y2).unsqueeze(1) / (2 * t) / (max(w.shape[1] - 1, 1) * 2 * t)
             shift = of_x.mean(1, keepdim=True) * factor
-            torch.addcmul(-shift, of_x.addcmul_(y2, along, value=-1), factor, out=result)
+            if out is None:
+                parts.append(torch.addcmul(-shift, of_x.addcmul(y2, along, value=-1), factor))
+            else:
+                torch.addcmul(-shift, of_x.addcmul_(y2, along, value=-1), factor, out=place)
+        out = torch.cat(parts) if out is None else out
         return out.to(latent.weight.dtype).view(latent.weight.shape)
 
 

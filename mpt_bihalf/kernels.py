@@ -64,12 +64,23 @@ def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
 def suit(*tensors: Tensor | None) -> bool:
     """Whether these are for the functions here: float32 or bool, contiguous, plain tensors in the host's memory."""
     return all(
-        type(tensor) in (Tensor, torch.nn.Parameter)
+        plain(tensor)
         and host_reads_free(tensor)
         and tensor.dtype in (torch.float32, torch.bool)
         and tensor.is_contiguous()
         for tensor in tensors
         if tensor is not None
+    )
+
+
+def plain(tensor: Tensor) -> bool:
+    """Whether this is a tensor with memory of its own, whose use no graph records; not one of vmap's, say."""
+    functorch = torch._C._functorch
+    return (
+        type(tensor) in (Tensor, torch.nn.Parameter)
+        and not (tensor.requires_grad and torch.is_grad_enabled())
+        and not functorch.is_functorch_wrapped_tensor(tensor)
+        and not functorch.is_legacy_batchedtensor(tensor)
     )
 
 
@@ -130,7 +141,7 @@ def score_gradient(g: Tensor, magnitude: Tensor, positive: Tensor, scores: Tenso
     """g * magnitude * b * sign(S), where magnitude is abs(W), or alpha if it has one element. spare: memory for it."""
     out = spare.like(g)
     if compiled():
-        weight, alpha = (magnitude, 0.0) if magnitude.numel() == g.numel() > 1 else (None, float(magnitude))
+        weight, alpha = (magnitude, 0.0) if magnitude.numel() == g.numel() > 1 else (None, abs(float(magnitude)))
         _call("score_gradient", g, weight, alpha, positive, scores, g.numel(), out)
         return out
     of_one = magnitude.numel() < g.numel()
@@ -212,7 +223,7 @@ def _choose_top(
         done, cuts = rows_now[found], cuts[found]
         if len(done):
             moved, half = np.abs(cuts - hints[done, 0]), ((high - low) / 2)[found]
-            usual = np.mean(moved) if rows > 1 else 0  # rows of a layer move alike
+            usual = np.median(moved) if rows > 1 else 0  # rows of a layer move alike
             narrower = np.where(candidates[found] > size / 256 + 16, half / 2, half)
             half = np.where(np.isnan(moved), half / 4, np.fmax(4 * moved, np.fmax(narrower, 8 * usual)))
             hints[done, 1] = np.where(np.isfinite(half), half, np.abs(cuts) / 16)

@@ -49,7 +49,8 @@ class Latent:
         self, values: Tensor, count: int | Tensor, name: str, absolute: bool = False, among: Tensor | None = None
     ) -> Tensor:
         """`selection.largest` of rows [R, D], which looks first where the selection of this `name` was a step ago."""
-        if name not in self.hints or self.hints[name].device != values.device:
+        known = self.hints.get(name)
+        if known is None or len(known) != len(values) or known.device != values.device:
             self.hints[name] = no_hints(values)
         return largest(values, count, absolute, among, self.hints[name])
 

@@ -37,7 +37,7 @@ def l1(weight: Tensor, mask: Tensor | None) -> Tensor:
         low, high = weight.aminmax()
         exponent = torch.frexp(torch.maximum(-low, high)).exponent
         units = 2.0 ** min(30 - int(exponent), 126)
-        total = torch.full((), kernels.masked_magnitude(weight, mask, units) / units, device=weight.device)
+        total = weight.new_full((), kernels.masked_magnitude(weight, mask, units) / units)
     else:
         total = (weight if mask is None else torch.where(mask, weight, 0)).abs().sum(dtype=_wide(weight))
     return torch.where(kept > 0, total / kept, 0).to(weight.dtype)
@@ -52,10 +52,10 @@ def power_of_two(weight: Tensor, mask: Tensor | None) -> Tensor:
     kept = torch.ones_like(rows[:, :1], dtype=torch.bool) if mask is None else filters(mask)
     means = []
     for part, counted in few_filters(rows, kept):
-        around, _, deviation = centred(part)
+        around, _, deviation, equal = centred(part)
         magnitude = around.abs_()
         mean = magnitude.mean(1) if mask is None else magnitude.mul_(counted).sum(1) / counted.sum(1)
-        means.append(mean / deviation.squeeze(1))
+        means.append((mean.unsqueeze(1) / deviation).mul(~equal).squeeze(1))
     mean = torch.cat(means)  # NaN for a filter that keeps none
     power = torch.where(mean > 0, mean, 1).log2().round()
     alpha = torch.where(mean >= 0, torch.ldexp(torch.ones_like(mean), power), 0)

@@ -25,14 +25,18 @@ class Spare:
 
     def __init__(self) -> None:
         self._block: mmap.mmap | None = None
+        self._idle = 0  # references to the block while no tensor is in it
         self._lock = Lock()
 
     def like(self, tensor: Tensor) -> Tensor:
         """An uninitialised contiguous tensor of this shape, dtype and device; in the block if that is free."""
         flat = None
-        if host_reads_free(tensor) and tensor.numel() >= SMALLEST:
-            with self._lock:
+        # Another thread, or what this one was interrupted in, may be at it: never wait.
+        if host_reads_free(tensor) and tensor.numel() >= SMALLEST and self._lock.acquire(blocking=False):
+            try:
                 flat = self._take(tensor.numel(), tensor.dtype)
+            finally:
+                self._lock.release()
         if flat is None:
             return torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)
         # Not a view of `flat`: autograd tells the two apart.
@@ -44,7 +48,8 @@ class Spare:
         size = count * dtype.itemsize
         if self._block is None or len(self._block) != size:
             self._block = mmap.mmap(-1, size, **PRIVATE)
-        elif sys.getrefcount(self._block) > 2:  # this attribute, and the argument of getrefcount
+            self._idle = sys.getrefcount(self._block)
+        elif sys.getrefcount(self._block) > self._idle:
             return None
         return torch.frombuffer(self._block, dtype=dtype, count=count)
 

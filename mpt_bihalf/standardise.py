@@ -10,17 +10,19 @@ from torch import Tensor
 from .filters import few_filters, wide_rows
 
 
-def centred(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """W less its mean [F, D], the mean [F, 1] and the unbiased deviation [F, 1], per filter, in float32 or wider.
+def centred(weight: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """W less its mean [F, D], and [F, 1] each the mean, the unbiased deviation, and whether all weights are equal.
 
-    A filter of equal weights has deviation 1. No host synchronisation.
+    Per filter, in float32 or wider. Equal weights have deviation 1, and miss their mean by the rounding of a sum. No
+    host synchronisation.
     """
     rows = wide_rows(weight)
     mean = rows.mean(1, keepdim=True)
     around = rows - mean
     # torch.std_mean says the same, but takes twenty times as long on the CPU.
     deviation = torch.linalg.vector_norm(around, dim=1, keepdim=True) / max(rows.shape[1] - 1, 1) ** 0.5
-    return around, mean, torch.where(deviation > 0, deviation, 1)
+    equal = deviation <= 8 * torch.finfo(rows.dtype).eps * mean.abs()
+    return around, torch.where(equal, rows[:, :1], mean), torch.where(equal, 1, deviation), equal
 
 
 class Standard(NamedTuple):
@@ -36,7 +38,7 @@ class Standard(NamedTuple):
         rows, parts = wide_rows(weight), []
         positive = torch.empty(rows.shape, dtype=torch.bool, device=rows.device)
         for part, sign in few_filters(rows, positive):
-            around, mean, deviation = centred(part)
-            torch.ge(around, 0, out=sign)
+            around, mean, deviation, equal = centred(part)
+            torch.ge(around, torch.where(equal, -torch.inf, 0), out=sign)
             parts.append((mean, deviation))
         return cls(positive, *(torch.cat(each) for each in zip(*parts, strict=True)))

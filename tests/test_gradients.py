@@ -186,3 +186,31 @@ def test_a_second_backward_pass_adds_to_the_first(rate: float) -> None:
     once = scores_of(layer).grad.clone()
     layer.weight.sum().backward()
     assert once.any() and torch.equal(scores_of(layer).grad, 2 * once)
+
+
+TRAINED = ["sign", "irnet", "bihalf", "mpt-sign", "mpt-bihalf", "mpt-balanced", "magnitude-bihalf"]
+
+
+@pytest.mark.parametrize("method", TRAINED)
+def test_gradients_of_gradients_and_many_at_once_are_those_of_the_formula(method: str) -> None:
+    layer = binarize_weights(torch.nn.Linear(300, 300, bias=False), method, 0.5, seed=0)
+    real = torch.nn.Linear(300, 4)
+    (trained,) = [p for p in layer.parameters() if p.requires_grad]
+    x = torch.randn(3, 300, generator=torch.Generator().manual_seed(0))
+    out = real(layer(x)).sum(1)
+    each = [torch.autograd.grad(value, trained, retain_graph=True)[0] for value in out]
+    at_once = torch.autograd.grad(out, trained, torch.eye(3), is_grads_batched=True, retain_graph=True)[0]
+    torch.testing.assert_close(at_once, torch.stack(each))
+    # The gradient is linear in the last layer's weights, so along a direction it changes by its value there.
+    (first,) = torch.autograd.grad(out[0], trained, create_graph=True)
+    (second,) = torch.autograd.grad(first.square().sum(), real.weight)
+    assert (second * real.weight).sum().item() == pytest.approx(2 * first.square().sum().item(), rel=1e-4)
+
+
+def test_a_layer_of_one_weight_takes_its_magnitude() -> None:
+    layer = binarize_weights(torch.nn.Linear(1, 1, bias=False), "mpt-sign", 0.0, seed=0)
+    with torch.no_grad():
+        layer.weight = torch.tensor([[-2.0]])
+        layer.parametrizations.weight[0].scores.fill_(1)
+    layer(torch.ones(1, 1)).sum().backward()
+    assert layer.parametrizations.weight[0].scores.grad.tolist() == [[-2.0]]  # g b abs(W) sign(S), with b = -1

@@ -148,3 +148,10 @@ def test_each_rule_keeps_more_and_more_as_less_is_pruned(rule: str) -> None:
         expected = [kept_of(120, r) if whole else 3 * kept_of(40, r) for r in rates]
         assert [int(m.sum()) for m in masks] == expected
         assert all((fewer <= more).all() for fewer, more in pairwise(masks))
+
+
+def test_rules_that_rank_other_rows_share_no_hints() -> None:
+    g = torch.Generator().manual_seed(0)
+    latent = Latent(torch.randn(64, 300, generator=g), torch.randn(64, 300, generator=g), 0.5, scope="filter")
+    for _ in range(2):
+        assert int(MASKS["magnitude"](latent).sum()) == int(MASKS["edge-popup"](latent).sum()) == 64 * 150
