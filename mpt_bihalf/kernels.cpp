@@ -2,7 +2,7 @@
 // holds the same functions in torch, which give the same bits.
 //
 // All tensors are contiguous float32 or bytes. A cut is a place in the order by (value, index): what ranks at or above it
-// is chosen. One pass marks what lies above a bracket round the cut and gathers what lies in it, which alone is ordered.
+// is chosen, so ties need no care afterwards.
 
 #include <algorithm>
 #include <cmath>
@@ -21,6 +21,11 @@ constexpr int64_t BLOCK = 256;            // elements looked at together
 constexpr int64_t CHUNK = 64 * BLOCK;     // elements a thread takes at once
 constexpr float INFINITE = std::numeric_limits<float>::infinity();
 
+struct Cut {
+    float value;
+    int64_t index;
+};
+
 struct Candidate {
     float value;
     int64_t index;
@@ -34,7 +39,7 @@ inline float key(float x) {
     return Absolute ? std::fabs(x) : x;
 }
 
-// LANES neighbours compared with a bound at once: a bit for each that is higher (a byte too, in `out`), or at least as high.
+// LANES neighbours compared with a bound at once: a bit for each that is higher, or at least as high.
 #if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VL__)
 constexpr int64_t LANES = 16;
 template <bool Absolute>
@@ -43,11 +48,7 @@ struct Lanes {
     explicit Lanes(const float *x) : values(_mm512_loadu_ps(x)) {
         if (Absolute) values = _mm512_abs_ps(values);
     }
-    uint32_t above(float bound, uint8_t *out) const {
-        const __mmask16 higher = _mm512_cmp_ps_mask(values, _mm512_set1_ps(bound), _CMP_GT_OQ);
-        _mm_storeu_si128((__m128i *)out, _mm_maskz_set1_epi8(higher, 1));
-        return higher;
-    }
+    uint32_t above(float bound) const { return _mm512_cmp_ps_mask(values, _mm512_set1_ps(bound), _CMP_GT_OQ); }
     uint32_t at_least(float bound) const { return _mm512_cmp_ps_mask(values, _mm512_set1_ps(bound), _CMP_GE_OQ); }
 };
 inline uint32_t members(const uint8_t *among) {
@@ -62,12 +63,8 @@ struct Lanes {
     explicit Lanes(const float *x) : values(_mm256_loadu_ps(x)) {
         if (Absolute) values = _mm256_andnot_ps(_mm256_set1_ps(-0.0f), values);
     }
-    uint32_t above(float bound, uint8_t *out) const {
-        const __m256i higher = _mm256_castps_si256(_mm256_cmp_ps(values, _mm256_set1_ps(bound), _CMP_GT_OQ));
-        const __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(higher), _mm256_extracti128_si256(higher, 1));
-        const __m128i bytes = _mm_packs_epi16(words, words);
-        _mm_storel_epi64((__m128i *)out, _mm_and_si128(bytes, _mm_set1_epi8(1)));
-        return _mm_movemask_epi8(bytes) & 0xff;
+    uint32_t above(float bound) const {
+        return _mm256_movemask_ps(_mm256_cmp_ps(values, _mm256_set1_ps(bound), _CMP_GT_OQ));
     }
     uint32_t at_least(float bound) const {
         return _mm256_movemask_ps(_mm256_cmp_ps(values, _mm256_set1_ps(bound), _CMP_GE_OQ));
@@ -83,43 +80,33 @@ template <bool Absolute>
 struct Lanes {
     float value;
     explicit Lanes(const float *x) : value(key<Absolute>(*x)) {}
-    uint32_t above(float bound, uint8_t *out) const { return *out = value > bound; }
+    uint32_t above(float bound) const { return value > bound; }
     uint32_t at_least(float bound) const { return value >= bound; }
 };
 inline uint32_t members(const uint8_t *among) { return *among; }
 #endif
 
-// What lies in a bracket: members of the row that count, of which one is the cut, and others.
-struct Inside {
-    std::vector<Candidate> members, others;
-    void clear() { members.clear(), others.clear(); }
-    void add(const Inside &more) {
-        members.insert(members.end(), more.members.begin(), more.members.end());
-        others.insert(others.end(), more.others.begin(), more.others.end());
-    }
-};
-
-// Marks what lies above the bracket [low, high] in `out`, counts its members, and gathers what lies in the bracket.
+// Counts what lies above the bracket [low, high] and gathers what lies in it.
 template <bool Absolute, bool Among>
-int64_t scan(const float *x, const uint8_t *among, int64_t begin, int64_t end, float low, float high, uint8_t *out,
-             Inside &inside) {
+int64_t scan(const float *x, const uint8_t *among, int64_t begin, int64_t end, float low, float high,
+             std::vector<Candidate> &inside) {
     int64_t above = 0, i = begin;
     for (; i + LANES <= end; i += LANES) {
         const Lanes<Absolute> lanes(x + i);
         const uint32_t counted = Among ? members(among + i) : ~0u;
-        const uint32_t higher = lanes.above(high, out + i);
+        const uint32_t higher = lanes.above(high);
         above += __builtin_popcount(higher & counted);
-        for (uint32_t within = lanes.at_least(low) & ~higher; within; within &= within - 1) {
-            const int64_t lane = __builtin_ctz(within);
-            (counted >> lane & 1 ? inside.members : inside.others).push_back({key<Absolute>(x[i + lane]), i + lane});
+        uint32_t within = lanes.at_least(low) & ~higher & counted;
+        for (; within; within &= within - 1) {
+            const int64_t place = i + __builtin_ctz(within);
+            inside.push_back({key<Absolute>(x[place]), place});
         }
     }
     for (; i < end; i++) {
         const float value = key<Absolute>(x[i]);
-        const bool counted = !Among || among[i];
-        out[i] = value > high;
-        above += counted && value > high;
-        if (value >= low && !(value > high)) (counted ? inside.members : inside.others).push_back({value, i});
+        if (Among && !among[i]) continue;
+        above += value > high;
+        if (value >= low && !(value > high)) inside.push_back({value, i});
     }
     return above;
 }
@@ -150,17 +137,13 @@ void sample_bracket(const float *x, const uint8_t *among, int64_t size, int64_t 
     *high = right >= m ? INFINITE : sample[right];
 }
 
-// Marks in `out` what ranks at or above the cut with exactly `count` (of the `total` that count) there. `hint` is where to
-// look for it first, as a middle and a half width (NaN: nowhere), and is left as what to try next time; it never changes
-// the answer. `scan_all` is `scan` of the whole row.
+// The cut with exactly `count` (of the `total` that count) at or above it. `hint` is where to look first, as a middle and a
+// half width (NaN: nowhere), and is left as what to try next time. It never changes the answer.
 template <bool Absolute, bool Among, class Scan>
-void choose_top(const float *x, const uint8_t *among, int64_t size, int64_t count, int64_t total, float *hint, uint8_t *out,
-                Scan scan_all) {
-    if (count <= 0 || (!Among && count >= total)) {
-        std::fill(out, out + size, count > 0);
-        return;
-    }
-    Inside inside;
+Cut find_cut(const float *x, const uint8_t *among, int64_t size, int64_t count, int64_t total, float *hint, Scan scan_all) {
+    if (count <= 0) return {INFINITE, size};
+    if (!Among && count >= total) return {-INFINITE, 0};
+    std::vector<Candidate> inside;
     const float before = hint[0];
     for (int attempt = before == before ? 0 : 1; attempt < 3; attempt++) {
         float low = -INFINITE, high = INFINITE;
@@ -172,61 +155,69 @@ void choose_top(const float *x, const uint8_t *among, int64_t size, int64_t coun
         inside.clear();
         const int64_t above = scan_all(low, high, inside);
         const int64_t rank = count - above - 1;  // of the cut among the candidates, from the top
-        std::vector<Candidate> &candidates = inside.members;
-        const int64_t found = candidates.size();
+        const int64_t found = inside.size();
         if (rank < 0 || rank >= found) continue;
-        std::nth_element(candidates.begin(), candidates.begin() + rank, candidates.end(), std::greater<Candidate>());
-        const Candidate cut = candidates[rank];
-        for (int64_t i = 0; i <= rank; i++) out[candidates[i].index] = 1;
-        for (const Candidate &other : inside.others) out[other.index] = !(cut > other);
-
-        const float moved = std::fabs(cut.value - before);
+        std::nth_element(inside.begin(), inside.begin() + rank, inside.end(), std::greater<Candidate>());
+        const Candidate at = inside[rank];
+        const float moved = std::fabs(at.value - before);
         if (attempt == 0) {
             hint[1] = std::max(4 * moved, found > size / 256 + 16 ? hint[1] / 2 : hint[1]);
         } else {
             hint[1] = moved == moved ? 4 * moved : (high - low) / 8;
         }
-        if (!(hint[1] < INFINITE)) hint[1] = std::fabs(cut.value) / 16;
-        hint[0] = cut.value;
-        return;
+        if (!(hint[1] < INFINITE)) hint[1] = std::fabs(at.value) / 16;
+        hint[0] = at.value;
+        return {at.value, at.index};
     }
-    // Only NaN among the values comes here: there is no order to cut.
+    return {INFINITE, size};  // NaN among the values: there is no order to cut
+}
+
+// out[i] = whether x[i] ranks at or above the cut: before the cut's place equal values do not, from there on they do.
+template <bool Absolute>
+void choose(const float *x, int64_t begin, int64_t end, Cut cut, uint8_t *out) {
+    const int64_t turn = std::min(std::max(cut.index, begin), end);
+    for (int64_t i = begin; i < turn; i++) out[i] = key<Absolute>(x[i]) > cut.value;
+    for (int64_t i = turn; i < end; i++) out[i] = key<Absolute>(x[i]) >= cut.value;
 }
 
 template <bool Absolute, bool Among>
 void top_of_rows(const float *x, const uint8_t *among, int64_t rows, int64_t size, const int64_t *counts,
                  const int64_t *totals, float *hints, uint8_t *out) {
-    const auto choose = [&](int64_t row, auto scan_part) {
-        const float *values = x + row * size;
-        const uint8_t *counted = Among ? among + row * size : nullptr;
-        choose_top<Absolute, Among>(values, counted, size, counts[row], Among ? totals[row] : size, hints + 2 * row,
-                                    out + row * size, scan_part);
-    };
-    if (rows >= 8 || size < 4 * CHUNK) {  // the threads share the rows, else each row
+    if (rows >= 8 || size < 4 * CHUNK) {
 #pragma omp parallel for schedule(static) if (rows * size > CHUNK)
         for (int64_t row = 0; row < rows; row++) {
-            choose(row, [&](float low, float high, Inside &inside) {
-                return scan<Absolute, Among>(x + row * size, Among ? among + row * size : nullptr, 0, size, low, high,
-                                             out + row * size, inside);
-            });
+            const float *values = x + row * size;
+            const uint8_t *members = Among ? among + row * size : nullptr;
+            const Cut cut = find_cut<Absolute, Among>(
+                values, members, size, counts[row], Among ? totals[row] : size, hints + 2 * row,
+                [&](float low, float high, std::vector<Candidate> &inside) {
+                    return scan<Absolute, Among>(values, members, 0, size, low, high, inside);
+                });
+            choose<Absolute>(values, 0, size, cut, out + row * size);
         }
         return;
     }
     for (int64_t row = 0; row < rows; row++) {
-        choose(row, [&](float low, float high, Inside &inside) {
-            int64_t above = 0;
+        const float *values = x + row * size;
+        const uint8_t *members = Among ? among + row * size : nullptr;
+        const Cut cut = find_cut<Absolute, Among>(
+            values, members, size, counts[row], Among ? totals[row] : size, hints + 2 * row,
+            [&](float low, float high, std::vector<Candidate> &inside) {
+                int64_t above = 0;
 #pragma omp parallel reduction(+ : above)
-            {
-                Inside mine;
+                {
+                    std::vector<Candidate> mine;
 #pragma omp for schedule(static)
-                for (int64_t begin = 0; begin < size; begin += CHUNK)
-                    above += scan<Absolute, Among>(x + row * size, Among ? among + row * size : nullptr, begin,
-                                                   std::min(begin + CHUNK, size), low, high, out + row * size, mine);
+                    for (int64_t begin = 0; begin < size; begin += CHUNK)
+                        above += scan<Absolute, Among>(values, members, begin, std::min(begin + CHUNK, size), low, high, mine);
 #pragma omp critical
-                inside.add(mine);
-            }
-            return above;
-        });
+                    inside.insert(inside.end(), mine.begin(), mine.end());
+                }
+                return above;
+            });
+#pragma omp parallel for schedule(static)
+        for (int64_t begin = 0; begin < size; begin += CHUNK)
+            choose<Absolute>(values, begin, std::min(begin + CHUNK, size), cut, out + row * size);
     }
 }
 

@@ -1,8 +1,8 @@
 """The loops of a training step for float32 in the host's memory, near to one pass over the data each.
 
-They are those of `kernels.cpp`, compiled where setup.py found a compiler; without it torch and NumPy do the same in
-more passes over blocks that stay in a cache, with the same bits. `MPT_BIHALF_KERNELS=off` in the environment does
-without the compiled ones. Callers have the general form in torch, for other dtypes and devices.
+They are those of `kernels.cpp`, compiled where setup.py found a compiler; without it NumPy and torch do the same in
+more passes, with the same bits. `MPT_BIHALF_KERNELS=off` in the environment does without the compiled ones. Callers
+have the general form in torch, for other dtypes and devices.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ FLAVOURS = {"AVX512": ("avx512", "avx2", "any"), "AVX2": ("avx2", "any")}
 SOURCE = Path(__file__).with_name("kernels.cpp")
 
 BLOCK = 2**18  # elements that are looked at together without the compiled loops: they stay in a cache
+
+SIGN_BIT = torch.iinfo(torch.int32).min
 
 
 @cache
@@ -92,9 +94,18 @@ def largest(values: Tensor, counts: Tensor, hints: Tensor, absolute: bool, among
         out = torch.empty((rows, size), dtype=torch.bool, device=values.device)
         _call("largest", values, absolute, among, rows, size, counts.contiguous(), totals, hints, out)
         return out
-    chosen = torch.empty((rows, size), dtype=torch.bool, device=values.device)
-    _choose_top(values.detach(), absolute, among, counts.numpy(), hints.numpy(), chosen)
-    return chosen
+    members = None if among is None else among.numpy()
+    looked_at, wanted = values.detach().numpy(), counts.numpy()
+    cuts, places = _find_cuts(looked_at, absolute, members, wanted, hints.numpy())
+    chosen = np.empty((rows, size), bool)
+    for flat, lines, ranked in _blocks(looked_at, absolute):
+        part = chosen.reshape(-1)[flat].reshape(ranked.shape)
+        np.greater_equal(ranked, cuts[lines, None], out=part)
+        ties = ranked == cuts[lines, None]
+        if np.count_nonzero(ties) > np.count_nonzero(places[lines] < size):  # more than the lowest chosen ones
+            at = np.flatnonzero(ties) + flat.start
+            chosen.reshape(-1)[at[at % size < places[at // size]]] = False
+    return torch.from_numpy(chosen)
 
 
 def count(mask: Tensor) -> Tensor:
@@ -110,11 +121,8 @@ def masked_magnitude(weight: Tensor, mask: Tensor, units: float) -> int:
     """The sum over the mask of floor(abs(weight) * units), each below 2^30; units: a power of two."""
     if compiled():
         return _call("masked_magnitude", weight, mask, units, weight.numel())
-    total = 0
-    for w, kept in _parts(weight.detach(), mask):
-        # Whole numbers, of which a block's sum is exact in float64, whatever its order.
-        total += int(w.abs().mul_(units).floor_().mul_(kept).sum(dtype=torch.float64))
-    return total
+    kept = (weight.detach().view(torch.int32) & _bits(mask)).view(torch.float32)
+    return int(kept.abs_().mul_(units).long().sum())
 
 
 def signed(positive: Tensor, mask: Tensor | None, alpha: Tensor, spare: Spare | None = None) -> Tensor:
@@ -125,16 +133,12 @@ def signed(positive: Tensor, mask: Tensor | None, alpha: Tensor, spare: Spare | 
     """
     rows = alpha.numel()
     of_filters = rows > 1 and alpha.shape == (positive.shape[0], *[1] * (positive.dim() - 1))
-    if suit(positive, mask, alpha) and (rows == 1 or of_filters):
+    if compiled() and (rows == 1 or of_filters) and suit(positive, mask, alpha):
         out = (spare or Spare()).like(alpha.expand(positive.shape))
-        if compiled():
-            _call("signed", positive, mask, alpha, rows, positive.numel() // rows, out)
-            return out
-        sizes = alpha.reshape(rows, 1)
-        for flat, lines, part in _blocks(out.view(rows, -1)):
-            torch.mul(_signs(*_at(flat, part.shape, positive, mask)), sizes[lines], out=part)
+        _call("signed", positive, mask, alpha, rows, positive.numel() // rows, out)
         return out
-    return _signs(positive, mask).to(alpha.dtype).mul_(alpha)
+    signs = positive.to(torch.int8).mul_(2).sub_(1)
+    return (signs if mask is None else signs.mul_(mask)).to(alpha.dtype).mul_(alpha)
 
 
 def score_gradient(g: Tensor, magnitude: Tensor, positive: Tensor, scores: Tensor, spare: Spare) -> Tensor:
@@ -144,10 +148,12 @@ def score_gradient(g: Tensor, magnitude: Tensor, positive: Tensor, scores: Tenso
         weight, alpha = (magnitude, 0.0) if magnitude.numel() == g.numel() > 1 else (None, abs(float(magnitude)))
         _call("score_gradient", g, weight, alpha, positive, scores, g.numel(), out)
         return out
-    of_one = magnitude.numel() < g.numel()
-    for part, of_loss, sign, score, *own in _parts(out, g, positive, scores, *([] if of_one else [magnitude])):
-        torch.mul(of_loss, magnitude.abs() if of_one else own[0].abs(), out=part)
-        part.mul_(_signs(sign == (score >= 0), None))
+    flat = [tensor.reshape(-1).split(BLOCK) for tensor in (out, g, positive, scores)]
+    weights = magnitude.reshape(-1).split(BLOCK) if magnitude.numel() == g.numel() else [magnitude] * len(flat[0])
+    for part, of_loss, sign, score, weight in zip(*flat, weights, strict=True):
+        torch.mul(of_loss, weight.abs(), out=part)
+        against = (sign ^ (score >= 0)).view(torch.uint8).int().mul_(SIGN_BIT)
+        part.view(torch.int32).bitwise_xor_(against)
     return out
 
 
@@ -156,132 +162,111 @@ def _call(name: str, *arguments: Tensor | float | None) -> int:
     return getattr(compiled(), f"mpt_{name}")(*given)
 
 
-def _signs(positive: Tensor, mask: Tensor | None) -> Tensor:
-    """+1 or -1 by `positive`, 0 outside `mask`: int8, in the shape of `positive`."""
-    signs = positive.to(torch.int8).mul_(2).sub_(1)
-    return signs if mask is None else signs.mul_(mask)
-
-
-def _parts(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Contiguous tensors of one size, flat, in parts that stay in the processor's cache."""
-    return zip(*(tensor.view(-1).split(BLOCK) for tensor in tensors), strict=True)
-
-
-def _blocks(values: Tensor) -> Iterator[tuple[slice, slice, Tensor]]:
-    """Rows [R, D] in parts that stay in the processor's cache: place in the flat tensor, rows, values [rows, ...]."""
-    rows, size = values.shape
-    at_once = max(1, BLOCK // size) if size else max(1, rows)
-    step = min(size, BLOCK) * at_once
-    flat = values.view(-1)
-    for row in range(0, rows if size else 0, at_once):
-        lines = slice(row, min(row + at_once, rows))
-        for start in range(row * size, lines.stop * size, step):
-            place = slice(start, min(start + step, lines.stop * size))
-            yield place, lines, flat[place].view(lines.stop - row, -1)
-
-
-def _at(flat: slice, shape: torch.Size, *tensors: Tensor | None) -> list[Any]:
-    """The elements at a place of the flat tensors, in this shape."""
-    return [None if tensor is None else tensor.view(-1)[flat].view(shape) for tensor in tensors]
+def _bits(mask: Tensor) -> Tensor:
+    """All bits of an int32 for True, none for False."""
+    return mask.view(torch.uint8).int().neg_()
 
 
 Array = NDArray[Any]
 
 
 @np.errstate(invalid="ignore")  # infinite values make hints that are none
-def _choose_top(
-    values: Tensor, absolute: bool, among: Tensor | None, counts: Array, hints: Array, chosen: Tensor
-) -> None:
-    """Mark in `chosen` what `selection.largest` says.
+def _find_cuts(values: Array, absolute: bool, among: Array | None, counts: Array, hints: Array) -> tuple[Array, Array]:
+    """Value and index of the lowest chosen element of each row; (inf, D) where none is to be.
 
     Three looks at the most: around the hint, at what a sample says (Floyd and Rivest 1975), at everything.
     """
     rows, size = values.shape
+    cuts, places = np.full(rows, np.inf, values.dtype), np.full(rows, size)
     pending = np.flatnonzero(counts > 0)
-    if len(pending) < rows:
-        chosen[torch.from_numpy(counts <= 0)] = False
     for look in ("hint", "sample", "all"):
         rows_now = pending[~np.isnan(hints[pending, 0])] if look == "hint" else pending
         if not len(rows_now):
             continue
-        whole, index = len(rows_now) == rows, torch.from_numpy(rows_now)
-        part = values if whole else values[index]
-        members = among if whole or among is None else among[index]
-        marks = chosen if whole else torch.empty(part.shape, dtype=torch.bool, device=part.device)
+        whole = len(rows_now) == rows
+        part = values if whole else values[rows_now]
+        members = among if whole or among is None else among[rows_now]
         wanted = counts[rows_now]
         if look == "hint":
             middle, half = hints[rows_now].T
             low, high = middle - half, middle + half
         elif look == "sample":
-            low, high = _sample_brackets(part.numpy(), absolute, None if members is None else members.numpy(), wanted)
+            low, high = _sample_brackets(part, absolute, members, wanted)
         else:
             low, high = np.full(len(part), -np.inf), np.full(len(part), np.inf)
-        bounds = low.astype(np.float32), high.astype(np.float32)
-        cuts, found, candidates = _choose_within(part, absolute, members, wanted, *bounds, marks)
-        if not whole:
-            chosen[index] = marks
-        done, cuts = rows_now[found], cuts[found]
+        bounds = low.astype(values.dtype), high.astype(values.dtype)
+        value, place, found, candidates = _cuts_within(part, absolute, members, wanted, *bounds)
+        done = rows_now[found]
         if len(done):
-            moved, half = np.abs(cuts - hints[done, 0]), ((high - low) / 2)[found]
+            cuts[done], places[done] = value[found], place[found]
+            moved, half = np.abs(cuts[done] - hints[done, 0]), ((high - low) / 2)[found]
             usual = np.median(moved) if rows > 1 else 0  # rows of a layer move alike
             narrower = np.where(candidates[found] > size / 256 + 16, half / 2, half)
             half = np.where(np.isnan(moved), half / 4, np.fmax(4 * moved, np.fmax(narrower, 8 * usual)))
-            hints[done, 1] = np.where(np.isfinite(half), half, np.abs(cuts) / 16)
-            hints[done, 0] = cuts
+            hints[done, 1] = np.where(np.isfinite(half), half, np.abs(cuts[done]) / 16)
+            hints[done, 0] = cuts[done]
         if found.all() and len(rows_now) == len(pending):
             break
         pending = np.setdiff1d(pending, done)
+    return cuts, places
 
 
-def _choose_within(
-    values: Tensor, absolute: bool, among: Tensor | None, wanted: Array, low: Array, high: Array, chosen: Tensor
-) -> tuple[Array, Array, Array]:
-    """Look for each row's `wanted`-th largest member in [low, high], and mark in `chosen` what ranks at or above it.
-
-    Returns its value in each row, whether it was found there, and how many members are there. A row without it is left
-    with marks at what lies above `high`.
-    """
+def _cuts_within(
+    values: Array, absolute: bool, among: Array | None, wanted: Array, low: Array, high: Array
+) -> tuple[Array, Array, Array, Array]:
+    """Each row's `wanted`-th largest member, looked for in [low, high]: value, index, if found, how many members."""
     rows, size = values.shape
-    lowest, highest = (torch.from_numpy(bound).unsqueeze(1) for bound in (low, high))
     above, pieces, places = np.zeros(rows, int), [], []
-    magnitudes = torch.empty(BLOCK, dtype=values.dtype, device=values.device)
-    for flat, lines, part in _blocks(values):
-        ranked = torch.abs(part, out=magnitudes[: part.numel()].view(part.shape)) if absolute else part
-        higher, counted = _at(flat, part.shape, chosen, among)
-        torch.gt(ranked, highest[lines], out=higher)
-        inside = torch.ge(ranked, lowest[lines]).bitwise_xor_(higher)
-        above[lines] += _count_rows((higher if among is None else higher & counted).numpy())
-        at = np.flatnonzero(inside.numpy())
-        pieces.append(ranked.numpy().reshape(-1)[at])
+    for flat, lines, ranked in _blocks(values, absolute):
+        higher = ranked > high[lines, None]
+        inside = ranked >= low[lines, None]
+        inside ^= higher
+        if among is not None:
+            members = among.reshape(-1)[flat].reshape(ranked.shape)
+            higher &= members
+            inside &= members
+        above[lines] += _count_rows(higher)
+        at = np.flatnonzero(inside)
+        pieces.append(ranked.reshape(-1)[at])
         places.append(at + flat.start)
-    keys, at = np.concatenate(pieces), np.concatenate(places)
-    line, column = np.divmod(at, size)
-    counts_here = slice(None) if among is None else among.numpy().reshape(-1)[at]
-    numbers = np.bincount(line[counts_here], minlength=rows)
-    rank = wanted - above
+    rank, candidates = wanted - above, np.concatenate(places)
+    numbers = np.bincount(candidates // size, minlength=rows)
     found = (rank >= 1) & (rank <= numbers)
-    cuts, first = np.full(rows, np.inf, values.numpy().dtype), np.zeros(rows, int)
-    if found.any():
-        # The members as a table, a line for each row, filled up at the end.
-        real = np.arange(numbers.max()) < numbers[:, None]
-        table, index = np.full(real.shape, -np.inf, cuts.dtype), np.zeros(real.shape, int)
-        table[real], index[real] = keys[counts_here], column[counts_here]
-        table, index, real, rank = table[found], index[found], real[found], rank[found]
-        in_order = np.sort(table, axis=1) if len(table) > 1 else np.partition(table, -rank[0], axis=1)
-        cut = np.take_along_axis(in_order, -rank[:, None], axis=1)
-        # Of equal members the last are chosen, as many as the rank still asks for.
-        ties = (table == cut) & real
-        surplus = _count_rows(ties) - (rank - _count_rows(table > cut))
-        lowest_chosen = (ties.cumsum(axis=1, dtype=np.int32) > surplus[:, None]).argmax(axis=1)
-        cuts[found], first[found] = cut[:, 0], index[np.arange(len(index)), lowest_chosen]
-    at_least = (keys > cuts[line]) | ((keys == cuts[line]) & (column >= first[line]))
-    chosen.numpy().reshape(-1)[at[at_least]] = True
-    return cuts, found, numbers
+    value, place = np.zeros(rows, values.dtype), np.zeros(rows, int)
+    if not found.any():
+        return value, place, found, numbers
+    # The candidates as a table, a line for each row, filled up at the end.
+    real = np.arange(numbers.max()) < numbers[:, None]
+    table = np.full(real.shape, -np.inf, values.dtype)
+    table[real] = np.concatenate(pieces)
+    table, real, rank, first = table[found], real[found], rank[found], (numbers.cumsum() - numbers)[found]
+    in_order = np.sort(table, axis=1) if len(table) > 1 else np.partition(table, -rank[0], axis=1)
+    value[found] = cut = np.take_along_axis(in_order, -rank[:, None], axis=1)[:, 0]
+    # Of equal candidates the last are chosen, as many as the rank still asks for.
+    ties = (table == cut[:, None]) & real
+    surplus = _count_rows(ties) - (rank - _count_rows(table > cut[:, None]))
+    column = (ties.cumsum(axis=1, dtype=np.int32) > surplus[:, None]).argmax(axis=1)
+    place[found] = candidates[first + column] % size
+    return value, place, found, numbers
+
+
+def _blocks(values: Array, absolute: bool) -> Iterator[tuple[slice, slice, Array]]:
+    """The rows in parts that stay in the processor's cache: place in the flat array, rows, what is ranked [rows, D]."""
+    rows, size = values.shape
+    step = min(size, BLOCK) * max(1, BLOCK // size) if size else 1
+    flat, magnitudes = values.reshape(-1), np.empty(step, values.dtype)
+    for row in range(0, rows, max(1, BLOCK // size)):
+        lines = slice(row, min(row + max(1, BLOCK // size), rows))
+        for start in range(row * size, lines.stop * size, step):
+            place = slice(start, min(start + step, lines.stop * size))
+            part = flat[place]
+            ranked = np.abs(part, out=magnitudes[: len(part)]) if absolute else part
+            yield place, lines, ranked.reshape(lines.stop - lines.start, -1)
 
 
 def _count_rows(mask: Array) -> Array:
     """How many are True in each row, by the faster way for rows of this length."""
-    if mask.shape[1] > 1024:
+    if mask.shape[1] > 4096:
         return np.array([np.count_nonzero(row) for row in mask])
     return np.add.reduce(mask.view(np.int8), axis=1, dtype=np.int32).astype(int)
 

@@ -301,6 +301,7 @@ def test_a_worker_killed_alone_then_the_sweep_killed_alone(sweep: Callable[..., 
 # SIGINT and SIGTERM
 
 
+@pytest.mark.slow
 def test_interrupted_terminated_and_interrupted_twice(sweep: Callable[..., Sweep], untroubled: Sweep) -> None:
     stopped = sweep()
     kept: dict[Path, tuple[int, int]] = {}
@@ -486,6 +487,7 @@ def test_a_loss_that_becomes_nan(sweep: Callable[..., Sweep], untroubled: Sweep)
     assert (diverging.out / "results.csv").read_text() == results_csv
 
 
+@pytest.mark.slow
 def test_want_of_memory(tmp_path: Path, sweep: Callable[..., Sweep]) -> None:
     options = (*("--methods", "sign", "--trials", "1", "--epochs", "1", "--image-size", "16", "--jobs", "1"),)
     options = (*options, "--grid", "batch_size=64,1400,128")
@@ -517,6 +519,7 @@ def test_want_of_memory(tmp_path: Path, sweep: Callable[..., Sweep]) -> None:
 # Two at once
 
 
+@pytest.mark.slow
 def test_two_sweeps_started_together_with_overlapping_grids(tmp_path: Path, sweep: Callable[..., Sweep]) -> None:
     rest = ("--epochs", "2", "--grid", "batch_size=64", "--trials", "2", "--methods")
     grids = [(*rest, "sign", "mpt-sign"), (*rest, "mpt-bihalf", "mpt-sign")]

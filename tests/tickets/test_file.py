@@ -250,7 +250,7 @@ def test_no_other_network_than_the_tickets_is_drawn_from_its_seed(
 ) -> None:
     write_ticket(run_ticket(finished("mpt-sign")), tmp_path / "a", "seed")
     content = (tmp_path / "a").read_bytes()
-    resigned(tmp_path / "a", lambda header, _: header["about"]["run"].__setitem__("width", 1000.0), content)
+    resigned(tmp_path / "a", lambda header, _: header["about"]["run"].__setitem__("width", 64.0), content)
     with one_line_error("not that of its run"):
         load_ticket(tmp_path / "a")
 
