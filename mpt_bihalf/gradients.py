@@ -59,23 +59,24 @@ class Ede:
         if alpha.numel() != 1 and alpha.shape != a_filter:
             raise ValueError(f"ede takes a scale of one element or of shape {a_filter}, not of {tuple(alpha.shape)}")
         t = self.sharpness(latent.progress)
-        rows, (_, mean, deviation) = wide_rows(latent.weight), latent.standard
-        steepness = 2 * t / deviation
-        size = 4 * max(1 / t, 1) * t / deviation * alpha.expand(a_filter).reshape(-1, 1)
+        rows, standard = wide_rows(latent.weight), latent.standard
+        slope = 2 * t / standard.deviation
+        factor = 4 * max(1 / t, 1) * t / standard.deviation * alpha.expand(a_filter).reshape(-1, 1)
+        share = max(rows.shape[1] - 1, 1) * (2 * t) ** 2
         # One tensor for all parts, but where a graph is recorded.
         out, parts = latent.spare.like(rows) if kernels.plain(g) else None, []
-        places = rows if out is None else out
-        for w, of_w, middle, steep, factor, place in few_filters(rows, filters(g), mean, steepness, size, places):
-            # 1 - tanh(y)^2 = 4 s (1 - s) with s the sigmoid of 2 y; in one pass with the product.
-            y2 = w.sub(middle).mul_(steep)
-            gate = y2.sigmoid()
-            of_x = torch.ops.aten.sigmoid_backward(of_w.to(gate.dtype), gate)
-            along = torch.linalg.vecdot(of_x, y2).unsqueeze(1) / (2 * t) / (max(w.shape[1] - 1, 1) * 2 * t)
-            shift = of_x.mean(1, keepdim=True) * factor
-            if out is None:
-                parts.append(torch.addcmul(-shift, of_x.addcmul(y2, along, value=-1), factor))
-            else:
-                torch.addcmul(-shift, of_x.addcmul_(y2, along, value=-1), factor, out=place)
+        tensors = (rows, filters(g).to(rows.dtype), standard.mean, slope, factor, rows if out is None else out)
+        for w, of_w, mean, steep, size, place in few_filters(*tensors):
+            # 1 - tanh(t x)^2 = 4 s (1 - s) with s the sigmoid of y = 2 t x.
+            y = w.sub(mean).mul_(steep)
+            gate = y.sigmoid()
+            if out is not None and kernels.suit(of_w, y, place):
+                kernels.through_standardised(of_w, y, gate, size, share, place)
+                continue
+            of_x = of_w * (1 - gate) * gate
+            along = (of_x * y).sum(1, keepdim=True) / share
+            of_x = (of_x - of_x.mean(1, keepdim=True) - y * along) * size
+            parts.append(of_x if out is None else place.copy_(of_x))
         out = torch.cat(parts) if out is None else out
         return out.to(latent.weight.dtype).view(latent.weight.shape)
 

@@ -5,8 +5,10 @@
 // is chosen, so ties need no care afterwards.
 
 #include <algorithm>
+#include <cfloat>
 #include <cmath>
 #include <cstdint>
+#include <cstring>
 #include <limits>
 #include <functional>
 #include <vector>
@@ -19,6 +21,7 @@ namespace {
 
 constexpr int64_t BLOCK = 256;            // elements looked at together
 constexpr int64_t CHUNK = 64 * BLOCK;     // elements a thread takes at once
+constexpr int64_t SUMS = 256;             // sums of a row that are kept side by side
 constexpr float INFINITE = std::numeric_limits<float>::infinity();
 
 struct Cut {
@@ -172,6 +175,28 @@ Cut find_cut(const float *x, const uint8_t *among, int64_t size, int64_t count, 
     return {INFINITE, size};  // NaN among the values: there is no order to cut
 }
 
+// f(0) + ... + f(n - 1) in an order that vectors keep and that other languages can repeat: every SUMS-th together, then
+// the upper half of these sums added to the lower one until one is left.
+template <class F>
+inline float sum_of(int64_t n, F f) {
+    float sums[SUMS];
+    int64_t left = std::min(n, SUMS);
+    for (int64_t i = 0; i < left; i++) sums[i] = f(i);
+    for (int64_t start = SUMS; start < n; start += SUMS) {
+        const int64_t stop = std::min(SUMS, n - start);
+        if (stop == SUMS)
+            for (int64_t i = 0; i < SUMS; i++) sums[i] += f(start + i);
+        else
+            for (int64_t i = 0; i < stop; i++) sums[i] += f(start + i);
+    }
+    while (left > 1) {
+        const int64_t half = (left + 1) / 2;
+        for (int64_t i = 0; i < left - half; i++) sums[i] += sums[half + i];
+        left = half;
+    }
+    return sums[0];
+}
+
 // out[i] = whether x[i] ranks at or above the cut: before the cut's place equal values do not, from there on they do.
 template <bool Absolute>
 void choose(const float *x, int64_t begin, int64_t end, Cut cut, uint8_t *out) {
@@ -253,13 +278,13 @@ void mpt_count(const uint8_t *mask, int64_t rows, int64_t size, int64_t *totals)
     }
 }
 
-// The sum of abs(w) over the mask in units of 1 / units, each rounded down: exact, so in any order the same.
-int64_t mpt_masked_magnitude(const float *w, const uint8_t *mask, double units, int64_t size) {
+// The sum of abs(w) over the mask in units of 1 / units, each below 2^30 and rounded down: exact, so in any order the same.
+int64_t mpt_masked_magnitude(const float *w, const uint8_t *mask, float units, int64_t size) {
     int64_t total = 0;
 #pragma omp parallel for schedule(static) reduction(+ : total) if (size > CHUNK)
     for (int64_t begin = 0; begin < size; begin += CHUNK) {
         const int64_t end = std::min(begin + CHUNK, size);
-        for (int64_t i = begin; i < end; i++) total += mask[i] ? (int64_t)((double)std::fabs(w[i]) * units) : 0;
+        for (int64_t i = begin; i < end; i++) total += (int32_t)(std::fabs(w[i]) * units) & -(int32_t)mask[i];
     }
     return total;
 }
@@ -270,13 +295,48 @@ void mpt_signed(const uint8_t *positive, const uint8_t *mask, const float *alpha
     for (int64_t row = 0; row < rows; row++) {
         for (int64_t start = 0; start < size; start += CHUNK) {
             const int64_t begin = row * size + start, end = row * size + std::min(start + CHUNK, size);
-            const float alpha = alphas[row];
+            uint32_t alpha;  // its bits, of which the highest is the sign
+            std::memcpy(&alpha, alphas + row, sizeof alpha);
             if (mask) {
-                for (int64_t i = begin; i < end; i++) out[i] = mask[i] ? (positive[i] ? alpha : -alpha) : 0.0f;
+#pragma GCC ivdep
+                for (int64_t i = begin; i < end; i++) {
+                    const uint32_t bits = (alpha ^ (uint32_t)(positive[i] ^ 1) << 31) & -(uint32_t)mask[i];
+                    std::memcpy(out + i, &bits, sizeof bits);
+                }
             } else {
-                for (int64_t i = begin; i < end; i++) out[i] = positive[i] ? alpha : -alpha;
+                for (int64_t i = begin; i < end; i++) out[i] = positive[i] ? alphas[row] : -alphas[row];
             }
         }
+    }
+}
+
+// Each row's mean, its unbiased deviation (1 where all are equal but for rounding) and the mean of abs(w - mean) /
+// deviation over the mask, if given (0 where all are equal); and positive[r, i] = whether w[r, i] is at least the mean.
+void mpt_standardise(const float *w, const uint8_t *mask, int64_t rows, int64_t size, uint8_t *positive, float *means,
+                     float *deviations, float *magnitudes) {
+#pragma omp parallel for schedule(static) if (rows * size > CHUNK)
+    for (int64_t row = 0; row < rows; row++) {
+        const float *x = w + row * size;
+        const float mean = sum_of(size, [&](int64_t i) { return x[i]; }) / (float)size;
+        const float squares = sum_of(size, [&](int64_t i) { return (x[i] - mean) * (x[i] - mean); });
+        const float deviation = std::sqrt(squares / (float)std::max<int64_t>(size - 1, 1));
+        const bool equal = deviation <= 8 * FLT_EPSILON * std::fabs(mean);
+        const float least = equal ? -INFINITE : 0;
+        uint8_t *sign = positive + row * size;
+        for (int64_t i = 0; i < size; i++) sign[i] = x[i] - mean >= least;
+        float count = (float)size, magnitude;
+        if (mask) {
+            const uint8_t *kept = mask + row * size;
+            int64_t total = 0;
+            for (int64_t i = 0; i < size; i++) total += kept[i];
+            count = (float)total;
+            magnitude = sum_of(size, [&](int64_t i) { return std::fabs(x[i] - mean) * kept[i]; });
+        } else {
+            magnitude = sum_of(size, [&](int64_t i) { return std::fabs(x[i] - mean); });
+        }
+        means[row] = equal ? x[0] : mean;
+        deviations[row] = equal ? 1 : deviation;
+        magnitudes[row] = magnitude / count / deviations[row] * !equal;
     }
 }
 
@@ -290,6 +350,23 @@ void mpt_score_gradient(const float *g, const float *w, float alpha, const uint8
             const float product = g[i] * (w ? std::fabs(w[i]) : alpha);
             out[i] = (positive[i] != 0) == (scores[i] >= 0) ? product : -product;
         }
+    }
+}
+
+// The gradient of a row's weights w from g, that of gate' (y), through y = slope * (w - mean) / deviation, with gate = the
+// sigmoid of y: factor * (x - sum(x) / size - y * sum(x y) / share), where x = g * (1 - gate) * gate. `gate` is written over.
+void mpt_through_standardised(const float *g, const float *y, float *gate, const float *factors, float share, int64_t rows,
+                              int64_t size, float *out) {
+#pragma omp parallel for schedule(static) if (rows * size > CHUNK)
+    for (int64_t row = 0; row < rows; row++) {
+        const float *of_w = g + row * size, *at = y + row * size, factor = factors[row];
+        float *x = gate + row * size, *to = out + row * size;
+#pragma GCC ivdep
+        for (int64_t i = 0; i < size; i++) x[i] = of_w[i] * (1 - x[i]) * x[i];
+        const float along = sum_of(size, [&](int64_t i) { return x[i] * at[i]; }) / share;
+        const float shift = sum_of(size, [&](int64_t i) { return x[i]; }) / (float)size;
+#pragma GCC ivdep
+        for (int64_t i = 0; i < size; i++) to[i] = (x[i] - shift - at[i] * along) * factor;
     }
 }
 

@@ -31,6 +31,8 @@ SOURCE = Path(__file__).with_name("kernels.cpp")
 
 BLOCK = 2**18  # elements that are looked at together without the compiled loops: they stay in a cache
 
+SUMS = 256  # sums of a row that are kept side by side
+
 SIGN_BIT = torch.iinfo(torch.int32).min
 
 
@@ -56,10 +58,12 @@ def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
     pointer, count = ctypes.c_void_p, ctypes.c_int64
     library.mpt_largest.argtypes = [pointer, ctypes.c_int, pointer, count, count, *[pointer] * 4]
     library.mpt_count.argtypes = [pointer, count, count, pointer]
-    library.mpt_masked_magnitude.argtypes = [pointer, pointer, ctypes.c_double, count]
+    library.mpt_masked_magnitude.argtypes = [pointer, pointer, ctypes.c_float, count]
     library.mpt_masked_magnitude.restype = count
     library.mpt_signed.argtypes = [pointer, pointer, pointer, count, count, pointer]
     library.mpt_score_gradient.argtypes = [pointer, pointer, ctypes.c_float, pointer, pointer, count, pointer]
+    library.mpt_standardise.argtypes = [pointer, pointer, count, count, *[pointer] * 4]
+    library.mpt_through_standardised.argtypes = [*[pointer] * 4, ctypes.c_float, count, count, pointer]
     return library
 
 
@@ -95,17 +99,7 @@ def largest(values: Tensor, counts: Tensor, hints: Tensor, absolute: bool, among
         _call("largest", values, absolute, among, rows, size, counts.contiguous(), totals, hints, out)
         return out
     members = None if among is None else among.numpy()
-    looked_at, wanted = values.detach().numpy(), counts.numpy()
-    cuts, places = _find_cuts(looked_at, absolute, members, wanted, hints.numpy())
-    chosen = np.empty((rows, size), bool)
-    for flat, lines, ranked in _blocks(looked_at, absolute):
-        part = chosen.reshape(-1)[flat].reshape(ranked.shape)
-        np.greater_equal(ranked, cuts[lines, None], out=part)
-        ties = ranked == cuts[lines, None]
-        if np.count_nonzero(ties) > np.count_nonzero(places[lines] < size):  # more than the lowest chosen ones
-            at = np.flatnonzero(ties) + flat.start
-            chosen.reshape(-1)[at[at % size < places[at // size]]] = False
-    return torch.from_numpy(chosen)
+    return torch.from_numpy(_largest(values.detach().numpy(), absolute, members, counts.numpy(), hints.numpy()))
 
 
 def count(mask: Tensor) -> Tensor:
@@ -121,8 +115,10 @@ def masked_magnitude(weight: Tensor, mask: Tensor, units: float) -> int:
     """The sum over the mask of floor(abs(weight) * units), each below 2^30; units: a power of two."""
     if compiled():
         return _call("masked_magnitude", weight, mask, units, weight.numel())
-    kept = (weight.detach().view(torch.int32) & _bits(mask)).view(torch.float32)
-    return int(kept.abs_().mul_(units).long().sum())
+    total = 0
+    for part, kept in zip(weight.detach().reshape(-1).split(BLOCK), mask.reshape(-1).split(BLOCK), strict=True):
+        total += int(part.abs().mul_(units).int().mul_(kept.view(torch.uint8)).sum())
+    return total
 
 
 def signed(positive: Tensor, mask: Tensor | None, alpha: Tensor, spare: Spare | None = None) -> Tensor:
@@ -152,9 +148,40 @@ def score_gradient(g: Tensor, magnitude: Tensor, positive: Tensor, scores: Tenso
     weights = magnitude.reshape(-1).split(BLOCK) if magnitude.numel() == g.numel() else [magnitude] * len(flat[0])
     for part, of_loss, sign, score, weight in zip(*flat, weights, strict=True):
         torch.mul(of_loss, weight.abs(), out=part)
-        against = (sign ^ (score >= 0)).view(torch.uint8).int().mul_(SIGN_BIT)
-        part.view(torch.int32).bitwise_xor_(against)
+        against = sign.numpy() ^ (score.numpy() >= 0)  # NumPy compares faster, torch does all else faster
+        part.view(torch.int32).bitwise_xor_(torch.from_numpy(against).int().mul_(SIGN_BIT))
     return out
+
+
+def standardise(weight: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """See `standardise.Standard`, of rows [F, D]."""
+    positive = torch.empty(weight.shape, dtype=torch.bool, device=weight.device)
+    mean, deviation, magnitude = of_rows = [torch.empty_like(weight[:, :1]) for _ in range(3)]
+    if compiled():
+        _call("standardise", weight, mask, *weight.shape, positive, mean, deviation, magnitude)
+    else:
+        at_once = max(1, BLOCK // weight.shape[1])
+        for first in range(0, len(weight), at_once):
+            part = slice(first, first + at_once)
+            kept = None if mask is None else mask.numpy()[part]
+            _standardise(
+                weight.detach().numpy()[part], kept, positive.numpy()[part], *[t.numpy()[part] for t in of_rows]
+            )
+    return positive, mean, deviation, magnitude
+
+
+def through_standardised(g: Tensor, y: Tensor, gate: Tensor, factor: Tensor, share: float, out: Tensor) -> None:
+    """The gradient of W from that of the sigmoid of y, in rows: into `out`; `gate`, the sigmoid, is written over.
+
+    See `kernels.cpp`. All float32 [F, D], but factor [F, 1].
+    """
+    if compiled():
+        _call("through_standardised", g, y, gate, factor, share, *g.shape, out)
+        return
+    x = torch.ops.aten.sigmoid_backward(g, gate)
+    along = torch.from_numpy(_row_sums(torch.mul(x, y, out=gate).numpy())) / share
+    shift = torch.from_numpy(_row_sums(x.numpy())) / g.shape[1]
+    torch.mul(x.sub_(shift).sub_(torch.mul(y, along, out=gate)), factor, out=out)
 
 
 def _call(name: str, *arguments: Tensor | float | None) -> int:
@@ -162,22 +189,46 @@ def _call(name: str, *arguments: Tensor | float | None) -> int:
     return getattr(compiled(), f"mpt_{name}")(*given)
 
 
-def _bits(mask: Tensor) -> Tensor:
-    """All bits of an int32 for True, none for False."""
-    return mask.view(torch.uint8).int().neg_()
-
-
 Array = NDArray[Any]
 
 
-@np.errstate(invalid="ignore")  # infinite values make hints that are none
-def _find_cuts(values: Array, absolute: bool, among: Array | None, counts: Array, hints: Array) -> tuple[Array, Array]:
-    """Value and index of the lowest chosen element of each row; (inf, D) where none is to be.
+def _row_sums(rows: Array) -> Array:
+    """Of each row [R, 1]: every SUMS-th together, then the upper half of these added to the lower, and again."""
+    count, size = rows.shape
+    whole = max(size // SUMS * SUMS, min(size, SUMS))
+    sums = np.add.reduce(rows[:, :whole].reshape(count, -1, min(size, SUMS)), axis=1)
+    sums[:, : size - whole] += rows[:, whole:]
+    while (size := sums.shape[1]) > 1:
+        lower, upper = sums[:, : (size + 1) // 2], sums[:, (size + 1) // 2 :]
+        lower[:, : size // 2] += upper
+        sums = lower
+    return sums
 
-    Three looks at the most: around the hint, at what a sample says (Floyd and Rivest 1975), at everything.
-    """
+
+@np.errstate(all="ignore")  # a filter that keeps none has no mean magnitude
+def _standardise(
+    rows: Array, kept: Array | None, positive: Array, mean: Array, deviation: Array, magnitude: Array
+) -> None:
+    size = rows.shape[1]
+    np.divide(_row_sums(rows), np.float32(size), out=mean)
+    around = rows - mean
+    np.sqrt(_row_sums(around * around) / np.float32(max(size - 1, 1)), out=deviation)
+    equal = deviation <= np.float32(8 * np.finfo(np.float32).eps) * np.abs(mean)
+    np.greater_equal(around, np.where(equal, np.float32(-np.inf), np.float32(0)), out=positive)
+    np.copyto(deviation, 1, where=equal)
+    np.copyto(mean, rows[:, :1], where=equal)
+    np.abs(around, out=around)
+    count = np.full_like(mean, size) if kept is None else _count_rows(kept)[:, None].astype(np.float32)
+    if kept is not None:
+        around *= kept
+    np.multiply(_row_sums(around) / count / deviation, ~equal, out=magnitude)
+
+
+@np.errstate(invalid="ignore")  # infinite values make hints that are none
+def _largest(values: Array, absolute: bool, among: Array | None, counts: Array, hints: Array) -> Array:
+    """Three looks at the most: around the hint, at what a sample says (Floyd and Rivest 1975), at everything."""
     rows, size = values.shape
-    cuts, places = np.full(rows, np.inf, values.dtype), np.full(rows, size)
+    chosen = np.zeros((rows, size), bool)
     pending = np.flatnonzero(counts > 0)
     for look in ("hint", "sample", "all"):
         rows_now = pending[~np.isnan(hints[pending, 0])] if look == "hint" else pending
@@ -195,50 +246,58 @@ def _find_cuts(values: Array, absolute: bool, among: Array | None, counts: Array
         else:
             low, high = np.full(len(part), -np.inf), np.full(len(part), np.inf)
         bounds = low.astype(values.dtype), high.astype(values.dtype)
-        value, place, found, candidates = _cuts_within(part, absolute, members, wanted, *bounds)
+        out = chosen if whole else np.empty(part.shape, bool)
+        cuts, found, candidates = _choose_within(part, absolute, members, wanted, *bounds, out)
         done = rows_now[found]
         if len(done):
-            cuts[done], places[done] = value[found], place[found]
-            moved, half = np.abs(cuts[done] - hints[done, 0]), ((high - low) / 2)[found]
+            if not whole:
+                chosen[done] = out[found]
+            cuts = cuts[found]
+            moved, half = np.abs(cuts - hints[done, 0]), ((high - low) / 2)[found]
             usual = np.median(moved) if rows > 1 else 0  # rows of a layer move alike
             narrower = np.where(candidates[found] > size / 256 + 16, half / 2, half)
             half = np.where(np.isnan(moved), half / 4, np.fmax(4 * moved, np.fmax(narrower, 8 * usual)))
-            hints[done, 1] = np.where(np.isfinite(half), half, np.abs(cuts[done]) / 16)
-            hints[done, 0] = cuts[done]
-        if found.all() and len(rows_now) == len(pending):
-            break
+            hints[done, 1] = np.where(np.isfinite(half), half, np.abs(cuts) / 16)
+            hints[done, 0] = cuts
         pending = np.setdiff1d(pending, done)
-    return cuts, places
+        if not len(pending):
+            return chosen
+    chosen[pending] = False  # NaN among the values: there is no order to cut
+    return chosen
 
 
-def _cuts_within(
-    values: Array, absolute: bool, among: Array | None, wanted: Array, low: Array, high: Array
-) -> tuple[Array, Array, Array, Array]:
-    """Each row's `wanted`-th largest member, looked for in [low, high]: value, index, if found, how many members."""
+def _choose_within(
+    values: Array, absolute: bool, among: Array | None, wanted: Array, low: Array, high: Array, out: Array
+) -> tuple[Array, Array, Array]:
+    """Say in `out` what ranks at or above each row's `wanted`-th largest member, looked for in [low, high].
+
+    Returns the value of that member, whether it was found, and how many members were looked at; where it was not found
+    `out` says nothing.
+    """
     rows, size = values.shape
     above, pieces, places = np.zeros(rows, int), [], []
     for flat, lines, ranked in _blocks(values, absolute):
-        higher = ranked > high[lines, None]
+        higher = np.greater(ranked, high[lines, None], out=out.reshape(-1)[flat].reshape(ranked.shape))
         inside = ranked >= low[lines, None]
         inside ^= higher
-        if among is not None:
-            members = among.reshape(-1)[flat].reshape(ranked.shape)
-            higher &= members
-            inside &= members
-        above[lines] += _count_rows(higher)
         at = np.flatnonzero(inside)
         pieces.append(ranked.reshape(-1)[at])
         places.append(at + flat.start)
-    rank, candidates = wanted - above, np.concatenate(places)
-    numbers = np.bincount(candidates // size, minlength=rows)
+        if among is not None:
+            higher = np.logical_and(higher, among.reshape(-1)[flat].reshape(ranked.shape), out=inside)
+        above[lines] += _count_rows(higher)
+    at, looked_at = np.concatenate(places), np.concatenate(pieces)
+    member = slice(None) if among is None else among.reshape(-1)[at]
+    candidates, ranked = at[member], looked_at[member]
+    rank, numbers = wanted - above, np.bincount(candidates // size, minlength=rows)
     found = (rank >= 1) & (rank <= numbers)
     value, place = np.zeros(rows, values.dtype), np.zeros(rows, int)
     if not found.any():
-        return value, place, found, numbers
+        return value, found, numbers
     # The candidates as a table, a line for each row, filled up at the end.
     real = np.arange(numbers.max()) < numbers[:, None]
     table = np.full(real.shape, -np.inf, values.dtype)
-    table[real] = np.concatenate(pieces)
+    table[real] = ranked
     table, real, rank, first = table[found], real[found], rank[found], (numbers.cumsum() - numbers)[found]
     in_order = np.sort(table, axis=1) if len(table) > 1 else np.partition(table, -rank[0], axis=1)
     value[found] = cut = np.take_along_axis(in_order, -rank[:, None], axis=1)[:, 0]
@@ -246,8 +305,10 @@ def _cuts_within(
     ties = (table == cut[:, None]) & real
     surplus = _count_rows(ties) - (rank - _count_rows(table > cut[:, None]))
     column = (ties.cumsum(axis=1, dtype=np.int32) > surplus[:, None]).argmax(axis=1)
-    place[found] = candidates[first + column] % size
-    return value, place, found, numbers
+    place[found] = candidates[first + column]
+    cuts = value[at // size]
+    out.reshape(-1)[at] = (looked_at > cuts) | ((looked_at == cuts) & (at >= place[at // size]))
+    return value, found, numbers
 
 
 def _blocks(values: Array, absolute: bool) -> Iterator[tuple[slice, slice, Array]]:

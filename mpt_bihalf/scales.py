@@ -12,9 +12,8 @@ import torch
 from torch import Tensor
 
 from . import kernels
-from .filters import few_filters, filters
 from .selection import count_kept
-from .standardise import centred
+from .standardise import Standard
 
 Scale: TypeAlias = Callable[[Tensor, Tensor | None], Tensor]
 
@@ -48,15 +47,7 @@ def power_of_two(weight: Tensor, mask: Tensor | None) -> Tensor:
 
     Returns [F, 1, ...] in W's dtype; 1 for a filter whose weights are all equal, 0 for one that keeps none.
     """
-    rows = filters(weight)
-    kept = torch.ones_like(rows[:, :1], dtype=torch.bool) if mask is None else filters(mask)
-    means = []
-    for part, counted in few_filters(rows, kept):
-        around, _, deviation, equal = centred(part)
-        magnitude = around.abs_()
-        mean = magnitude.mean(1) if mask is None else magnitude.mul_(counted).sum(1) / counted.sum(1)
-        means.append((mean.unsqueeze(1) / deviation).mul(~equal).squeeze(1))
-    mean = torch.cat(means)  # NaN for a filter that keeps none
+    mean = Standard.of(weight, mask).magnitude  # NaN for a filter that keeps none
     power = torch.where(mean > 0, mean, 1).log2().round()
     alpha = torch.where(mean >= 0, torch.ldexp(torch.ones_like(mean), power), 0)
     return alpha.to(weight.dtype).view(-1, *[1] * (weight.dim() - 1))

@@ -7,38 +7,46 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .filters import few_filters, wide_rows
-
-
-def centred(weight: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """W less its mean [F, D], and [F, 1] each the mean, the unbiased deviation, and whether all weights are equal.
-
-    Per filter, in float32 or wider. Equal weights have deviation 1, and miss their mean by the rounding of a sum. No
-    host synchronisation.
-    """
-    rows = wide_rows(weight)
-    mean = rows.mean(1, keepdim=True)
-    around = rows - mean
-    # torch.std_mean says the same, but takes twenty times as long on the CPU.
-    deviation = torch.linalg.vector_norm(around, dim=1, keepdim=True) / max(rows.shape[1] - 1, 1) ** 0.5
-    equal = deviation <= 8 * torch.finfo(rows.dtype).eps * mean.abs()
-    return around, torch.where(equal, rows[:, :1], mean), torch.where(equal, 1, deviation), equal
+from . import kernels
+from .filters import few_filters, filters, wide_rows
 
 
 class Standard(NamedTuple):
-    """What standardising tells of each filter: where W is at least its mean (bool [F, D]), mean, deviation ([F, 1])."""
+    """What standardising tells of each filter, in float32 or wider, without host synchronisation.
+
+    Equal weights have the deviation 1, and are their mean whatever a sum of them rounds to.
+
+    positive: bool [F, D], where W is at least its filter's mean.
+    mean, deviation: [F, 1], the deviation unbiased.
+    magnitude: [F, 1], the mean magnitude of the kept weights standardised; 0 for equal weights, NaN for none.
+    """
 
     positive: Tensor
     mean: Tensor
     deviation: Tensor
+    magnitude: Tensor
 
     @classmethod
-    def of(cls, weight: Tensor) -> Standard:
-        """As `centred` has it, in float32 or wider."""
-        rows, parts = wide_rows(weight), []
-        positive = torch.empty(rows.shape, dtype=torch.bool, device=rows.device)
-        for part, sign in few_filters(rows, positive):
-            around, mean, deviation, equal = centred(part)
-            torch.ge(around, torch.where(equal, -torch.inf, 0), out=sign)
-            parts.append((mean, deviation))
-        return cls(positive, *(torch.cat(each) for each in zip(*parts, strict=True)))
+    def of(cls, weight: Tensor, mask: Tensor | None = None) -> Standard:
+        """Of W, any float dtype [F, ...]; mask: bool in its shape, None keeps all."""
+        rows = wide_rows(weight)
+        kept = None if mask is None else filters(mask)
+        if kernels.suit(rows, kept):
+            return cls(*kernels.standardise(rows, kept))
+        tensors = (rows,) if kept is None else (rows, kept)
+        return cls(*map(torch.cat, zip(*(_of_few(*part) for part in few_filters(*tensors)), strict=True)))
+
+
+def _of_few(rows: Tensor, kept: Tensor | None = None) -> Standard:
+    size = rows.shape[1]
+    mean = rows.mean(1, keepdim=True)
+    around = rows - mean
+    # torch.std_mean says the same, but takes twenty times as long on the CPU.
+    deviation = torch.linalg.vector_norm(around, dim=1, keepdim=True) / max(size - 1, 1) ** 0.5
+    equal = deviation <= 8 * torch.finfo(rows.dtype).eps * mean.abs()
+    positive = around >= torch.where(equal, -torch.inf, 0)
+    deviation = torch.where(equal, 1, deviation)
+    magnitude = around.abs_() if kept is None else around.abs_().mul_(kept)
+    total = magnitude.sum(1, keepdim=True)
+    mean_magnitude = total / (size if kept is None else kept.sum(1, keepdim=True)) / deviation * ~equal
+    return Standard(positive, torch.where(equal, rows[:, :1], mean), deviation, mean_magnitude)
