@@ -22,16 +22,41 @@ def in_turn(tasks: dict[str, Callable[[], object]], rounds: int, warm_up: int = 
     seconds: dict[str, list[float]] = {name: [] for name in tasks}
     for number in tqdm(range(-warm_up, rounds), unit="round", leave=False, disable=None):
         for name, task in tasks.items():
-            start = time.perf_counter()
-            task()
+            taken = _seconds(task)
             if number >= 0:
-                seconds[name].append(time.perf_counter() - start)
+                seconds[name].append(taken)
     return seconds
 
 
 def median_ratio(seconds: Sequence[float], reference: Sequence[float]) -> float:
     """The median over the rounds of how many times the reference's seconds it took in the same round."""
     return statistics.median(a / b for a, b in zip(seconds, reference, strict=True))
+
+
+def against(
+    reference: Callable[[], object], tasks: dict[str, Callable[[], object]], rounds: int, warm_up: int = 8
+) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
+    """Seconds of each task in each round, and the mean of what the reference took just before and just after it.
+
+    R A R B R: what disturbs the machine for a while disturbs both. The rounds of `warm_up` do not count.
+    """
+    in_turn({"reference": reference, **tasks}, 0, warm_up)
+    seconds: dict[str, list[float]] = {name: [] for name in tasks}
+    beside: dict[str, list[float]] = {name: [] for name in tasks}
+    before = _seconds(reference)
+    for _ in tqdm(range(rounds), unit="round", leave=False, disable=None):
+        for name, task in tasks.items():
+            seconds[name].append(_seconds(task))
+            after = _seconds(reference)
+            beside[name].append((before + after) / 2)
+            before = after
+    return seconds, beside
+
+
+def _seconds(task: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    task()
+    return time.perf_counter() - start
 
 
 def machine() -> dict[str, Any]:

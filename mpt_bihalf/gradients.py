@@ -63,14 +63,16 @@ class Ede:
         slope = 2 * t / standard.deviation
         factor = 4 * max(1 / t, 1) * t / standard.deviation * alpha.expand(a_filter).reshape(-1, 1)
         share = max(rows.shape[1] - 1, 1) * (2 * t) ** 2
+        rows_of_g = filters(g).to(rows.dtype)
+        by_kernel = kernels.suit(rows, rows_of_g)
         # One tensor for all parts, but where a graph is recorded.
         out, parts = latent.spare.like(rows) if kernels.plain(g) else None, []
-        tensors = (rows, filters(g).to(rows.dtype), standard.mean, slope, factor, rows if out is None else out)
+        tensors = (rows, rows_of_g, standard.mean, slope, factor, rows if out is None else out)
         for w, of_w, mean, steep, size, place in few_filters(*tensors):
             # 1 - tanh(t x)^2 = 4 s (1 - s) with s the sigmoid of y = 2 t x.
             y = w.sub(mean).mul_(steep)
             gate = y.sigmoid()
-            if out is not None and kernels.suit(of_w, y, place):
+            if by_kernel:
                 kernels.through_standardised(of_w, y, gate, size, share, place)
                 continue
             of_x = of_w * (1 - gate) * gate

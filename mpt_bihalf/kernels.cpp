@@ -21,7 +21,8 @@ namespace {
 
 constexpr int64_t BLOCK = 256;            // elements looked at together
 constexpr int64_t CHUNK = 64 * BLOCK;     // elements a thread takes at once
-constexpr int64_t SUMS = 256;             // sums of a row that are kept side by side
+constexpr int64_t HINT = 3;               // numbers that say where to look in a row
+constexpr int64_t SUMS = 128;             // sums of a row that are kept side by side
 constexpr float INFINITE = std::numeric_limits<float>::infinity();
 
 struct Cut {
@@ -140,15 +141,16 @@ void sample_bracket(const float *x, const uint8_t *among, int64_t size, int64_t 
     *high = right >= m ? INFINITE : sample[right];
 }
 
-// The cut with exactly `count` (of the `total` that count) at or above it. `hint` is where to look first, as a middle and a
-// half width (NaN: nowhere), and is left as what to try next time. It never changes the answer.
+// The cut with exactly `count` (of the `total` that count) at or above it. `hint` is where to look first: a middle, a half
+// width, and how far the middle lies beyond the last cut, as cuts drift (NaN: nowhere). It is left as what to try next time,
+// and never changes the answer.
 template <bool Absolute, bool Among, class Scan>
 Cut find_cut(const float *x, const uint8_t *among, int64_t size, int64_t count, int64_t total, float *hint, Scan scan_all) {
     if (count <= 0) return {INFINITE, size};
     if (!Among && count >= total) return {-INFINITE, 0};
     std::vector<Candidate> inside;
-    const float before = hint[0];
-    for (int attempt = before == before ? 0 : 1; attempt < 3; attempt++) {
+    const float expected = hint[0], last = hint[0] - hint[2];
+    for (int attempt = expected == expected ? 0 : 1; attempt < 3; attempt++) {
         float low = -INFINITE, high = INFINITE;
         if (attempt == 0) {
             low = hint[0] - hint[1], high = hint[0] + hint[1];
@@ -162,14 +164,15 @@ Cut find_cut(const float *x, const uint8_t *among, int64_t size, int64_t count, 
         if (rank < 0 || rank >= found) continue;
         std::nth_element(inside.begin(), inside.begin() + rank, inside.end(), std::greater<Candidate>());
         const Candidate at = inside[rank];
-        const float moved = std::fabs(at.value - before);
+        const float missed = std::fabs(at.value - expected), moved = at.value - last;
         if (attempt == 0) {
-            hint[1] = std::max(4 * moved, found > size / 256 + 16 ? hint[1] / 2 : hint[1]);
+            hint[1] = std::max(4 * missed, hint[1] * std::min(1.0f, (size / 256 + 16) / (float)found));
         } else {
-            hint[1] = moved == moved ? 4 * moved : (high - low) / 8;
+            hint[1] = missed == missed ? 4 * missed : (high - low) / 8;
         }
         if (!(hint[1] < INFINITE)) hint[1] = std::fabs(at.value) / 16;
-        hint[0] = at.value;
+        hint[2] = moved == moved ? (hint[2] + moved) / 2 : 0;
+        hint[0] = at.value + hint[2];
         return {at.value, at.index};
     }
     return {INFINITE, size};  // NaN among the values: there is no order to cut
@@ -214,7 +217,7 @@ void top_of_rows(const float *x, const uint8_t *among, int64_t rows, int64_t siz
             const float *values = x + row * size;
             const uint8_t *members = Among ? among + row * size : nullptr;
             const Cut cut = find_cut<Absolute, Among>(
-                values, members, size, counts[row], Among ? totals[row] : size, hints + 2 * row,
+                values, members, size, counts[row], Among ? totals[row] : size, hints + HINT * row,
                 [&](float low, float high, std::vector<Candidate> &inside) {
                     return scan<Absolute, Among>(values, members, 0, size, low, high, inside);
                 });
@@ -226,7 +229,7 @@ void top_of_rows(const float *x, const uint8_t *among, int64_t rows, int64_t siz
         const float *values = x + row * size;
         const uint8_t *members = Among ? among + row * size : nullptr;
         const Cut cut = find_cut<Absolute, Among>(
-            values, members, size, counts[row], Among ? totals[row] : size, hints + 2 * row,
+            values, members, size, counts[row], Among ? totals[row] : size, hints + HINT * row,
             [&](float low, float high, std::vector<Candidate> &inside) {
                 int64_t above = 0;
 #pragma omp parallel reduction(+ : above)

@@ -31,7 +31,9 @@ SOURCE = Path(__file__).with_name("kernels.cpp")
 
 BLOCK = 2**18  # elements that are looked at together without the compiled loops: they stay in a cache
 
-SUMS = 256  # sums of a row that are kept side by side
+HINT = 3  # numbers that say where to look in a row: a middle, a half width, how far that middle is from the last cut
+
+SUMS = 128  # sums of a row that are kept side by side
 
 SIGN_BIT = torch.iinfo(torch.int32).min
 
@@ -91,7 +93,7 @@ def plain(tensor: Tensor) -> bool:
 
 
 def largest(values: Tensor, counts: Tensor, hints: Tensor, absolute: bool, among: Tensor | None) -> Tensor:
-    """See `selection.largest`. counts: int64 [R]; hints: float32 [R, 2], where to look, changed in place."""
+    """See `selection.largest`. counts: int64 [R]; hints: float32 [R, HINT], where to look, changed in place."""
     rows, size = values.shape
     if compiled():
         totals = None if among is None else count(among)
@@ -239,7 +241,7 @@ def _largest(values: Array, absolute: bool, among: Array | None, counts: Array, 
         members = among if whole or among is None else among[rows_now]
         wanted = counts[rows_now]
         if look == "hint":
-            middle, half = hints[rows_now].T
+            middle, half, _ = hints[rows_now].T
             low, high = middle - half, middle + half
         elif look == "sample":
             low, high = _sample_brackets(part, absolute, members, wanted)
@@ -247,23 +249,31 @@ def _largest(values: Array, absolute: bool, among: Array | None, counts: Array, 
             low, high = np.full(len(part), -np.inf), np.full(len(part), np.inf)
         bounds = low.astype(values.dtype), high.astype(values.dtype)
         out = chosen if whole else np.empty(part.shape, bool)
-        cuts, found, candidates = _choose_within(part, absolute, members, wanted, *bounds, out)
+        cuts, found, between = _choose_within(part, absolute, members, wanted, *bounds, out)
         done = rows_now[found]
         if len(done):
             if not whole:
                 chosen[done] = out[found]
-            cuts = cuts[found]
-            moved, half = np.abs(cuts - hints[done, 0]), ((high - low) / 2)[found]
-            usual = np.median(moved) if rows > 1 else 0  # rows of a layer move alike
-            narrower = np.where(candidates[found] > size / 256 + 16, half / 2, half)
-            half = np.where(np.isnan(moved), half / 4, np.fmax(4 * moved, np.fmax(narrower, 8 * usual)))
-            hints[done, 1] = np.where(np.isfinite(half), half, np.abs(cuts) / 16)
-            hints[done, 0] = cuts
-        pending = np.setdiff1d(pending, done)
+            _remember(hints, done, cuts[found], ((high - low) / 2)[found], between[found] / (size / 256 + 16))
+        left = np.ones(rows, bool)
+        left[done] = False
+        pending = pending[left[pending]]
         if not len(pending):
             return chosen
     chosen[pending] = False  # NaN among the values: there is no order to cut
     return chosen
+
+
+def _remember(hints: Array, rows: Array, cuts: Array, half: Array, crowded: Array) -> None:
+    """Where to look in these rows next time: cuts were found within `half`, `crowded` by so many times too much."""
+    expected, _, drift = hints[rows].T
+    missed, moved = np.abs(cuts - expected), cuts - (expected - drift)
+    usual = np.partition(missed, len(missed) // 2)[len(missed) // 2] if len(hints) > 1 else 0  # rows move alike
+    narrower = half / np.fmax(crowded, 1)
+    half = np.where(np.isnan(missed), half / 4, np.fmax(2 * missed, np.fmax(narrower, 5 * usual)))
+    hints[rows, 1] = np.where(np.isfinite(half), half, np.abs(cuts) / 16)
+    hints[rows, 2] = drift = np.where(np.isfinite(moved), (drift + moved) / 2, 0)
+    hints[rows, 0] = cuts + drift
 
 
 def _choose_within(
@@ -271,8 +281,8 @@ def _choose_within(
 ) -> tuple[Array, Array, Array]:
     """Say in `out` what ranks at or above each row's `wanted`-th largest member, looked for in [low, high].
 
-    Returns the value of that member, whether it was found, and how many members were looked at; where it was not found
-    `out` says nothing.
+    Returns the value of that member, whether it was found, and how many members were in between; where it was not
+    found `out` says nothing.
     """
     rows, size = values.shape
     above, pieces, places = np.zeros(rows, int), [], []
@@ -280,35 +290,45 @@ def _choose_within(
         higher = np.greater(ranked, high[lines, None], out=out.reshape(-1)[flat].reshape(ranked.shape))
         inside = ranked >= low[lines, None]
         inside ^= higher
+        if among is not None:
+            members = among.reshape(-1)[flat].reshape(ranked.shape)
+            higher &= members
+            inside &= members
         at = np.flatnonzero(inside)
         pieces.append(ranked.reshape(-1)[at])
         places.append(at + flat.start)
-        if among is not None:
-            higher = np.logical_and(higher, among.reshape(-1)[flat].reshape(ranked.shape), out=inside)
         above[lines] += _count_rows(higher)
-    at, looked_at = np.concatenate(places), np.concatenate(pieces)
-    member = slice(None) if among is None else among.reshape(-1)[at]
-    candidates, ranked = at[member], looked_at[member]
-    rank, numbers = wanted - above, np.bincount(candidates // size, minlength=rows)
+    at, ranked = np.concatenate(places), np.concatenate(pieces)
+    numbers = np.diff(np.searchsorted(at, np.arange(rows + 1) * size))
+    rank = wanted - above
     found = (rank >= 1) & (rank <= numbers)
-    value, place = np.zeros(rows, values.dtype), np.zeros(rows, int)
+    cuts, lowest = np.full(rows, np.inf, values.dtype), np.full(rows, values.size)
     if not found.any():
-        return value, found, numbers
+        return cuts, found, numbers
     # The candidates as a table, a line for each row, filled up at the end.
     real = np.arange(numbers.max()) < numbers[:, None]
     table = np.full(real.shape, -np.inf, values.dtype)
     table[real] = ranked
     table, real, rank, first = table[found], real[found], rank[found], (numbers.cumsum() - numbers)[found]
     in_order = np.sort(table, axis=1) if len(table) > 1 else np.partition(table, -rank[0], axis=1)
-    value[found] = cut = np.take_along_axis(in_order, -rank[:, None], axis=1)[:, 0]
+    cuts[found] = cut = np.take_along_axis(in_order, -rank[:, None], axis=1)[:, 0]
     # Of equal candidates the last are chosen, as many as the rank still asks for.
     ties = (table == cut[:, None]) & real
     surplus = _count_rows(ties) - (rank - _count_rows(table > cut[:, None]))
-    column = (ties.cumsum(axis=1, dtype=np.int32) > surplus[:, None]).argmax(axis=1)
-    place[found] = candidates[first + column]
-    cuts = value[at // size]
-    out.reshape(-1)[at] = (looked_at > cuts) | ((looked_at == cuts) & (at >= place[at // size]))
-    return value, found, numbers
+    lowest[found] = at[first + (ties.cumsum(axis=1, dtype=np.int32) > surplus[:, None]).argmax(axis=1)]
+    if among is None:
+        out.reshape(-1)[at] = (ranked > (cut := np.repeat(cuts, numbers))) | (
+            (ranked == cut) & (at >= np.repeat(lowest, numbers))
+        )
+        return cuts, found, numbers
+    for flat, lines, ranked in _blocks(values, absolute):  # what is no member has its place too
+        part = np.greater_equal(ranked, cuts[lines, None], out=out.reshape(-1)[flat].reshape(ranked.shape))
+        ties = ranked == cuts[lines, None]
+        here = lowest[lines]
+        if np.count_nonzero(ties) > np.count_nonzero((here >= flat.start) & (here < flat.stop)):
+            at = np.flatnonzero(ties) + flat.start
+            part.reshape(-1)[at - flat.start] = at >= lowest[at // size]
+    return cuts, found, numbers
 
 
 def _blocks(values: Array, absolute: bool) -> Iterator[tuple[slice, slice, Array]]:

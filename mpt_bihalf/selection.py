@@ -20,7 +20,7 @@ def largest(
     values: any float dtype [R, D] without NaN. count: 0 to D, for all rows or as int64 [R].
     absolute: rank the magnitudes. among: bool [R, D], where only some elements count; the mask then says of every
     element, member or not, whether it ranks at or above the lowest chosen member.
-    hints: float32 [R, 2] from `no_hints`, the same in each step; they save time where values change little.
+    hints: from `no_hints`, the same in each step; they save time where values change little. Others are not looked at.
 
     Returns bool [R, D]: the top of a stable ascending sort. Off the CPU nothing waits for the device.
     """
@@ -31,7 +31,9 @@ def largest(
         values = values.float()  # exact, and order-preserving, for all narrower float types
     if kernels.suit(values, among):
         counts = torch.full((rows,), count, device=values.device) if isinstance(count, int) else count
-        return kernels.largest(values, counts, no_hints(values) if hints is None else hints, absolute, among)
+        if hints is None or hints.shape != (rows, kernels.HINT):
+            hints = no_hints(values)
+        return kernels.largest(values, counts, hints, absolute, among)
     if absolute:
         values = values.abs()
     if isinstance(count, int) and among is None and not 0 < count < size:
@@ -56,8 +58,8 @@ def kth_smallest(values: Tensor, k: int) -> Tensor:
 
 
 def no_hints(values: Tensor) -> Tensor:
-    """Hints for `largest` of these values [R, D] that say nothing yet: float32 [R, 2]."""
-    return torch.full((values.shape[0], 2), torch.nan, dtype=torch.float32, device=values.device)
+    """Hints for `largest` of these values [R, D] that say nothing yet: float32 [R, HINT]."""
+    return torch.full((values.shape[0], kernels.HINT), torch.nan, dtype=torch.float32, device=values.device)
 
 
 def count_kept(mask: Tensor) -> Tensor:

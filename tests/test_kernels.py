@@ -23,6 +23,9 @@ VALUES = {
     "one long row of few values": lambda g: torch.randint(0, 5, (1, 300_001), generator=g).float(),
     "skewed": lambda g: torch.randn(6, 700, generator=g).exp().pow(8),
     "sorted": lambda g: torch.arange(300_001.0).unsqueeze(0),
+    "one long row, each value twice": lambda g: (
+        torch.randperm(300_000, generator=g).float().div(2).floor().unsqueeze(0)
+    ),
 }
 
 
@@ -66,7 +69,7 @@ def test_largest_is_the_top_of_a_stable_sort_with_any_hint(
     torch.set_num_threads(threads)
     for count in (0, 1, size // 3, size // 2, size // 2 + 1, size - 1, size):
         expected = torch.zeros_like(values, dtype=torch.bool).scatter_(1, order[:, size - count :], True)
-        for hint in (hints, no_hints(values), torch.rand(len(values), 2, generator=g)):
+        for hint in (hints, no_hints(values), torch.rand(len(values), kernels.HINT, generator=g)):
             assert torch.equal(largest(values, count, absolute, hints=hint), expected), count
     torch.set_num_threads(before)
 
@@ -92,6 +95,21 @@ def test_only_members_count_and_all_are_placed(kind: str, form: str, monkeypatch
                 assert torch.equal(
                     same & members, torch.cat([stable(v, 3, m) for v, m in _rows(values, members)]) & members
                 )
+
+
+@pytest.mark.parametrize("form", ["compiled", "numpy"])
+def test_of_equal_members_far_apart_the_later_are_chosen(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each value twice, one above the other half of the row: other blocks are looked at in turn."""
+    if form != "compiled":
+        off(monkeypatch, form)
+    values = torch.arange(200_000.0).repeat(1, 3)
+    members = torch.ones_like(values, dtype=torch.bool)
+    members[:, 400_000:] = False
+    for count in (1, 2, 199_999, 200_000):
+        lowest = 200_000 - (count + 1) // 2
+        expected = values > lowest - (count % 2 == 0)
+        expected[:, lowest + 200_000 :: 200_000] = True
+        assert torch.equal(largest(values, count, among=members), expected), count
 
 
 def _rows(*tensors: Tensor) -> list[tuple[Tensor, ...]]:
