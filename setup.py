@@ -19,6 +19,7 @@ TEST = [
     "psutil",
     "pytest",
     "pytest-timeout",
+    "pytest-xdist",
     "ray",
     "ruff",
 ]

@@ -270,7 +270,7 @@ def _remember(hints: Array, rows: Array, cuts: Array, half: Array, crowded: Arra
     missed, moved = np.abs(cuts - expected), cuts - (expected - drift)
     usual = np.partition(missed, len(missed) // 2)[len(missed) // 2] if len(hints) > 1 else 0  # rows move alike
     narrower = half / np.fmax(crowded, 1)
-    half = np.where(np.isnan(missed), half / 4, np.fmax(2 * missed, np.fmax(narrower, 5 * usual)))
+    half = np.where(np.isnan(missed), half / 4, np.fmax(2 * missed, np.fmax(narrower, 8 * usual)))
     hints[rows, 1] = np.where(np.isfinite(half), half, np.abs(cuts) / 16)
     hints[rows, 2] = drift = np.where(np.isfinite(moved), (drift + moved) / 2, 0)
     hints[rows, 0] = cuts + drift
@@ -346,10 +346,8 @@ def _blocks(values: Array, absolute: bool) -> Iterator[tuple[slice, slice, Array
 
 
 def _count_rows(mask: Array) -> Array:
-    """How many are True in each row, by the faster way for rows of this length."""
-    if mask.shape[1] > 4096:
-        return np.array([np.count_nonzero(row) for row in mask])
-    return np.add.reduce(mask.view(np.int8), axis=1, dtype=np.int32).astype(int)
+    """How many are True in each row."""
+    return torch.from_numpy(mask).view(torch.uint8).sum(1, dtype=torch.int32).numpy().astype(int)
 
 
 def _sample_brackets(values: Array, absolute: bool, among: Array | None, wanted: Array) -> tuple[Array, Array]:

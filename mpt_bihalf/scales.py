@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from . import kernels
+from .latent import Latent
 from .selection import count_kept
 from .standardise import Standard
 
@@ -42,15 +43,33 @@ def l1(weight: Tensor, mask: Tensor | None) -> Tensor:
     return torch.where(kept > 0, total / kept, 0).to(weight.dtype)
 
 
-def power_of_two(weight: Tensor, mask: Tensor | None) -> Tensor:
+class PowerOfTwo:
     """2^round(log2 m) per filter, m = mean abs of the kept weights standardised, so a shift (Qin et al. 2020, Eq. 8).
 
     Returns [F, 1, ...] in W's dtype; 1 for a filter whose weights are all equal, 0 for one that keeps none.
     """
-    mean = Standard.of(weight, mask).magnitude  # NaN for a filter that keeps none
-    power = torch.where(mean > 0, mean, 1).log2().round()
-    alpha = torch.where(mean >= 0, torch.ldexp(torch.ones_like(mean), power), 0)
-    return alpha.to(weight.dtype).view(-1, *[1] * (weight.dim() - 1))
+
+    def __call__(self, weight: Tensor, mask: Tensor | None) -> Tensor:
+        return self._of(Standard.of(weight, mask), weight)
+
+    def of_layer(self, latent: Latent, mask: Tensor | None) -> Tensor:
+        return self._of(latent.standard, latent.weight) if mask is None else self(latent.weight, mask)
+
+    def _of(self, standard: Standard, weight: Tensor) -> Tensor:
+        mean = standard.magnitude  # NaN for a filter that keeps none
+        power = torch.where(mean > 0, mean, 1).log2().round()
+        alpha = torch.where(mean >= 0, torch.ldexp(torch.ones_like(mean), power), 0)
+        return alpha.to(weight.dtype).view(-1, *[1] * (weight.dim() - 1))
+
+
+power_of_two = PowerOfTwo()
+
+
+def scale_of(scale: Scale, latent: Latent, mask: Tensor | None) -> Tensor:
+    """The scale of a layer; one with `of_layer` is asked there, as it may take what is known of the layer already."""
+    of_layer = getattr(scale, "of_layer", None)
+    alpha: Tensor = scale(latent.weight, mask) if of_layer is None else of_layer(latent, mask)
+    return alpha
 
 
 def _kept(weight: Tensor, mask: Tensor | None) -> Tensor:

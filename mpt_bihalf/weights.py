@@ -26,7 +26,7 @@ from .gradients import LATENT_GRADIENTS, SCORE_GRADIENTS, Gradient
 from .latent import Latent
 from .masks import SCOPES, GlobalRanking, check_places, edge_popup
 from .methods import Method, find_method
-from .scales import SCALES, Scale
+from .scales import SCALES, Scale, scale_of
 from .spare import Spare
 from .transport import check_rankable
 
@@ -91,7 +91,7 @@ class BinaryWeight(nn.Module):
             latent = self._look_at(weight)
             if mask is None and self.method.mask is not None:
                 mask = self.method.mask(latent)
-            return latent, mask, self.method.binarizer(latent, mask), self.method.scale(weight, mask)
+            return latent, mask, self.method.binarizer(latent, mask), scale_of(self.method.scale, latent, mask)
 
     def _look_at(self, weight: Tensor) -> Latent:
         """A Latent of this weight. As long as a frozen W does not change, what follows from it is worked out once.
