@@ -22,7 +22,7 @@ def in_turn(tasks: dict[str, Callable[[], object]], rounds: int, warm_up: int = 
     seconds: dict[str, list[float]] = {name: [] for name in tasks}
     for number in tqdm(range(-warm_up, rounds), unit="round", leave=False, disable=None):
         for name, task in tasks.items():
-            taken = _seconds(task)
+            taken = seconds_of(task)
             if number >= 0:
                 seconds[name].append(taken)
     return seconds
@@ -34,7 +34,7 @@ def median_ratio(seconds: Sequence[float], reference: Sequence[float]) -> float:
 
 
 def against(
-    reference: Callable[[], object], tasks: dict[str, Callable[[], object]], rounds: int, warm_up: int = 8
+    reference: Callable[[], object], tasks: dict[str, Callable[[], object]], rounds: int, warm_up: int = 5
 ) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
     """Seconds of each task in each round, and the mean of what the reference took just before and just after it.
 
@@ -43,17 +43,18 @@ def against(
     in_turn({"reference": reference, **tasks}, 0, warm_up)
     seconds: dict[str, list[float]] = {name: [] for name in tasks}
     beside: dict[str, list[float]] = {name: [] for name in tasks}
-    before = _seconds(reference)
+    before = seconds_of(reference)
     for _ in tqdm(range(rounds), unit="round", leave=False, disable=None):
         for name, task in tasks.items():
-            seconds[name].append(_seconds(task))
-            after = _seconds(reference)
+            seconds[name].append(seconds_of(task))
+            after = seconds_of(reference)
             beside[name].append((before + after) / 2)
             before = after
     return seconds, beside
 
 
-def _seconds(task: Callable[[], object]) -> float:
+def seconds_of(task: Callable[[], object]) -> float:
+    """How long it takes."""
     start = time.perf_counter()
     task()
     return time.perf_counter() - start

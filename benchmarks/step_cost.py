@@ -1,7 +1,9 @@
 """What a training step of each method costs, as a ratio to the dense step.
 
-The dense step is that of the plain module in the same layout with the same optimizer. With --plain the same step with
-the published algorithm written plainly (benchmarks/plain.py) stands beside it, as a ratio to the same dense step.
+The dense step is that of the plain module in the same layout with the same optimizer. "alone" is what the method itself
+does in a step, without the network: the weights in use and the gradient of what it trains, of every layer. It tells of
+a hundredth where the ratios of a disturbed machine do not. With --plain the same step with the published algorithm
+written plainly (benchmarks/plain.py) stands beside it, as a ratio to the same dense step.
 """
 
 from __future__ import annotations
@@ -10,16 +12,20 @@ import statistics
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
+from typing import cast
 
 import torch
-from measuring import against, median_ratio, show
+from measuring import against, median_ratio, seconds_of, show
 from plain import plain, plain_optimizer, plain_step
+from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from mpt_bihalf import METHODS, create_model
 from mpt_bihalf.commandline import parse, run_command
 from mpt_bihalf.devices import keep_freed_memory
 from mpt_bihalf.training.config import Run
 from mpt_bihalf.training.loop import build_network, build_optimizer, train_step
+from mpt_bihalf.weights import binary_layers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +48,33 @@ class StepCost:
     """print JSON"""
 
 
+def alone(model: nn.Module, optimizer: Optimizer | None, rounds: int = 21) -> float:
+    """Median seconds of what the method itself does in a step of this model, which has been trained before.
+
+    Between them what is trained goes on as in the last step, so that selections have new scores to look at.
+    """
+    assert optimizer is not None
+    trained = [p for group in optimizer.param_groups for p in group["params"]]
+    steps = [p.grad for p in trained]
+    layers = {name: model.get_submodule(name) for name, _, _ in binary_layers(model)}
+    gradients = {name: 1e-6 * torch.randn_like(cast(Tensor, layer.weight)) for name, layer in layers.items()}
+
+    def work() -> None:
+        for name, layer in layers.items():
+            used = cast(Tensor, layer.weight)
+            if used.requires_grad:
+                used.backward(gradients[name])
+
+    seconds = []
+    for _ in range(rounds):
+        for parameter, step in zip(trained, steps, strict=True):
+            parameter.grad = step
+        optimizer.step()
+        model.zero_grad()
+        seconds.append(seconds_of(work))
+    return statistics.median(seconds)
+
+
 def main() -> None:
     options = parse(StepCost, "The cost of a training step of each method against the dense step, A B A B.")
     keep_freed_memory()
@@ -51,12 +84,13 @@ def main() -> None:
         x = torch.randn(options.batch_size, 3, 32, 32, generator=g)
         y = torch.randint(10, (options.batch_size,), generator=g)
         last = x.contiguous(memory_format=torch.channels_last)
-        tasks = {}
+        tasks, methods_alone = {}, {}
         for method in ["dense", *options.methods]:
             run = Run(model=name, method=method, prune_rate=options.prune_rate)
             model = build_network(run, 10, 3, 32)
             optimizer = build_optimizer(run, model)
             tasks[method] = partial(train_step, model, optimizer, last, y)
+            methods_alone[method] = partial(alone, model, optimizer)
             if options.plain and method != "dense":
                 slow = plain(create_model(name, seed=0), method, options.prune_rate)
                 tasks["plain " + method] = partial(plain_step, slow, plain_optimizer(slow), x, y)
@@ -69,6 +103,7 @@ def main() -> None:
                 "method": method,
                 "ms": 1000 * statistics.median(seconds[method]),
                 "ratio to dense": median_ratio(seconds[method], dense[method]),
+                "alone, ms": 1000 * methods_alone[method](),
             }
             if options.plain:
                 row["plain, ratio to dense"] = median_ratio(seconds["plain " + method], dense["plain " + method])

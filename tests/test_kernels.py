@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -123,10 +124,17 @@ def test_kept_weights_are_counted(shape: tuple[int, int], share: float) -> None:
     assert torch.equal(count_kept(mask), mask.sum(1))
 
 
+def settings() -> Iterator[tuple[str, str, str]]:
+    """Methods with what makes a difference to them: the scope, the gradient of scores."""
+    for name, method in METHODS.items():
+        for scope in ("layer", "filter", "global")[: 3 if method.scoped else 1]:
+            for gradient in ("latent", "binary")[: 2 if method.trains == "scores" else 1]:
+                if name != "dense":
+                    yield name, scope, gradient
+
+
 @pytest.mark.parametrize("init", ["kaiming_normal", "signed_constant"])
-@pytest.mark.parametrize("score_gradient", ["latent", "binary"])
-@pytest.mark.parametrize("scope", ["layer", "filter", "global"])
-@pytest.mark.parametrize("method", [name for name in METHODS if name != "dense"])
+@pytest.mark.parametrize(("method", "scope", "score_gradient"), list(settings()))
 def test_a_training_has_the_same_bits_without_them(
     method: str, scope: str, score_gradient: str, init: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

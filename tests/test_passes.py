@@ -16,7 +16,7 @@ from mpt_bihalf.training.loop import build_network, build_optimizer
 SORTS = ("sort", "argsort", "kthvalue", "msort", "unique", "median")
 TO_HOST = ("_local_scalar_dense", "nonzero", "item", "equal")
 VIEWS = ("view", "detach", "alias", "expand", "t", "_unsafe_view", "reshape", "unsqueeze", "select", "slice", "squeeze")
-VIEWS += ("split", "set_")
+VIEWS += ("split", "set_", "lift_fresh")
 
 
 class Count(TorchDispatchMode):

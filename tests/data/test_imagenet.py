@@ -162,7 +162,7 @@ def command(folder: Path, tmp_path: Path) -> Callable[[str], list[str]]:
     return lambda out: [sys.executable, "-m", "mpt_bihalf", "train", *given, "--out", str(tmp_path / out)]
 
 
-@pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize("signum", [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_training_that_is_killed_leaves_no_worker_behind_and_ends_as_one_left_alone(
     signum: int, command: Callable[[str], list[str]], tmp_path: Path
 ) -> None:

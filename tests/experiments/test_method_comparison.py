@@ -42,6 +42,7 @@ def test_the_experiment_leaves_all_its_files_and_a_second_call_trains_nothing(
     assert measured in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_tuned_comparison_killed_in_mid_epoch_ends_as_one_left_alone(
     tmp_path: Path,
     kill_in_epoch: Callable[..., Path],

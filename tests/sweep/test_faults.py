@@ -271,6 +271,7 @@ def test_killed_at_many_moments_of_a_long_sweep(tmp_path: Path, sweep: Callable[
     print("results.csv, weights and figures of all runs equal")
 
 
+@pytest.mark.slow
 def test_a_worker_killed_alone_then_the_sweep_killed_alone(sweep: Callable[..., Sweep], untroubled: Sweep) -> None:
     killed = sweep()
     first = killed.start()
@@ -441,6 +442,7 @@ def unprivileged() -> list[str]:
     return wrapper
 
 
+@pytest.mark.slow
 def test_a_folder_that_may_not_be_read(
     copied: Sweep, untroubled: Sweep, unprivileged: list[str], sweep: Callable[..., Sweep]
 ) -> None:

@@ -160,7 +160,7 @@ DO_SLOWLY = """
 """
 
 
-@pytest.mark.parametrize("jobs", [1, 2])
+@pytest.mark.parametrize("jobs", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_of_two_sweeps_started_together_each_run_is_done_by_one(
     jobs: int, tmp_path: Path, runs: Runs, python: Callable[..., subprocess.Popen[str]]
 ) -> None:

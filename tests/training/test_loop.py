@@ -689,7 +689,14 @@ def test_a_step_in_mixed_precision_never_waits_for_a_device(
     assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
 
 
-@pytest.mark.parametrize("options", [{}, {"optimizer": "adam"}, {"method": "bop", "bop_tau": 0.0, "bop_gamma": 0.5}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        pytest.param({"optimizer": "adam"}, marks=pytest.mark.slow),
+        pytest.param({"method": "bop", "bop_tau": 0.0, "bop_gamma": 0.5}, marks=pytest.mark.slow),
+    ],
+)
 def test_steps_whose_gradients_overflow_are_skipped_as_if_they_had_not_been(
     options: dict[str, Any], small: Dataset, make_run: Callable[..., Run]
 ) -> None:

@@ -74,6 +74,7 @@ def test_a_run_that_fails_says_why_and_the_others_go_on(tmp_path: Path, runs: Ru
     assert all(outcomes[run].result for run in (wanted[0], wanted[2]))
 
 
+@pytest.mark.slow
 def test_runs_move_from_a_node_that_is_killed_and_end_as_if_left_alone(
     tmp_path: Path, runs: Runs, cluster: Any, node: Any
 ) -> None:
