@@ -346,8 +346,10 @@ def _blocks(values: Array, absolute: bool) -> Iterator[tuple[slice, slice, Array
 
 
 def _count_rows(mask: Array) -> Array:
-    """How many are True in each row."""
-    return torch.from_numpy(mask).view(torch.uint8).sum(1, dtype=torch.int32).numpy().astype(int)
+    """How many are True in each row, by the faster way for rows of this length."""
+    if mask.shape[1] > 8192:
+        return np.array([np.count_nonzero(row) for row in mask])
+    return np.add.reduce(mask.view(np.int8), axis=1, dtype=np.int32).astype(int)
 
 
 def _sample_brackets(values: Array, absolute: bool, among: Array | None, wanted: Array) -> tuple[Array, Array]:
