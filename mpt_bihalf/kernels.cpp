@@ -1,5 +1,5 @@
 // The few loops that torch has no single pass for. Built by setup.py where there is a compiler; kernels.py calls them and
-// holds the same functions in torch, which give the same bits.
+// does the same in NumPy and torch, with the same bits.
 //
 // All tensors are contiguous float32 or bytes. A cut is a place in the order by (value, index): what ranks at or above it
 // is chosen, so ties need no care afterwards.

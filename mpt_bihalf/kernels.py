@@ -136,7 +136,10 @@ def signed(positive: Tensor, mask: Tensor | None, alpha: Tensor, spare: Spare | 
         _call("signed", positive, mask, alpha, rows, positive.numel() // rows, out)
         return out
     signs = positive.to(torch.int8).mul_(2).sub_(1)
-    return (signs if mask is None else signs.mul_(mask)).to(alpha.dtype).mul_(alpha)
+    # With as many dimensions alpha's dtype counts; that of a number would not.
+    return (signs if mask is None else signs.mul_(mask)) * alpha.expand(
+        [1] * positive.dim() if rows == 1 else alpha.shape
+    )
 
 
 def score_gradient(g: Tensor, magnitude: Tensor, positive: Tensor, scores: Tensor, spare: Spare) -> Tensor:

@@ -1,11 +1,13 @@
 """How large a binary weight is: a scale maps (weight, mask) to a positive alpha that broadcasts over W.
 
-`mask` is bool, or None where nothing is pruned. A layer that keeps no weight has alpha = 0.
+`mask` is bool, or None where nothing is pruned. A layer that keeps no weight has alpha = 0. A scale that can use what
+is known of the layer already has `of_layer(latent, mask)` too.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TypeAlias
 
 import torch
@@ -43,6 +45,7 @@ def l1(weight: Tensor, mask: Tensor | None) -> Tensor:
     return torch.where(kept > 0, total / kept, 0).to(weight.dtype)
 
 
+@dataclass(frozen=True)  # equal after a copy too
 class PowerOfTwo:
     """2^round(log2 m) per filter, m = mean abs of the kept weights standardised, so a shift (Qin et al. 2020, Eq. 8).
 
@@ -62,11 +65,8 @@ class PowerOfTwo:
         return alpha.to(weight.dtype).view(-1, *[1] * (weight.dim() - 1))
 
 
-power_of_two = PowerOfTwo()
-
-
 def scale_of(scale: Scale, latent: Latent, mask: Tensor | None) -> Tensor:
-    """The scale of a layer; one with `of_layer` is asked there, as it may take what is known of the layer already."""
+    """The scale of a layer, by `of_layer` where it has that."""
     of_layer = getattr(scale, "of_layer", None)
     alpha: Tensor = scale(latent.weight, mask) if of_layer is None else of_layer(latent, mask)
     return alpha
@@ -84,4 +84,4 @@ def _wide(weight: Tensor) -> torch.dtype:
     return torch.promote_types(weight.dtype, torch.float32)
 
 
-SCALES: dict[str, Scale] = {"kaiming": kaiming, "l1": l1, "power-of-two": power_of_two}
+SCALES: dict[str, Scale] = {"kaiming": kaiming, "l1": l1, "power-of-two": PowerOfTwo()}

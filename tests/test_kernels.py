@@ -156,9 +156,11 @@ def test_a_training_has_the_same_bits_without_them(
     for form in ("numpy", "torch"):
         with monkeypatch.context() as patch:
             off(patch, form)
-            if form == "torch" and method in ("mpt-sign", "irnet"):
-                continue  # other devices sum in an order of their own
-            assert all(torch.equal(a, b) for a, b in zip(compiled, trained(), strict=True)), form
+            if (form, method) == ("torch", "mpt-sign"):
+                continue  # other devices sum the L1 gain in an order of their own
+            # They sum IR-Net's means in one too, by which some sign may turn.
+            near = 1e-3 if (form, method) == ("torch", "irnet") else 0.0
+            torch.testing.assert_close(trained(), compiled, rtol=near, atol=near)
 
 
 def test_nan_does_not_hang_them() -> None:

@@ -40,8 +40,8 @@ def test_an_unknown_method_is_an_error_with_the_known_names(method: object) -> N
         find_method(method)
 
 
-def test_methods_are_values() -> None:
-    method = METHODS["mpt-bihalf"]
+@pytest.mark.parametrize("method", METHODS.values(), ids=lambda method: method.name)
+def test_methods_are_values(method: Method) -> None:
     assert pickle.loads(pickle.dumps(method)) == method == deepcopy(method)
     with pytest.raises(FrozenInstanceError):
         method.scale = SCALES["l1"]
