@@ -35,6 +35,8 @@ HINT = 3  # numbers that say where to look in a row: a middle, a half width, how
 
 SUMS = 128  # sums of a row that are kept side by side
 
+EVEN_BYTES, EACH_PAIR = np.uint64(0x00FF00FF00FF00FF), np.uint64(0x0001000100010001)
+
 SIGN_BIT = torch.iinfo(torch.int32).min
 
 
@@ -92,22 +94,25 @@ def plain(tensor: Tensor) -> bool:
     )
 
 
-def largest(values: Tensor, counts: Tensor, hints: Tensor, absolute: bool, among: Tensor | None) -> Tensor:
+def largest(
+    values: Tensor, counts: Tensor, hints: Tensor, absolute: bool, among: Tensor | None, members_only: bool
+) -> Tensor:
     """See `selection.largest`. counts: int64 [R]; hints: float32 [R, HINT], where to look, changed in place."""
     rows, size = values.shape
     if compiled():
         totals = None if among is None else count(among)
         out = torch.empty((rows, size), dtype=torch.bool, device=values.device)
         _call("largest", values, absolute, among, rows, size, counts.contiguous(), totals, hints, out)
-        return out
+        return out.logical_and_(among) if members_only and among is not None else out
     members = None if among is None else among.numpy()
-    return torch.from_numpy(_largest(values.detach().numpy(), absolute, members, counts.numpy(), hints.numpy()))
+    given = values.detach().numpy(), absolute, members, counts.numpy(), hints.numpy(), members_only
+    return torch.from_numpy(_largest(*given))
 
 
 def count(mask: Tensor) -> Tensor:
     """How many are True in each row: int64 [R] of bool [R, D]."""
     if not compiled():
-        return torch.from_numpy(_count_rows(mask.numpy()))
+        return torch.from_numpy(count_rows(mask.numpy()))
     totals = torch.empty(mask.shape[0], dtype=torch.int64, device=mask.device)
     _call("count", mask, *mask.shape, totals)
     return totals
@@ -136,10 +141,8 @@ def signed(positive: Tensor, mask: Tensor | None, alpha: Tensor, spare: Spare | 
         _call("signed", positive, mask, alpha, rows, positive.numel() // rows, out)
         return out
     signs = positive.to(torch.int8).mul_(2).sub_(1)
-    # With as many dimensions alpha's dtype counts; that of a number would not.
-    return (signs if mask is None else signs.mul_(mask)) * alpha.expand(
-        [1] * positive.dim() if rows == 1 else alpha.shape
-    )
+    out = (spare or Spare()).like(alpha.expand(positive.shape))
+    return out.copy_(signs if mask is None else signs.mul_(mask)).mul_(alpha)
 
 
 def score_gradient(g: Tensor, magnitude: Tensor, positive: Tensor, scores: Tensor, spare: Spare) -> Tensor:
@@ -223,14 +226,16 @@ def _standardise(
     np.copyto(deviation, 1, where=equal)
     np.copyto(mean, rows[:, :1], where=equal)
     np.abs(around, out=around)
-    count = np.full_like(mean, size) if kept is None else _count_rows(kept)[:, None].astype(np.float32)
+    count = np.full_like(mean, size) if kept is None else count_rows(kept)[:, None].astype(np.float32)
     if kept is not None:
         around *= kept
     np.multiply(_row_sums(around) / count / deviation, ~equal, out=magnitude)
 
 
 @np.errstate(invalid="ignore")  # infinite values make hints that are none
-def _largest(values: Array, absolute: bool, among: Array | None, counts: Array, hints: Array) -> Array:
+def _largest(
+    values: Array, absolute: bool, among: Array | None, counts: Array, hints: Array, members_only: bool
+) -> Array:
     """Three looks at the most: around the hint, at what a sample says (Floyd and Rivest 1975), at everything."""
     rows, size = values.shape
     chosen = np.zeros((rows, size), bool)
@@ -252,7 +257,7 @@ def _largest(values: Array, absolute: bool, among: Array | None, counts: Array, 
             low, high = np.full(len(part), -np.inf), np.full(len(part), np.inf)
         bounds = low.astype(values.dtype), high.astype(values.dtype)
         out = chosen if whole else np.empty(part.shape, bool)
-        cuts, found, between = _choose_within(part, absolute, members, wanted, *bounds, out)
+        cuts, found, between = _choose_within(part, absolute, members, wanted, *bounds, out, members_only)
         done = rows_now[found]
         if len(done):
             if not whole:
@@ -280,7 +285,14 @@ def _remember(hints: Array, rows: Array, cuts: Array, half: Array, crowded: Arra
 
 
 def _choose_within(
-    values: Array, absolute: bool, among: Array | None, wanted: Array, low: Array, high: Array, out: Array
+    values: Array,
+    absolute: bool,
+    among: Array | None,
+    wanted: Array,
+    low: Array,
+    high: Array,
+    out: Array,
+    members_only: bool,
 ) -> tuple[Array, Array, Array]:
     """Say in `out` what ranks at or above each row's `wanted`-th largest member, looked for in [low, high].
 
@@ -300,7 +312,7 @@ def _choose_within(
         at = np.flatnonzero(inside)
         pieces.append(ranked.reshape(-1)[at])
         places.append(at + flat.start)
-        above[lines] += _count_rows(higher)
+        above[lines] += count_rows(higher)
     at, ranked = np.concatenate(places), np.concatenate(pieces)
     numbers = np.diff(np.searchsorted(at, np.arange(rows + 1) * size))
     rank = wanted - above
@@ -317,9 +329,9 @@ def _choose_within(
     cuts[found] = cut = np.take_along_axis(in_order, -rank[:, None], axis=1)[:, 0]
     # Of equal candidates the last are chosen, as many as the rank still asks for.
     ties = (table == cut[:, None]) & real
-    surplus = _count_rows(ties) - (rank - _count_rows(table > cut[:, None]))
+    surplus = count_rows(ties) - (rank - count_rows(table > cut[:, None]))
     lowest[found] = at[first + (ties.cumsum(axis=1, dtype=np.int32) > surplus[:, None]).argmax(axis=1)]
-    if among is None:
+    if among is None or members_only:
         out.reshape(-1)[at] = (ranked > (cut := np.repeat(cuts, numbers))) | (
             (ranked == cut) & (at >= np.repeat(lowest, numbers))
         )
@@ -348,11 +360,19 @@ def _blocks(values: Array, absolute: bool) -> Iterator[tuple[slice, slice, Array
             yield place, lines, ranked.reshape(lines.stop - lines.start, -1)
 
 
-def _count_rows(mask: Array) -> Array:
+def count_rows(mask: Array) -> Array:
     """How many are True in each row, by the faster way for rows of this length."""
-    if mask.shape[1] > 8192:
+    rows, size = mask.shape
+    if size > 8192:
         return np.array([np.count_nonzero(row) for row in mask])
-    return np.add.reduce(mask.view(np.int8), axis=1, dtype=np.int32).astype(int)
+    total: Array = np.zeros(rows, np.uint64)
+    whole = size // 8 * 8
+    for first in range(0, whole, 8 * 255):  # eight neighbours are added at once; a byte says no more than 255
+        bytes_ = np.add.reduce(mask[:, first : min(first + 8 * 255, whole)].view(np.uint64), axis=1)
+        pairs = (bytes_ & EVEN_BYTES) + (bytes_ >> np.uint64(8) & EVEN_BYTES)
+        total += pairs * EACH_PAIR >> np.uint64(48)
+    counts: Array = total.astype(int)
+    return counts if whole == size else counts + mask[:, whole:].sum(axis=1)
 
 
 def _sample_brackets(values: Array, absolute: bool, among: Array | None, wanted: Array) -> tuple[Array, Array]:
@@ -366,7 +386,7 @@ def _sample_brackets(values: Array, absolute: bool, among: Array | None, wanted:
         sample[~among[:, ::step]] = np.nan  # sorted to the end
     sample.sort(axis=1)
     m = (~np.isnan(sample)).sum(1)
-    share = wanted / (size if among is None else _count_rows(among))
+    share = wanted / (size if among is None else count_rows(among))
     middle, margin = m * (1 - share), 3.5 * np.sqrt(m * share * (1 - share)) + 4
     left, right = np.floor(middle - margin).astype(int), np.ceil(middle + margin).astype(int)
     lines = np.arange(rows)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .counts import Number, kept_count, round_half_up
 from .filters import filters
+from .ranks import Ranks
 from .selection import largest, no_hints
 from .spare import Spare
 from .standardise import Standard
@@ -31,7 +32,8 @@ class Latent:
     hints: where selections ended a step ago; they save time and change nothing.
     spare: memory for a gradient.
 
-    The properties follow from W alone. Where W is frozen each is worked out once and handed on (`take_over`).
+    The properties follow from W alone. Where W is frozen each is worked out once and handed on (`take_over`); `settled`
+    says that W has been seen before.
     """
 
     weight: Tensor
@@ -44,19 +46,27 @@ class Latent:
     progress: float = 0.0
     hints: dict[str, Tensor] = field(default_factory=dict)
     spare: Spare = field(default_factory=Spare)
+    settled: bool = field(default=False, init=False)
 
     def largest(
-        self, values: Tensor, count: int | Tensor, name: str, absolute: bool = False, among: Tensor | None = None
+        self,
+        values: Tensor,
+        count: int | Tensor,
+        name: str,
+        absolute: bool = False,
+        among: Tensor | None = None,
+        members_only: bool = False,
     ) -> Tensor:
         """`selection.largest` of rows [R, D], which looks first where the selection of this `name` was a step ago."""
         known = self.hints.get(name)
         if known is None or len(known) != len(values) or known.device != values.device:
             self.hints[name] = no_hints(values)
-        return largest(values, count, absolute, among, self.hints[name])
+        return largest(values, count, absolute, among, self.hints[name], members_only)
 
     def take_over(self, other: Latent) -> None:
         """Take what was worked out of the same W from `other`."""
-        for name in ("order", "nonnegative", "standard", "top_of_all", "top_of_kept"):
+        self.settled = True
+        for name in ("order", "ranks", "nonnegative", "standard", "top_of_all", "top_of_kept"):
             if name in vars(other):
                 vars(self)[name] = vars(other)[name]
 
@@ -64,6 +74,11 @@ class Latent:
     def order(self) -> Tensor:
         """Per filter the flat indices of W from the lowest weight to the highest: int64 [F, D], ties by index."""
         return filters(self.weight).argsort(dim=1, stable=True)
+
+    @cached_property
+    def ranks(self) -> Ranks:
+        """That order where NumPy does the counting."""
+        return Ranks(filters(self.weight).numpy())
 
     @cached_property
     def nonnegative(self) -> Tensor:

@@ -111,13 +111,14 @@ def balanced(latent: Latent) -> Tensor:
     """
     scores = filters(_scores_of(latent))
     positive = filters(latent.top_of_all)
-    negative = ~positive
     kept = kept_count(scores.shape[1], latent.prune_rate)
     quota = round_half_up(latent.p_pos, kept)
-    best_positive = latent.largest(scores, quota, "best_positive", absolute=True, among=positive)
-    best_negative = latent.largest(scores, kept - quota, "best_negative", absolute=True, among=negative)
-    mask = best_positive.logical_and_(positive).logical_or_(best_negative.logical_and_(negative))
-    return mask.view(latent.weight.shape)
+    groups = ("best_positive", positive, quota), ("best_negative", ~positive, kept - quota)
+    best_positive, best_negative = (
+        latent.largest(scores, count, name, absolute=True, among=group, members_only=True)
+        for name, group, count in groups
+    )
+    return best_positive.logical_or_(best_negative).view(latent.weight.shape)
 
 
 class GlobalRanking:

@@ -14,12 +14,13 @@ def largest(
     absolute: bool = False,
     among: Tensor | None = None,
     hints: Tensor | None = None,
+    members_only: bool = False,
 ) -> Tensor:
     """Which elements of each row are its `count` largest, as a mask; of equal ones those of higher index.
 
     values: any float dtype [R, D] without NaN. count: 0 to D, for all rows or as int64 [R].
     absolute: rank the magnitudes. among: bool [R, D], where only some elements count; the mask then says of every
-    element, member or not, whether it ranks at or above the lowest chosen member.
+    element, member or not, whether it ranks at or above the lowest chosen member; with `members_only` of these alone.
     hints: from `no_hints`, the same in each step; they save time where values change little. Others are not looked at.
 
     Returns bool [R, D]: the top of a stable ascending sort. Off the CPU nothing waits for the device.
@@ -33,7 +34,7 @@ def largest(
         counts = torch.full((rows,), count, device=values.device) if isinstance(count, int) else count
         if hints is None or hints.shape != (rows, kernels.HINT):
             hints = no_hints(values)
-        return kernels.largest(values, counts, hints, absolute, among)
+        return kernels.largest(values, counts, hints, absolute, among, members_only)
     if absolute:
         values = values.abs()
     if isinstance(count, int) and among is None and not 0 < count < size:
@@ -49,7 +50,8 @@ def largest(
     surplus = chosen.sum(1, keepdim=True) - wanted
     index = (ties.cumsum(1) <= surplus).sum(1, keepdim=True)
     place = torch.arange(size, device=values.device)
-    return ((values > cut) | ((values == cut) & (place >= index))) & (wanted > 0)
+    at_or_above = ((values > cut) | ((values == cut) & (place >= index))) & (wanted > 0)
+    return at_or_above & among if members_only and among is not None else at_or_above
 
 
 def kth_smallest(values: Tensor, k: int) -> Tensor:

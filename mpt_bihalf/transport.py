@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from . import kernels
 from .counts import Number, fraction_within, round_half_up_each
 from .devices import host_reads_free
 from .filters import filters
@@ -52,9 +53,11 @@ def transported(latent: Latent, mask: Tensor | None) -> Tensor:
     rows, kept = filters(latent.weight), filters(mask)
     n = count_kept(kept)
     n_pos = round_half_up_each(latent.p_pos, n, rows.shape[1])
+    # The ranks of frozen weights never change: where a selection takes longer only counting is left in a step.
+    if latent.settled and kernels.compiled() is None and kernels.suit(rows, kept):
+        return torch.from_numpy(latent.ranks.largest(n_pos.numpy(), kept.numpy())).view(mask.shape)
     if host_reads_free(rows):
         return latent.largest(rows, n_pos, "transported", among=kept).view(mask.shape)
-    # The ranks of frozen weights never change, so there only counting is left in a step.
     count = kept.gather(1, latent.order).cumsum(1)  # kept weights up to each rank
     positive = torch.empty_like(kept).scatter_(1, latent.order, count > (n - n_pos).unsqueeze(1))
     return positive.view(mask.shape)

@@ -91,6 +91,8 @@ def test_only_members_count_and_all_are_placed(kind: str, form: str, monkeypatch
                 [stable(values[i : i + 1], int(counts[i]), members[i : i + 1]) for i in range(len(values))]
             )
             assert torch.equal(found, expected)
+            only = largest(values, counts, among=members, hints=no_hints(values), members_only=True)
+            assert torch.equal(only, expected & members)
             if int(n.min()) >= 3:
                 same = largest(values, 3, among=members)
                 assert torch.equal(
