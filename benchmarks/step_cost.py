@@ -103,7 +103,8 @@ def main() -> None:
                 "method": method,
                 "ms": 1000 * statistics.median(seconds[method]),
                 "ratio to dense": median_ratio(seconds[method], dense[method]),
-                "alone, ms": 1000 * methods_alone[method](),
+                "alone, ms": 1000 * (own := methods_alone[method]()),
+                "alone / dense": own / typical,
             }
             if options.plain:
                 row["plain, ratio to dense"] = median_ratio(seconds["plain " + method], dense["plain " + method])

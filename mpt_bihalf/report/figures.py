@@ -15,7 +15,18 @@ from matplotlib.text import Text
 
 from ..commandline import one_line
 from ..files import write_whole
-from .tables import PRUNING, UNUSED, View, figure_name, row_label, split_settings, summarise_trials, unit_of, unused
+from .tables import (
+    PRUNING,
+    UNUSED,
+    View,
+    figure_name,
+    of_trials,
+    row_label,
+    split_settings,
+    summarise_trials,
+    unit_of,
+    unused,
+)
 
 # Okabe and Ito's palette and two more: told apart by readers with any colour vision.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442", "#882255", "#999999")
@@ -63,8 +74,7 @@ def draw_sweep(records: list[dict[str, Any]] | pd.DataFrame, view: View = PRUNIN
             panel.legend(fontsize="small", title=None if view.columns == "method" else view.columns)
     for panel in panels[len(parts) :]:
         panel.remove()
-    trials = int(summary["trials"].max())
-    notes = [f"mean and standard deviation of {trials} trial{'s' * (trials > 1)}", note]
+    notes = [of_trials(int(summary["trials"].max())), note]
     if len(every) > len(parts):
         notes.append(f"the first {len(parts)} of {len(every)} panels")
     figure.supxlabel("; ".join(filter(None, notes)), fontsize="small", color="0.4")

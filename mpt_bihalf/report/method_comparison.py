@@ -16,6 +16,7 @@ from .figures import method_colours
 from .outcome import Curves, conclude
 from .published import published
 from .statistics import SIGNIFICANT, TOP1, compare, diverged_texts, p_text, reference_of
+from .tables import of_trials
 
 CLAIM = (
     "on CIFAR-10 bi-half is the most accurate of the three at every depth (Conv2/4/6/8: 79.25, 87.68, 89.92, 90.40 %), "
@@ -187,11 +188,7 @@ def draw_method_comparison(frame: pd.DataFrame) -> Figure:
     )
     panel.grid(alpha=0.3)
     count = int((rows["trials"] + rows["diverged"]).max())
-    figure.supxlabel(
-        f"mean and standard deviation of {count} trial{'s' * (count > 1)}; small dots: every trial",
-        fontsize="small",
-        color="0.4",
-    )
+    figure.supxlabel(f"{of_trials(count)}; small dots: every trial", fontsize="small", color="0.4")
     return figure
 
 

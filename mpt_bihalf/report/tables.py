@@ -153,8 +153,12 @@ def sweep_table(records: list[dict[str, Any]]) -> str:
 def what_cells_are(part: pd.DataFrame, view: View) -> str:
     """The figure, its unit, and of how many trials."""
     unit = f" in {unit_of(view.figure)}" if unit_of(view.figure) else ""
-    trials = int(part["trials"].max())
-    return f"{figure_name(view.figure)}{unit}, mean ± standard deviation of {trials} trial{'s' * (trials > 1)}"
+    return f"{figure_name(view.figure)}{unit}, {of_trials(int(part['trials'].max()))}"
+
+
+def of_trials(count: int) -> str:
+    """What a cell or a point says of so many trials."""
+    return f"mean ± standard deviation of {count} trials" if count > 1 else "1 trial"
 
 
 def _body(part: pd.DataFrame, view: View) -> tuple[list[str], list[list[str]]]:
