@@ -210,7 +210,7 @@ def test_any_figure_of_the_results_can_be_shown_and_the_lower_loss_is_the_better
     for run in grid(rates="0.5", methods=["mpt-sign", "mpt-bihalf"], models=["conv2", "conv4"], trials=1):
         leave(run, 50.0, test_loss=1.0 if run.method == "mpt-sign" else 2.0)
     text = report(tmp_path, capsys, figure="test_loss")
-    assert "test loss, mean" in text
+    assert "test loss, 1 trial" in text
     assert "1.0000 *" in text
     assert "2.0000 *" not in text
     assert (tmp_path / "report" / "test_loss.csv").exists()
