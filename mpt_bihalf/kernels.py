@@ -141,8 +141,7 @@ def signed(positive: Tensor, mask: Tensor | None, alpha: Tensor, spare: Spare | 
         _call("signed", positive, mask, alpha, rows, positive.numel() // rows, out)
         return out
     signs = positive.to(torch.int8).mul_(2).sub_(1)
-    out = (spare or Spare()).like(alpha.expand(positive.shape))
-    return out.copy_(signs if mask is None else signs.mul_(mask)).mul_(alpha)
+    return (signs if mask is None else signs.mul_(mask)).to(alpha.dtype).mul_(alpha)
 
 
 def score_gradient(g: Tensor, magnitude: Tensor, positive: Tensor, scores: Tensor, spare: Spare) -> Tensor:

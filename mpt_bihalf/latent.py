@@ -32,8 +32,8 @@ class Latent:
     hints: where selections ended a step ago; they save time and change nothing.
     spare: memory for a gradient.
 
-    The properties follow from W alone. Where W is frozen each is worked out once and handed on (`take_over`); `settled`
-    says that W has been seen before.
+    The properties follow from W alone. Where W is frozen each is worked out once and handed on (`take_over`); `seen`
+    says how many times in a row W has been the same.
     """
 
     weight: Tensor
@@ -46,7 +46,7 @@ class Latent:
     progress: float = 0.0
     hints: dict[str, Tensor] = field(default_factory=dict)
     spare: Spare = field(default_factory=Spare)
-    settled: bool = field(default=False, init=False)
+    seen: int = field(default=1, init=False)
 
     def largest(
         self,
@@ -65,8 +65,12 @@ class Latent:
 
     def take_over(self, other: Latent) -> None:
         """Take what was worked out of the same W from `other`."""
-        self.settled = True
-        for name in ("order", "ranks", "nonnegative", "standard", "top_of_all", "top_of_kept"):
+        self.seen = other.seen + 1
+        self.ranks = other.ranks
+        names = ["order", "nonnegative", "standard"]
+        if (self.prune_rate, self.p_pos) == (other.prune_rate, other.p_pos):
+            names += ["top_of_all", "top_of_kept"]
+        for name in names:
             if name in vars(other):
                 vars(self)[name] = vars(other)[name]
 
@@ -77,8 +81,8 @@ class Latent:
 
     @cached_property
     def ranks(self) -> Ranks:
-        """That order where NumPy does the counting."""
-        return Ranks(filters(self.weight).numpy())
+        """What counts along such an order in the host's memory; the order is not made yet."""
+        return Ranks(self.weight)
 
     @cached_property
     def nonnegative(self) -> Tensor:

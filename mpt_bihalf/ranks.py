@@ -2,32 +2,43 @@
 
 from __future__ import annotations
 
-import numpy as np
+from functools import cached_property
 
+import numpy as np
+from torch import Tensor
+
+from .filters import filters
 from .kernels import BLOCK, Array, count_rows
 
 
 class Ranks:
-    """The rows of a matrix in order, and where the last cut of each was.
+    """The filters of a weight in order, and where the last cut of each was.
 
-    The members of what was chosen last are counted; the next cut is as many members further up or down, most often not
-    far. No value is looked at. A copy or a pickle begins anew.
+    The members of what was chosen last are counted; the next cut is as many members further up or down as that is too
+    few or too many, most often not far. No value is looked at.
 
-    values: float32 [R, D] without NaN.
+    weight: float32 [F, ...] without NaN, in the host's memory; it is put in order when first asked for.
     """
 
-    def __init__(self, values: Array) -> None:
+    def __init__(self, weight: Tensor) -> None:
+        self._weight = weight
+        self._last: tuple[Array, Array] | None = None  # what was chosen, and how many of each filter
+
+    @cached_property
+    def _order(self) -> Array:
+        """The places in each filter by falling rank, in as few bytes as they need: [F, D]."""
+        values = filters(self._weight).detach().numpy()
         rows, size = values.shape
-        self._values = values
-        self._order: Array = np.empty((rows, size), np.min_scalar_type(max(size - 1, 0)))  # by falling rank
+        order: Array = np.empty((rows, size), np.min_scalar_type(max(size - 1, 0)))
         for part in _parts(np.arange(rows), size):
-            self._order[part] = np.argsort(values[part], axis=1, kind="stable")[:, ::-1]
-        self._last: tuple[Array, Array] = np.zeros((rows, size), bool), np.zeros(rows, int)  # chosen, how many
+            order[part] = np.argsort(values[part], axis=1, kind="stable")[:, ::-1]
+        return order
 
     def largest(self, counts: Array, among: Array) -> Array:
-        """`kernels.largest` of these values. counts: int64 [R], at most as many as members; among: bool [R, D]."""
-        size = among.shape[1]
-        chosen, ends = self._last[0].copy(), self._last[1].copy()
+        """`selection.largest` of the filters. counts: int64 [F], at most as many as members; among: bool [F, D]."""
+        rows, size = among.shape
+        last = self._last  # taken once: another thread may be at it
+        chosen, ends = (last[0].copy(), last[1].copy()) if last else (np.zeros(among.shape, bool), np.zeros(rows, int))
         members = count_rows(among & chosen)
         chosen[counts == 0], ends[counts == 0] = False, 0
         pending = np.flatnonzero(counts > 0)
@@ -57,9 +68,6 @@ class Ranks:
         chosen.reshape(-1)[places[found]] = (np.arange(width) <= higher[:, None])[found]
         ends[rows[found]] = (first + higher + 1)[found]
         return rows[~found]
-
-    def __reduce__(self) -> tuple[type[Ranks], tuple[Array]]:
-        return Ranks, (self._values,)
 
 
 def _parts(rows: Array, width: int) -> list[Array]:

@@ -12,6 +12,8 @@ from .filters import filters
 from .latent import Latent
 from .selection import count_kept
 
+WORTH_RANKING = 10  # steps with the same weights, after which their order is worth what it takes
+
 
 def binarize(weight: Tensor, p_pos: Number = 0.5, mask: Tensor | None = None) -> Tensor:
     """Binary weights of exact bit ratio: per filter the highest kept weights become +1, the other kept ones -1.
@@ -54,7 +56,7 @@ def transported(latent: Latent, mask: Tensor | None) -> Tensor:
     n = count_kept(kept)
     n_pos = round_half_up_each(latent.p_pos, n, rows.shape[1])
     # The ranks of frozen weights never change: where a selection takes longer only counting is left in a step.
-    if latent.settled and kernels.compiled() is None and kernels.suit(rows, kept):
+    if latent.seen > WORTH_RANKING and kernels.compiled() is None and kernels.suit(rows, kept):
         return torch.from_numpy(latent.ranks.largest(n_pos.numpy(), kept.numpy())).view(mask.shape)
     if host_reads_free(rows):
         return latent.largest(rows, n_pos, "transported", among=kept).view(mask.shape)

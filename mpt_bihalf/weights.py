@@ -57,7 +57,7 @@ class BinaryWeight(nn.Module):
         self.register_parameter("scores", nn.Parameter(torch.zeros_like(weight)) if self._frozen else None)
         self._hints: dict[str, Tensor] = {}
         self._spare = Spare()
-        self._before: tuple[Tensor, tuple[Any, ...], Latent] | None = None  # weight, its state, what came of it
+        self._before: tuple[Tensor, tuple[int, int], Latent] | None = None  # weight, its state, what came of it
 
     @property
     def _frozen(self) -> bool:
@@ -106,11 +106,14 @@ class BinaryWeight(nn.Module):
         )
         # Tensors made in inference mode could not be used in training.
         if self._frozen and not weight.is_inference() and not torch.is_inference_mode_enabled():
-            now = (weight._version, 0 if weight.is_meta else weight.data_ptr(), settings)
+            now = (weight._version, 0 if weight.is_meta else weight.data_ptr())
             if self._before is not None and self._before[0] is weight and self._before[1] == now:
                 latent.take_over(self._before[2])
             self._before = weight, now, latent
         return latent
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_before": None}  # that is of this weight, not of a copy's
 
     def extra_repr(self) -> str:
         return f"{self.method.name}, prune_rate={self.prune_rate}, p_pos={self.p_pos}, scope={self.scope}"

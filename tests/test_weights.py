@@ -873,3 +873,10 @@ def test_mixed_precision_changes_no_mask_sign_or_scale(method: str, dtype: torch
             mixed = layer[0].weight
         assert mixed.dtype == plain.dtype == torch.float32
         assert torch.equal(mixed, plain)
+
+
+@pytest.mark.parametrize("method", ["sign", "bihalf", "irnet", "magnitude-bihalf"])
+def test_binary_weights_of_many_latent_ones_by_vmap(method: str) -> None:
+    layer = binarize_weights(torch.nn.Linear(50, 8), method, 0.5, seed=0)
+    part, weights = layer.parametrizations.weight[0], torch.randn(3, 8, 50)
+    assert torch.equal(torch.vmap(part.binary)(weights), torch.stack([part.binary(weight) for weight in weights]))
