@@ -81,7 +81,7 @@ class Latent:
 
     @cached_property
     def ranks(self) -> Ranks:
-        """What counts along such an order in the host's memory; the order is not made yet."""
+        """What finds cuts by counting along such an order, from the highest down, in the host's memory."""
         return Ranks(self.weight)
 
     @cached_property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from copy import deepcopy
 from threading import Thread
 
@@ -56,11 +57,14 @@ def test_threads_may_ask_at_once() -> None:
         expected = largest(values, counts, among=members)
         wrong.extend(step for step in range(150) if not torch.equal(chosen(ranks, counts, members), expected))
 
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
     threads = [Thread(target=ask, args=(seed,)) for seed in (0, 1)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
+    sys.setswitchinterval(interval)
     assert not wrong
 
 
