@@ -2,9 +2,9 @@
 
 The dense step is that of the plain module in the same layout with the same optimizer. "alone" is what the method itself
 does in a step, without the network: the weights in use and the gradient of what it trains, of every layer. It tells of
-a hundredth where the ratios of a disturbed machine do not; "alone / dense" is its share of a dense step. With --plain the
-same step with the published algorithm written plainly (benchmarks/plain.py) stands beside it, as a ratio to the same
-dense step.
+a hundredth where the ratios of a disturbed machine do not; "alone / dense" is its share of a dense step. With --plain
+the same step with the published algorithm written plainly (benchmarks/plain.py) stands beside it, as a ratio to the
+same dense step.
 """
 
 from __future__ import annotations
