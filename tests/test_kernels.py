@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mpt_bihalf import METHODS, binarize_weights, create_model, kernels
+from mpt_bihalf import METHODS, binarize_weights, create_model, kernels, transport
 from mpt_bihalf.selection import count_kept, largest, no_hints
 
 VALUES = {
@@ -34,6 +34,7 @@ def off(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     """Without the compiled loops ("numpy"), or in the general form for any device and dtype ("torch")."""
     if kind == "numpy":
         monkeypatch.setattr(kernels, "compiled", lambda: None)
+        monkeypatch.setattr(transport, "WORTH_RANKING", 2)
     else:
         monkeypatch.setattr(kernels, "suit", lambda *tensors: False)
 
@@ -124,6 +125,7 @@ def _rows(*tensors: Tensor) -> list[tuple[Tensor, ...]]:
 def test_kept_weights_are_counted(shape: tuple[int, int], share: float) -> None:
     mask = torch.rand(shape, generator=torch.Generator().manual_seed(0)) < share
     assert torch.equal(count_kept(mask), mask.sum(1))
+    assert kernels.count_rows(mask.numpy()).tolist() == mask.sum(1).tolist()
 
 
 def settings() -> Iterator[tuple[str, str, str]]:
