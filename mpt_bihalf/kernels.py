@@ -94,19 +94,24 @@ def plain(tensor: Tensor) -> bool:
     )
 
 
-def largest(
-    values: Tensor, counts: Tensor, hints: Tensor, absolute: bool, among: Tensor | None, members_only: bool
-) -> Tensor:
+def largest(values: Tensor, counts: Tensor, hints: Tensor, absolute: bool, among: Tensor | None) -> Tensor:
     """See `selection.largest`. counts: int64 [R]; hints: float32 [R, HINT], where to look, changed in place."""
-    rows, size = values.shape
     if compiled():
         totals = None if among is None else count(among)
-        out = torch.empty((rows, size), dtype=torch.bool, device=values.device)
-        _call("largest", values, absolute, among, rows, size, counts.contiguous(), totals, hints, out)
-        return out.logical_and_(among) if members_only and among is not None else out
+        out = torch.empty(values.shape, dtype=torch.bool, device=values.device)
+        _call("largest", values, absolute, among, *values.shape, counts.contiguous(), totals, hints, out)
+        return out
     members = None if among is None else among.numpy()
-    given = values.detach().numpy(), absolute, members, counts.numpy(), hints.numpy(), members_only
-    return torch.from_numpy(_largest(*given))
+    return torch.from_numpy(
+        _largest(values.detach().numpy(), absolute, members, counts.numpy()[None], hints.numpy()[None])
+    )
+
+
+def largest_of_both(values: Tensor, counts: tuple[int, int], hints: Tensor, absolute: bool, among: Tensor) -> Tensor:
+    """See `selection.largest_of_both`; without the compiled loops, in one look at the values. Neither count is 0."""
+    each = np.repeat(np.array(counts)[:, None], len(values), axis=1)
+    of_groups = hints.numpy().reshape(2, -1, HINT)
+    return torch.from_numpy(_largest(values.detach().numpy(), absolute, among.numpy(), each, of_groups))
 
 
 def count(mask: Tensor) -> Tensor:
@@ -232,36 +237,39 @@ def _standardise(
 
 
 @np.errstate(invalid="ignore")  # infinite values make hints that are none
-def _largest(
-    values: Array, absolute: bool, among: Array | None, counts: Array, hints: Array, members_only: bool
-) -> Array:
-    """Three looks at the most: around the hint, at what a sample says (Floyd and Rivest 1975), at everything."""
+def _largest(values: Array, absolute: bool, among: Array | None, counts: Array, hints: Array) -> Array:
+    """Three looks at the most: around the hint, at what a sample says (Floyd and Rivest 1975), at everything.
+
+    counts: [1, R], of the members; or [2, R], of these and of the others, none 0. hints: [1 or 2, R, HINT].
+    """
     rows, size = values.shape
     chosen = np.zeros((rows, size), bool)
-    pending = np.flatnonzero(counts > 0)
+    pending = np.flatnonzero(counts.all(axis=0))
     for look in ("hint", "sample", "all"):
-        rows_now = pending[~np.isnan(hints[pending, 0])] if look == "hint" else pending
+        rows_now = pending[~np.isnan(hints[:, pending, 0]).any(axis=0)] if look == "hint" else pending
         if not len(rows_now):
             continue
         whole = len(rows_now) == rows
         part = values if whole else values[rows_now]
         members = among if whole or among is None else among[rows_now]
-        wanted = counts[rows_now]
+        wanted = counts[:, rows_now]
         if look == "hint":
-            middle, half, _ = hints[rows_now].T
+            middle, half = hints[:, rows_now, 0], hints[:, rows_now, 1]
             low, high = middle - half, middle + half
         elif look == "sample":
             low, high = _sample_brackets(part, absolute, members, wanted)
         else:
-            low, high = np.full(len(part), -np.inf), np.full(len(part), np.inf)
+            low, high = np.full(wanted.shape, -np.inf), np.full(wanted.shape, np.inf)
         bounds = low.astype(values.dtype), high.astype(values.dtype)
         out = chosen if whole else np.empty(part.shape, bool)
-        cuts, found, between = _choose_within(part, absolute, members, wanted, *bounds, out, members_only)
-        done = rows_now[found]
+        cuts, found, between = _choose_within(part, absolute, members, wanted, *bounds, out)
+        found_all = found.all(axis=0)
+        done = rows_now[found_all]
         if len(done):
             if not whole:
-                chosen[done] = out[found]
-            _remember(hints, done, cuts[found], ((high - low) / 2)[found], between[found] / (size / 256 + 16))
+                chosen[done] = out[found_all]
+            told = (of[:, found_all] for of in (cuts, (high - low) / 2, between / (size / 256 + 16)))
+            _remember(hints, done, *told)
         left = np.ones(rows, bool)
         left[done] = False
         pending = pending[left[pending]]
@@ -273,68 +281,58 @@ def _largest(
 
 def _remember(hints: Array, rows: Array, cuts: Array, half: Array, crowded: Array) -> None:
     """Where to look in these rows next time: cuts were found within `half`, `crowded` by so many times too much."""
-    expected, _, drift = hints[rows].T
+    expected, drift = hints[:, rows, 0], hints[:, rows, 2]
     missed, moved = np.abs(cuts - expected), cuts - (expected - drift)
-    usual = np.partition(missed, len(missed) // 2)[len(missed) // 2] if len(hints) > 1 else 0  # rows move alike
+    middle = len(rows) // 2
+    usual = np.partition(missed, middle)[:, middle, None] if hints.shape[1] > 1 else 0  # rows move alike
     narrower = half / np.fmax(crowded, 1)
     half = np.where(np.isnan(missed), half / 4, np.fmax(2 * missed, np.fmax(narrower, 8 * usual)))
-    hints[rows, 1] = np.where(np.isfinite(half), half, np.abs(cuts) / 16)
-    hints[rows, 2] = drift = np.where(np.isfinite(moved), (drift + moved) / 2, 0)
-    hints[rows, 0] = cuts + drift
+    drift = np.where(np.isfinite(moved), (drift + moved) / 2, 0)
+    half = np.where(np.isfinite(half), half, np.abs(cuts) / 16)
+    hints[:, rows] = np.stack((cuts + drift, half, drift), axis=-1)
 
 
 def _choose_within(
-    values: Array,
-    absolute: bool,
-    among: Array | None,
-    wanted: Array,
-    low: Array,
-    high: Array,
-    out: Array,
-    members_only: bool,
-) -> tuple[Array, Array, Array]:
+    values: Array, absolute: bool, among: Array | None, wanted: Array, low: Array, high: Array, out: Array
+) -> list[Array]:
     """Say in `out` what ranks at or above each row's `wanted`-th largest member, looked for in [low, high].
 
-    Returns the value of that member, whether it was found, and how many members were in between; where it was not
-    found `out` says nothing.
+    wanted, low, high: [1 or 2, R] as in `_largest`; of two groups `out` tells for each element by its own.
+    Returns the values of these members, whether they were found, and how many members were in between, [1 or 2, R]
+    each; of a row where one was not found `out` says nothing.
     """
-    rows, size = values.shape
-    above, pieces, places = np.zeros(rows, int), [], []
-    for flat, lines, ranked in _blocks(values, absolute):
-        higher = np.greater(ranked, high[lines, None], out=out.reshape(-1)[flat].reshape(ranked.shape))
-        inside = ranked >= low[lines, None]
-        inside ^= higher
-        if among is not None:
-            members = among.reshape(-1)[flat].reshape(ranked.shape)
-            higher &= members
-            inside &= members
-        at = np.flatnonzero(inside)
-        pieces.append(ranked.reshape(-1)[at])
-        places.append(at + flat.start)
-        above[lines] += count_rows(higher)
-    at, ranked = np.concatenate(places), np.concatenate(pieces)
-    numbers = np.diff(np.searchsorted(at, np.arange(rows + 1) * size))
-    rank = wanted - above
+    groups, rows = wanted.shape
+    size = values.shape[1]
+    above, places = _scan(values, absolute, among, low, high, out)
+    at = np.concatenate(places)
+    numbers = np.concatenate([np.diff(np.searchsorted(of_group, np.arange(rows + 1) * size)) for of_group in places])
+    ranked = np.abs(values.reshape(-1)[at]) if absolute else values.reshape(-1)[at]
+    rank = wanted.reshape(-1) - above
     found = (rank >= 1) & (rank <= numbers)
-    cuts, lowest = np.full(rows, np.inf, values.dtype), np.full(rows, values.size)
+    cuts, lowest = np.full(len(rank), np.inf, values.dtype), np.full(len(rank), values.size)
+    results = [of.reshape(groups, rows) for of in (cuts, found, numbers)]
     if not found.any():
-        return cuts, found, numbers
+        return results
     # The candidates as a table, a line for each row, filled up at the end.
     real = np.arange(numbers.max()) < numbers[:, None]
     table = np.full(real.shape, -np.inf, values.dtype)
     table[real] = ranked
-    table, real, rank, first = table[found], real[found], rank[found], (numbers.cumsum() - numbers)[found]
+    first = numbers.cumsum() - numbers
+    if not found.all():
+        table, real, rank, first = table[found], real[found], rank[found], first[found]
     in_order = np.sort(table, axis=1) if len(table) > 1 else np.partition(table, -rank[0], axis=1)
-    cuts[found] = cut = np.take_along_axis(in_order, -rank[:, None], axis=1)[:, 0]
+    cuts[found] = cut = in_order[np.arange(len(rank)), -rank]
     # Of equal candidates the last are chosen, as many as the rank still asks for.
     ties = (table == cut[:, None]) & real
     surplus = count_rows(ties) - (rank - count_rows(table > cut[:, None]))
-    lowest[found] = at[first + (ties.cumsum(axis=1, dtype=np.int32) > surplus[:, None]).argmax(axis=1)]
-    if among is None or members_only:
+    if surplus.any():
+        ties = ties.cumsum(axis=1, dtype=np.int32) > surplus[:, None]
+    lowest[found] = at[first + ties.argmax(axis=1)]
+    if among is None or groups == 2:
         out.reshape(-1)[at] = (ranked > (cut := np.repeat(cuts, numbers))) | (
             (ranked == cut) & (at >= np.repeat(lowest, numbers))
         )
-        return cuts, found, numbers
+        return results
     for flat, lines, ranked in _blocks(values, absolute):  # what is no member has its place too
         part = np.greater_equal(ranked, cuts[lines, None], out=out.reshape(-1)[flat].reshape(ranked.shape))
         ties = ranked == cuts[lines, None]
@@ -342,7 +340,47 @@ def _choose_within(
         if np.count_nonzero(ties) > np.count_nonzero((here >= flat.start) & (here < flat.stop)):
             at = np.flatnonzero(ties) + flat.start
             part.reshape(-1)[at - flat.start] = at >= lowest[at // size]
-    return cuts, found, numbers
+    return results
+
+
+def _scan(
+    values: Array, absolute: bool, among: Array | None, low: Array, high: Array, out: Array
+) -> tuple[Array, list[Array]]:
+    """Say in `out` what is more than `high`: how many members of each row, and the flat places of those in between.
+
+    low, high: [1 or 2, R]; of two groups each element is compared with the bounds of its own. Returns [1 or 2 * R], and
+    as many arrays as groups.
+    """
+    inside, groups = np.empty(out.shape, bool), len(low)
+    for flat, lines, ranked in _blocks(values, absolute):
+        masks = [mask.reshape(-1)[flat].reshape(ranked.shape) for mask in (out, inside)]
+        _compare(ranked, low[0, lines], high[0, lines], *masks)
+        if among is not None and groups == 2:
+            members = among.reshape(-1)[flat].reshape(ranked.shape)
+            of_others = np.empty_like(members), np.empty_like(members)
+            _compare(ranked, low[1, lines], high[1, lines], *of_others)
+            for mask, other in zip(masks, of_others, strict=True):
+                _merge(mask, members, other)
+    if among is None:
+        return count_rows(out), [np.flatnonzero(inside)]
+    above, places = count_rows(out & among), [np.flatnonzero(inside & among)]
+    if groups == 1:
+        return above, places
+    return np.concatenate([above, count_rows(out) - above]), [*places, np.flatnonzero(inside > among)]
+
+
+def _compare(ranked: Array, low: Array, high: Array, higher: Array, between: Array) -> None:
+    """Where in each row is more than `high`, and where at least `low` but not more than `high`: into the last two."""
+    np.greater(ranked, high[:, None], out=higher)
+    np.greater_equal(ranked, low[:, None], out=between)
+    between ^= higher
+
+
+def _merge(mask: Array, members: Array, other: Array) -> None:
+    """Where there is no member: what `other` says, into `mask`."""
+    mask ^= other
+    mask &= members
+    mask ^= other
 
 
 def _blocks(values: Array, absolute: bool) -> Iterator[tuple[slice, slice, Array]]:
@@ -381,14 +419,15 @@ def _sample_brackets(values: Array, absolute: bool, among: Array | None, wanted:
     sample = values[:, ::step].astype(np.float64)
     if absolute:
         np.abs(sample, out=sample)
-    if among is not None:
-        sample[~among[:, ::step]] = np.nan  # sorted to the end
-    sample.sort(axis=1)
-    m = (~np.isnan(sample)).sum(1)
-    share = wanted / (size if among is None else count_rows(among))
-    middle, margin = m * (1 - share), 3.5 * np.sqrt(m * share * (1 - share)) + 4
-    left, right = np.floor(middle - margin).astype(int), np.ceil(middle + margin).astype(int)
+    low, high = np.empty(wanted.shape), np.empty(wanted.shape)
     lines = np.arange(rows)
-    low = np.where(left < 0, -np.inf, sample[lines, left.clip(0, sample.shape[1] - 1)])
-    high = np.where(right >= m, np.inf, sample[lines, right.clip(0, sample.shape[1] - 1)])
+    for group, members in enumerate([among] if among is None or len(wanted) == 1 else [among, ~among]):
+        # What is no member is sorted to the end.
+        part = np.sort(sample if members is None else np.where(members[:, ::step], sample, np.nan), axis=1)
+        m = (~np.isnan(part)).sum(1)
+        share = wanted[group] / (size if members is None else count_rows(members))
+        middle, margin = m * (1 - share), 3.5 * np.sqrt(m * share * (1 - share)) + 4
+        left, right = np.floor(middle - margin).astype(int), np.ceil(middle + margin).astype(int)
+        low[group] = np.where(left < 0, -np.inf, part[lines, left.clip(0, part.shape[1] - 1)])
+        high[group] = np.where(right >= m, np.inf, part[lines, right.clip(0, part.shape[1] - 1)])
     return low, high

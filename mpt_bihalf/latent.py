@@ -11,7 +11,7 @@ from torch import Tensor
 from .counts import Number, kept_count, round_half_up
 from .filters import filters
 from .ranks import Ranks
-from .selection import largest, no_hints
+from .selection import fitting, largest, largest_of_both
 from .spare import Spare
 from .standardise import Standard
 
@@ -55,13 +55,17 @@ class Latent:
         name: str,
         absolute: bool = False,
         among: Tensor | None = None,
-        members_only: bool = False,
     ) -> Tensor:
         """`selection.largest` of rows [R, D], which looks first where the selection of this `name` was a step ago."""
-        known = self.hints.get(name)
-        if known is None or len(known) != len(values) or known.device != values.device:
-            self.hints[name] = no_hints(values)
-        return largest(values, count, absolute, among, self.hints[name], members_only)
+        hints = self.hints[name] = fitting(self.hints.get(name), values)
+        return largest(values, count, absolute, among, hints)
+
+    def largest_of_both(
+        self, values: Tensor, counts: tuple[int, int], name: str, among: Tensor, absolute: bool = False
+    ) -> Tensor:
+        """`selection.largest_of_both`, likewise."""
+        hints = self.hints[name] = fitting(self.hints.get(name), values, 2)
+        return largest_of_both(values, counts, among, absolute, hints)
 
     def take_over(self, other: Latent) -> None:
         """Take what was worked out of the same W from `other`."""

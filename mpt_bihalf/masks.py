@@ -113,12 +113,8 @@ def balanced(latent: Latent) -> Tensor:
     positive = filters(latent.top_of_all)
     kept = kept_count(scores.shape[1], latent.prune_rate)
     quota = round_half_up(latent.p_pos, kept)
-    groups = ("best_positive", positive, quota), ("best_negative", ~positive, kept - quota)
-    best_positive, best_negative = (
-        latent.largest(scores, count, name, absolute=True, among=group, members_only=True)
-        for name, group, count in groups
-    )
-    return best_positive.logical_or_(best_negative).view(latent.weight.shape)
+    mask = latent.largest_of_both(scores, (quota, kept - quota), "balanced", positive, absolute=True)
+    return mask.view(latent.weight.shape)
 
 
 class GlobalRanking:

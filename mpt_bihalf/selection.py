@@ -14,13 +14,12 @@ def largest(
     absolute: bool = False,
     among: Tensor | None = None,
     hints: Tensor | None = None,
-    members_only: bool = False,
 ) -> Tensor:
     """Which elements of each row are its `count` largest, as a mask; of equal ones those of higher index.
 
     values: any float dtype [R, D] without NaN. count: 0 to D, for all rows or as int64 [R].
     absolute: rank the magnitudes. among: bool [R, D], where only some elements count; the mask then says of every
-    element, member or not, whether it ranks at or above the lowest chosen member; with `members_only` of these alone.
+    element, member or not, whether it ranks at or above the lowest chosen member.
     hints: from `no_hints`, the same in each step; they save time where values change little. Others are not looked at.
 
     Returns bool [R, D]: the top of a stable ascending sort. Off the CPU nothing waits for the device.
@@ -32,9 +31,7 @@ def largest(
         values = values.float()  # exact, and order-preserving, for all narrower float types
     if kernels.suit(values, among):
         counts = torch.full((rows,), count, device=values.device) if isinstance(count, int) else count
-        if hints is None or hints.shape != (rows, kernels.HINT):
-            hints = no_hints(values)
-        return kernels.largest(values, counts, hints, absolute, among, members_only)
+        return kernels.largest(values, counts, fitting(hints, values), absolute, among)
     if absolute:
         values = values.abs()
     if isinstance(count, int) and among is None and not 0 < count < size:
@@ -50,8 +47,26 @@ def largest(
     surplus = chosen.sum(1, keepdim=True) - wanted
     index = (ties.cumsum(1) <= surplus).sum(1, keepdim=True)
     place = torch.arange(size, device=values.device)
-    at_or_above = ((values > cut) | ((values == cut) & (place >= index))) & (wanted > 0)
-    return at_or_above & among if members_only and among is not None else at_or_above
+    return ((values > cut) | ((values == cut) & (place >= index))) & (wanted > 0)
+
+
+def largest_of_both(
+    values: Tensor, counts: tuple[int, int], among: Tensor, absolute: bool = False, hints: Tensor | None = None
+) -> Tensor:
+    """Which are the counts[0] largest of those in `among`, or the counts[1] largest of the others, row by row.
+
+    counts: each 0 to as many as there are. hints: from `no_hints` of twice the rows. All else as in `largest`.
+    """
+    rows = len(values)
+    hints = fitting(hints, values, 2)
+    if kernels.compiled() is None and kernels.suit(values, among) and all(counts) and values.numel():
+        return kernels.largest_of_both(values, counts, hints, absolute, among)
+    groups = among, ~among
+    first, second = (
+        largest(values, count, absolute, group, part).logical_and_(group)
+        for count, group, part in zip(counts, groups, (hints[:rows], hints[rows:]), strict=True)
+    )
+    return first.logical_or_(second)
 
 
 def kth_smallest(values: Tensor, k: int) -> Tensor:
@@ -59,9 +74,15 @@ def kth_smallest(values: Tensor, k: int) -> Tensor:
     return values.masked_fill(~largest(values, values.shape[1] - k), torch.inf).amin(1)
 
 
-def no_hints(values: Tensor) -> Tensor:
-    """Hints for `largest` of these values [R, D] that say nothing yet: float32 [R, HINT]."""
-    return torch.full((values.shape[0], kernels.HINT), torch.nan, dtype=torch.float32, device=values.device)
+def no_hints(values: Tensor, groups: int = 1) -> Tensor:
+    """Hints for a selection of these values [R, D] that say nothing yet: float32 [groups * R, HINT]."""
+    return torch.full((groups * len(values), kernels.HINT), torch.nan, dtype=torch.float32, device=values.device)
+
+
+def fitting(hints: Tensor | None, values: Tensor, groups: int = 1) -> Tensor:
+    """These hints where they are for such a selection, else new ones."""
+    fit = hints is not None and hints.shape == (groups * len(values), kernels.HINT) and hints.device == values.device
+    return hints if hints is not None and fit else no_hints(values, groups)
 
 
 def count_kept(mask: Tensor) -> Tensor:

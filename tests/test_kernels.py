@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mpt_bihalf import METHODS, binarize_weights, create_model, kernels, transport
-from mpt_bihalf.selection import count_kept, largest, no_hints
+from mpt_bihalf.selection import count_kept, largest, largest_of_both, no_hints
 
 VALUES = {
     "drawn": lambda g: torch.randn(6, 700, generator=g),
@@ -92,13 +92,39 @@ def test_only_members_count_and_all_are_placed(kind: str, form: str, monkeypatch
                 [stable(values[i : i + 1], int(counts[i]), members[i : i + 1]) for i in range(len(values))]
             )
             assert torch.equal(found, expected)
-            only = largest(values, counts, among=members, hints=no_hints(values), members_only=True)
-            assert torch.equal(only, expected & members)
             if int(n.min()) >= 3:
                 same = largest(values, 3, among=members)
                 assert torch.equal(
                     same & members, torch.cat([stable(v, 3, m) for v, m in _rows(values, members)]) & members
                 )
+
+
+@pytest.mark.parametrize("form", ["compiled", "numpy", "torch"])
+@pytest.mark.parametrize("absolute", [False, True])
+@pytest.mark.parametrize("kind", VALUES)
+def test_of_members_and_of_others_the_largest(
+    kind: str, absolute: bool, form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With no hint, a wrong one, that of the last selection, and one that is right for one of the groups only."""
+    if form != "compiled":
+        off(monkeypatch, form)
+    g = torch.Generator().manual_seed(5)
+    values = VALUES[kind](g)
+    rows = len(values)
+    members = torch.rand(values.shape, generator=g) < torch.linspace(0.3, 0.7, rows).unsqueeze(1)
+    fewest = int(min(members.sum(1).min(), (~members).sum(1).min()))
+    order = (values.abs() if absolute else values).argsort(dim=1, stable=True)
+    hints = no_hints(values, 2)
+    for counts in ((0, 0), (0, 5), (fewest, 0), (1, 1), (fewest // 3, fewest // 2), (fewest, 3), (fewest, fewest)):
+        expected = torch.zeros_like(members)
+        for row in range(rows):
+            of_members = members[row, order[row]]
+            for group, count in ((order[row, of_members], counts[0]), (order[row, ~of_members], counts[1])):
+                expected[row, group[len(group) - count :]] = True
+        half_right = hints.clone()
+        half_right[rows // 2 : rows + rows // 2] = torch.rand(rows, kernels.HINT, generator=g)
+        for hint in (None, hints, hints, half_right, torch.rand(2 * rows, kernels.HINT, generator=g)):
+            assert torch.equal(largest_of_both(values, counts, members, absolute, hint), expected), counts
 
 
 @pytest.mark.parametrize("form", ["compiled", "numpy"])
