@@ -35,8 +35,6 @@ HINT = 3  # numbers that say where to look in a row: a middle, a half width, how
 
 SUMS = 128  # sums of a row that are kept side by side
 
-EVEN_BYTES, EACH_PAIR = np.uint64(0x00FF00FF00FF00FF), np.uint64(0x0001000100010001)
-
 SIGN_BIT = torch.iinfo(torch.int32).min
 
 
@@ -109,8 +107,7 @@ def largest(values: Tensor, counts: Tensor, hints: Tensor, absolute: bool, among
 
 def largest_of_both(values: Tensor, counts: tuple[int, int], hints: Tensor, absolute: bool, among: Tensor) -> Tensor:
     """See `selection.largest_of_both`; without the compiled loops, in one look at the values. Neither count is 0."""
-    each = np.repeat(np.array(counts)[:, None], len(values), axis=1)
-    of_groups = hints.numpy().reshape(2, -1, HINT)
+    each, of_groups = np.full((len(values), 2), counts).T, hints.numpy().reshape(2, -1, HINT)
     return torch.from_numpy(_largest(values.detach().numpy(), absolute, among.numpy(), each, of_groups))
 
 
@@ -243,100 +240,100 @@ def _largest(values: Array, absolute: bool, among: Array | None, counts: Array, 
     counts: [1, R], of the members; or [2, R], of these and of the others, none 0. hints: [1 or 2, R, HINT].
     """
     rows, size = values.shape
-    chosen = np.zeros((rows, size), bool)
-    pending = np.flatnonzero(counts.all(axis=0))
+    chosen: Array = np.empty((rows, size), bool)
+    pending: slice | Array = slice(None)
     for look in ("hint", "sample", "all"):
-        rows_now = pending[~np.isnan(hints[:, pending, 0]).any(axis=0)] if look == "hint" else pending
-        if not len(rows_now):
-            continue
-        whole = len(rows_now) == rows
-        part = values if whole else values[rows_now]
-        members = among if whole or among is None else among[rows_now]
-        wanted = counts[:, rows_now]
+        whole = isinstance(pending, slice)
+        part, members, wanted = values[pending], among if whole or among is None else among[pending], counts[:, pending]
         if look == "hint":
-            middle, half = hints[:, rows_now, 0], hints[:, rows_now, 1]
+            middle, half = hints[..., 0], hints[..., 1]
             low, high = middle - half, middle + half
+            if not (low <= high).any():
+                continue
         elif look == "sample":
             low, high = _sample_brackets(part, absolute, members, wanted)
         else:
-            low, high = np.full(wanted.shape, -np.inf), np.full(wanted.shape, np.inf)
-        bounds = low.astype(values.dtype), high.astype(values.dtype)
+            low, high = (np.full(wanted.shape, bound, values.dtype) for bound in (-np.inf, np.inf))
         out = chosen if whole else np.empty(part.shape, bool)
-        cuts, found, between = _choose_within(part, absolute, members, wanted, *bounds, out)
+        cuts, found, between = _choose_within(part, absolute, members, wanted, low, high, out)
+        told = cuts, (high - low) / 2, between / (size / 256 + 16)
+        if whole and found.all():
+            _remember(hints, pending, *told)
+            return chosen
         found_all = found.all(axis=0)
-        done = rows_now[found_all]
+        in_order = np.arange(rows)[pending]
+        done, pending = in_order[found_all], in_order[~found_all]
         if len(done):
             if not whole:
                 chosen[done] = out[found_all]
-            told = (of[:, found_all] for of in (cuts, (high - low) / 2, between / (size / 256 + 16)))
-            _remember(hints, done, *told)
-        left = np.ones(rows, bool)
-        left[done] = False
-        pending = pending[left[pending]]
+            _remember(hints, done, *(of[:, found_all] for of in told))
         if not len(pending):
             return chosen
     chosen[pending] = False  # NaN among the values: there is no order to cut
     return chosen
 
 
-def _remember(hints: Array, rows: Array, cuts: Array, half: Array, crowded: Array) -> None:
+def _remember(hints: Array, rows: slice | Array, cuts: Array, half: Array, crowded: Array) -> None:
     """Where to look in these rows next time: cuts were found within `half`, `crowded` by so many times too much."""
     expected, drift = hints[:, rows, 0], hints[:, rows, 2]
-    missed, moved = np.abs(cuts - expected), cuts - (expected - drift)
-    middle = len(rows) // 2
+    moved = cuts - expected
+    missed, moved = np.abs(moved), moved + drift
+    middle = cuts.shape[1] // 2
     usual = np.partition(missed, middle)[:, middle, None] if hints.shape[1] > 1 else 0  # rows move alike
-    narrower = half / np.fmax(crowded, 1)
-    half = np.where(np.isnan(missed), half / 4, np.fmax(2 * missed, np.fmax(narrower, 8 * usual)))
+    # Of what is not known yet, NaN, fmax takes the other.
+    half = np.fmax(2 * missed, np.fmax(half / np.fmax(crowded, 1), 8 * usual))
     drift = np.where(np.isfinite(moved), (drift + moved) / 2, 0)
-    half = np.where(np.isfinite(half), half, np.abs(cuts) / 16)
-    hints[:, rows] = np.stack((cuts + drift, half, drift), axis=-1)
+    hints[:, rows, 0] = cuts + drift
+    hints[:, rows, 1] = np.where(np.isfinite(half), half, np.abs(cuts) / 16)
+    hints[:, rows, 2] = drift
 
 
 def _choose_within(
     values: Array, absolute: bool, among: Array | None, wanted: Array, low: Array, high: Array, out: Array
-) -> list[Array]:
+) -> tuple[Array, Array, Array]:
     """Say in `out` what ranks at or above each row's `wanted`-th largest member, looked for in [low, high].
 
     wanted, low, high: [1 or 2, R] as in `_largest`; of two groups `out` tells for each element by its own.
     Returns the values of these members, whether they were found, and how many members were in between, [1 or 2, R]
     each; of a row where one was not found `out` says nothing.
     """
-    groups, rows = wanted.shape
     size = values.shape[1]
     above, places = _scan(values, absolute, among, low, high, out)
-    at = np.concatenate(places)
-    numbers = np.concatenate([np.diff(np.searchsorted(of_group, np.arange(rows + 1) * size)) for of_group in places])
-    ranked = np.abs(values.reshape(-1)[at]) if absolute else values.reshape(-1)[at]
+    at, starts = np.concatenate(places), np.arange(0, values.size + 1, size)
+    numbers = np.concatenate([np.diff(np.searchsorted(of_group, starts)) for of_group in places])
+    ranked = values.reshape(-1)[at]
+    if absolute:
+        np.abs(ranked, out=ranked)
     rank = wanted.reshape(-1) - above
-    found = (rank >= 1) & (rank <= numbers)
-    cuts, lowest = np.full(len(rank), np.inf, values.dtype), np.full(len(rank), values.size)
-    results = [of.reshape(groups, rows) for of in (cuts, found, numbers)]
-    if not found.any():
-        return results
+    found = (rank <= numbers) & ((rank > 0) | (wanted.reshape(-1) + above == 0))
     # The candidates as a table, a line for each row, filled up at the end.
-    real = np.arange(numbers.max()) < numbers[:, None]
+    real = np.arange(numbers.max() + 2) < numbers[:, None]
     table = np.full(real.shape, -np.inf, values.dtype)
     table[real] = ranked
-    first = numbers.cumsum() - numbers
-    if not found.all():
-        table, real, rank, first = table[found], real[found], rank[found], first[found]
-    in_order = np.sort(table, axis=1) if len(table) > 1 else np.partition(table, -rank[0], axis=1)
-    cuts[found] = cut = in_order[np.arange(len(rank)), -rank]
-    # Of equal candidates the last are chosen, as many as the rank still asks for.
-    ties = (table == cut[:, None]) & real
-    surplus = count_rows(ties) - (rank - count_rows(table > cut[:, None]))
-    if surplus.any():
-        ties = ties.cumsum(axis=1, dtype=np.int32) > surplus[:, None]
-    lowest[found] = at[first + ties.argmax(axis=1)]
-    if among is None or groups == 2:
-        out.reshape(-1)[at] = (ranked > (cut := np.repeat(cuts, numbers))) | (
-            (ranked == cut) & (at >= np.repeat(lowest, numbers))
-        )
+    place = -np.minimum(np.maximum(rank, 1), real.shape[1] - 1)
+    in_order = np.sort(table, axis=1) if len(rank) > 1 else np.partition(table, [place[0] - 1, place[0]], axis=1)
+    lines = np.arange(len(rank))
+    cuts = np.where(found & (rank > 0), in_order[lines, place], np.nan)  # NaN: none is chosen
+    results = cuts.reshape(wanted.shape), found.reshape(wanted.shape), numbers.reshape(wanted.shape)
+    by_group = among is None or len(wanted) == 2
+    if by_group and not (in_order[lines, place - 1] == cuts).any():
+        out.reshape(-1)[at] = ranked >= np.repeat(cuts, numbers)
         return results
-    for flat, lines, ranked in _blocks(values, absolute):  # what is no member has its place too
-        part = np.greater_equal(ranked, cuts[lines, None], out=out.reshape(-1)[flat].reshape(ranked.shape))
-        ties = ranked == cuts[lines, None]
-        here = lowest[lines]
+    # Of equal candidates the last are chosen, as many as the rank still asks for.
+    lowest, lines = np.full(len(rank), values.size), np.flatnonzero(found & (rank > 0))
+    table, cut = table[lines], cuts[lines, None]
+    ties = (table == cut) & real[lines]
+    surplus = count_rows(ties) - (rank[lines] - count_rows(table > cut))
+    first = (ties.cumsum(axis=1, dtype=np.int32) > surplus[:, None]).argmax(axis=1)
+    lowest[lines] = at[(numbers.cumsum() - numbers)[lines] + first]
+    if by_group:
+        cuts, first = np.repeat(cuts, numbers), np.repeat(lowest, numbers)
+        out.reshape(-1)[at] = (ranked > cuts) | ((ranked == cuts) & (at >= first))
+        return results
+    for flat, rows_here, ranked in _blocks(values, absolute):  # what is no member has its place too
+        part = np.greater_equal(ranked, cuts[rows_here, None], out=out.reshape(-1)[flat].reshape(ranked.shape))
+        ties = ranked == cuts[rows_here, None]
+        here = lowest[rows_here]
         if np.count_nonzero(ties) > np.count_nonzero((here >= flat.start) & (here < flat.stop)):
             at = np.flatnonzero(ties) + flat.start
             part.reshape(-1)[at - flat.start] = at >= lowest[at // size]
@@ -402,14 +399,12 @@ def count_rows(mask: Array) -> Array:
     rows, size = mask.shape
     if size > 8192:
         return np.array([np.count_nonzero(row) for row in mask])
-    total: Array = np.zeros(rows, np.uint64)
     whole = size // 8 * 8
+    total = mask[:, whole:].sum(axis=1)
     for first in range(0, whole, 8 * 255):  # eight neighbours are added at once; a byte says no more than 255
-        bytes_ = np.add.reduce(mask[:, first : min(first + 8 * 255, whole)].view(np.uint64), axis=1)
-        pairs = (bytes_ & EVEN_BYTES) + (bytes_ >> np.uint64(8) & EVEN_BYTES)
-        total += pairs * EACH_PAIR >> np.uint64(48)
-    counts: Array = total.astype(int)
-    return counts if whole == size else counts + mask[:, whole:].sum(axis=1)
+        eights = np.add.reduce(mask[:, first : min(first + 8 * 255, whole)].view(np.uint64), axis=1)
+        total += eights.view(np.uint8).reshape(rows, 8).sum(axis=1, dtype=int)
+    return total
 
 
 def _sample_brackets(values: Array, absolute: bool, among: Array | None, wanted: Array) -> tuple[Array, Array]:
@@ -419,7 +414,7 @@ def _sample_brackets(values: Array, absolute: bool, among: Array | None, wanted:
     sample = values[:, ::step].astype(np.float64)
     if absolute:
         np.abs(sample, out=sample)
-    low, high = np.empty(wanted.shape), np.empty(wanted.shape)
+    low, high = np.empty(wanted.shape, values.dtype), np.empty(wanted.shape, values.dtype)
     lines = np.arange(rows)
     for group, members in enumerate([among] if among is None or len(wanted) == 1 else [among, ~among]):
         # What is no member is sorted to the end.
