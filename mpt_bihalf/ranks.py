@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import cached_property
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 from torch import Tensor
 
 from .filters import filters
@@ -56,16 +57,16 @@ class Ranks:
         """Move the cuts of these rows as far as `width` ranks around the last ones tell; which rows are still to do."""
         size = among.shape[1]
         first = (ends[rows] - width // 2).clip(0, size - width)
-        ranks = first[:, None] + np.arange(width)
-        offset = size * rows[:, None]
-        places = self._order.reshape(-1)[ranks + offset] + offset
-        inside = among.reshape(-1)[places]
-        ahead = members[rows] - count_rows(inside & (ranks < ends[rows, None]))
+        places = sliding_window_view(self._order, width, axis=1)[rows, first] + size * rows[:, None]
+        near = np.arange(width)
+        inside, before = among.reshape(-1)[places], near < (ends[rows] - first)[:, None]
+        wanted = counts[rows] - members[rows] + count_rows(inside & before)
         up_to = inside.cumsum(axis=1, dtype=np.int32)
-        wanted = counts[rows] - ahead
         found = (wanted > 0) & (wanted <= up_to[:, -1])
-        higher = (up_to < wanted[:, None]).sum(axis=1)
-        chosen.reshape(-1)[places[found]] = (np.arange(width) <= higher[:, None])[found]
+        higher = count_rows(up_to < wanted[:, None])
+        after = near <= higher[:, None]
+        changed = (before ^ after) & found[:, None]
+        chosen.reshape(-1)[places[changed]] = after[changed]
         ends[rows[found]] = (first + higher + 1)[found]
         return rows[~found]
 
