@@ -52,7 +52,8 @@ class StepCost:
 def alone(model: nn.Module, optimizer: Optimizer | None, rounds: int = 21) -> float:
     """Median seconds of what the method itself does in a step of this model, which has been trained before.
 
-    Between them what is trained goes on as in the last step, so that selections have new scores to look at.
+    Between them what is trained moves as in training, by gradients as large as the last step's in other directions, so
+    that selections have new scores to look at.
     """
     assert optimizer is not None
     trained = [p for group in optimizer.param_groups for p in group["params"]]
@@ -69,7 +70,7 @@ def alone(model: nn.Module, optimizer: Optimizer | None, rounds: int = 21) -> fl
     seconds = []
     for _ in range(rounds):
         for parameter, step in zip(trained, steps, strict=True):
-            parameter.grad = step
+            parameter.grad = None if step is None else step * torch.randn_like(step)
         optimizer.step()
         model.zero_grad()
         seconds.append(seconds_of(work))
