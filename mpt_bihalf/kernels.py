@@ -207,11 +207,11 @@ def _row_sums(rows: Array) -> Array:
     whole = max(size // SUMS * SUMS, min(size, SUMS))
     sums = np.add.reduce(rows[:, :whole].reshape(count, -1, min(size, SUMS)), axis=1)
     sums[:, : size - whole] += rows[:, whole:]
-    while (size := sums.shape[1]) > 1:
-        lower, upper = sums[:, : (size + 1) // 2], sums[:, (size + 1) // 2 :]
-        lower[:, : size // 2] += upper
-        sums = lower
-    return sums
+    of_rows = np.ascontiguousarray(sums.T)
+    while (left := len(of_rows)) > 1:
+        of_rows[: left // 2] += of_rows[(left + 1) // 2 :]
+        of_rows = of_rows[: (left + 1) // 2]
+    return of_rows.T
 
 
 @np.errstate(all="ignore")  # a filter that keeps none has no mean magnitude
