@@ -106,7 +106,7 @@ def largest(values: Tensor, counts: Tensor, hints: Tensor, absolute: bool, among
 
 
 def largest_of_both(values: Tensor, counts: tuple[int, int], hints: Tensor, absolute: bool, among: Tensor) -> Tensor:
-    """See `selection.largest_of_both`; without the compiled loops, in one look at the values. Neither count is 0."""
+    """See `selection.largest_of_both`; without the compiled loops, in one look at the values."""
     each, of_groups = np.full((len(values), 2), counts).T, hints.numpy().reshape(2, -1, HINT)
     return torch.from_numpy(_largest(values.detach().numpy(), absolute, among.numpy(), each, of_groups))
 
@@ -233,13 +233,15 @@ def _standardise(
     np.multiply(_row_sums(around) / count / deviation, ~equal, out=magnitude)
 
 
-@np.errstate(invalid="ignore")  # infinite values make hints that are none
+@np.errstate(invalid="ignore", over="ignore")  # infinite and huge values make hints that are none
 def _largest(values: Array, absolute: bool, among: Array | None, counts: Array, hints: Array) -> Array:
     """Three looks at the most: around the hint, at what a sample says (Floyd and Rivest 1975), at everything.
 
-    counts: [1, R], of the members; or [2, R], of these and of the others, none 0. hints: [1 or 2, R, HINT].
+    counts: [1, R], of the members; or [2, R], of these and of the others. hints: [1 or 2, R, HINT].
     """
     rows, size = values.shape
+    if not counts.any():
+        return np.zeros((rows, size), bool)
     chosen: Array = np.empty((rows, size), bool)
     pending: slice | Array = slice(None)
     for look in ("hint", "sample", "all"):
@@ -256,17 +258,17 @@ def _largest(values: Array, absolute: bool, among: Array | None, counts: Array, 
             low, high = (np.full(wanted.shape, bound, values.dtype) for bound in (-np.inf, np.inf))
         out = chosen if whole else np.empty(part.shape, bool)
         cuts, found, between = _choose_within(part, absolute, members, wanted, low, high, out)
-        told = cuts, (high - low) / 2, between / (size / 256 + 16)
+        news = cuts, (high - low) / 2, between / (size / 256 + 16)
         if whole and found.all():
-            _remember(hints, pending, *told)
+            _remember(hints, pending, *news)
             return chosen
         found_all = found.all(axis=0)
-        in_order = np.arange(rows)[pending]
-        done, pending = in_order[found_all], in_order[~found_all]
+        row_numbers = np.arange(rows)[pending]
+        done, pending = row_numbers[found_all], row_numbers[~found_all]
         if len(done):
             if not whole:
                 chosen[done] = out[found_all]
-            _remember(hints, done, *(of[:, found_all] for of in told))
+            _remember(hints, done, *(each[:, found_all] for each in news))
         if not len(pending):
             return chosen
     chosen[pending] = False  # NaN among the values: there is no order to cut
@@ -278,10 +280,10 @@ def _remember(hints: Array, rows: slice | Array, cuts: Array, half: Array, crowd
     expected, drift = hints[:, rows, 0], hints[:, rows, 2]
     moved = cuts - expected
     missed, moved = np.abs(moved), moved + drift
-    middle = cuts.shape[1] // 2
-    usual = np.partition(missed, middle)[:, middle, None] if hints.shape[1] > 1 else 0  # rows move alike
-    # Of what is not known yet, NaN, fmax takes the other.
-    half = np.fmax(2 * missed, np.fmax(half / np.fmax(crowded, 1), 8 * usual))
+    median = cuts.shape[1] // 2
+    usual = np.partition(missed, median)[:, median, None] if hints.shape[1] > 1 else 0  # rows move alike
+    half = np.where(np.isfinite(half), half / np.fmax(crowded, 1), np.abs(cuts) / 16)
+    half = np.fmax(2 * missed, np.fmax(half, 8 * usual))  # of what is not known yet, NaN, it takes the other
     drift = np.where(np.isfinite(moved), (drift + moved) / 2, 0)
     hints[:, rows, 0] = cuts + drift
     hints[:, rows, 1] = np.where(np.isfinite(half), half, np.abs(cuts) / 16)
@@ -294,8 +296,8 @@ def _choose_within(
     """Say in `out` what ranks at or above each row's `wanted`-th largest member, looked for in [low, high].
 
     wanted, low, high: [1 or 2, R] as in `_largest`; of two groups `out` tells for each element by its own.
-    Returns the values of these members, whether they were found, and how many members were in between, [1 or 2, R]
-    each; of a row where one was not found `out` says nothing.
+    Returns the values of these members (NaN where none is wanted), whether they were found, and how many members were
+    in between, [1 or 2, R] each; of a row where one was not found `out` says nothing.
     """
     size = values.shape[1]
     above, places = _scan(values, absolute, among, low, high, out)
@@ -320,15 +322,15 @@ def _choose_within(
         out.reshape(-1)[at] = ranked >= np.repeat(cuts, numbers)
         return results
     # Of equal candidates the last are chosen, as many as the rank still asks for.
-    lowest, lines = np.full(len(rank), values.size), np.flatnonzero(found & (rank > 0))
-    table, cut = table[lines], cuts[lines, None]
-    ties = (table == cut) & real[lines]
-    surplus = count_rows(ties) - (rank[lines] - count_rows(table > cut))
+    lowest, cutting = np.full(len(rank), values.size), np.flatnonzero(found & (rank > 0))
+    table, cut = table[cutting], cuts[cutting, None]
+    ties = (table == cut) & real[cutting]
+    surplus = count_rows(ties) - (rank[cutting] - count_rows(table > cut))
     first = (ties.cumsum(axis=1, dtype=np.int32) > surplus[:, None]).argmax(axis=1)
-    lowest[lines] = at[(numbers.cumsum() - numbers)[lines] + first]
+    lowest[cutting] = at[(numbers.cumsum() - numbers)[cutting] + first]
     if by_group:
-        cuts, first = np.repeat(cuts, numbers), np.repeat(lowest, numbers)
-        out.reshape(-1)[at] = (ranked > cuts) | ((ranked == cuts) & (at >= first))
+        cut = np.repeat(cuts, numbers)
+        out.reshape(-1)[at] = (ranked > cut) | ((ranked == cut) & (at >= np.repeat(lowest, numbers)))
         return results
     for flat, rows_here, ranked in _blocks(values, absolute):  # what is no member has its place too
         part = np.greater_equal(ranked, cuts[rows_here, None], out=out.reshape(-1)[flat].reshape(ranked.shape))
@@ -343,10 +345,10 @@ def _choose_within(
 def _scan(
     values: Array, absolute: bool, among: Array | None, low: Array, high: Array, out: Array
 ) -> tuple[Array, list[Array]]:
-    """Say in `out` what is more than `high`: how many members of each row, and the flat places of those in between.
+    """Say in `out` what is more than `high`, member or not, each element by the bounds of its own group.
 
-    low, high: [1 or 2, R]; of two groups each element is compared with the bounds of its own. Returns [1 or 2 * R], and
-    as many arrays as groups.
+    low, high: [1 or 2, R]. Returns how many members that are in each row, [R] or [2 R], and for each group the flat
+    places of those that are not but at least `low`.
     """
     inside, groups = np.empty(out.shape, bool), len(low)
     for flat, lines, ranked in _blocks(values, absolute):
@@ -370,7 +372,7 @@ def _compare(ranked: Array, low: Array, high: Array, higher: Array, between: Arr
     """Where in each row is more than `high`, and where at least `low` but not more than `high`: into the last two."""
     np.greater(ranked, high[:, None], out=higher)
     np.greater_equal(ranked, low[:, None], out=between)
-    between ^= higher
+    np.greater(between, higher, out=between)
 
 
 def _merge(mask: Array, members: Array, other: Array) -> None:
@@ -398,7 +400,7 @@ def count_rows(mask: Array) -> Array:
     """How many are True in each row, by the faster way for rows of this length."""
     rows, size = mask.shape
     if size > 8192:
-        return np.array([np.count_nonzero(row) for row in mask])
+        return np.array([np.count_nonzero(row) for row in mask], dtype=int)
     whole = size // 8 * 8
     total = mask[:, whole:].sum(axis=1)
     for first in range(0, whole, 8 * 255):  # eight neighbours are added at once; a byte says no more than 255

@@ -59,7 +59,7 @@ def largest_of_both(
     """
     rows = len(values)
     hints = fitting(hints, values, 2)
-    if kernels.compiled() is None and kernels.suit(values, among) and all(counts) and values.numel():
+    if not kernels.compiled() and kernels.suit(values, among) and values.numel():
         return kernels.largest_of_both(values, counts, hints, absolute, among)
     groups = among, ~among
     first, second = (
@@ -80,9 +80,10 @@ def no_hints(values: Tensor, groups: int = 1) -> Tensor:
 
 
 def fitting(hints: Tensor | None, values: Tensor, groups: int = 1) -> Tensor:
-    """These hints where they are for such a selection, else new ones."""
-    fit = hints is not None and hints.shape == (groups * len(values), kernels.HINT) and hints.device == values.device
-    return hints if hints is not None and fit else no_hints(values, groups)
+    """The hints where they are for such values, else new ones."""
+    if hints is None or hints.device != values.device or hints.shape != (groups * len(values), kernels.HINT):
+        return no_hints(values, groups)
+    return hints
 
 
 def count_kept(mask: Tensor) -> Tensor:

@@ -51,6 +51,13 @@ def stable(values: Tensor, count: int, members: Tensor) -> Tensor:
     return out
 
 
+def odd_hints(rows: int, generator: torch.Generator) -> Tensor:
+    """Some none, some infinite, some with half widths below 0."""
+    drawn = torch.randn(rows, kernels.HINT, generator=generator)
+    which = torch.rand(rows, kernels.HINT, generator=generator)
+    return drawn.where(which > 0.2, torch.inf).where(which > 0.1, torch.nan)
+
+
 @pytest.mark.parametrize("threads", [1, 2, "numpy", "torch"])
 @pytest.mark.parametrize("absolute", [False, True])
 @pytest.mark.parametrize("kind", VALUES)
@@ -71,7 +78,7 @@ def test_largest_is_the_top_of_a_stable_sort_with_any_hint(
     torch.set_num_threads(threads)
     for count in (0, 1, size // 3, size // 2, size // 2 + 1, size - 1, size):
         expected = torch.zeros_like(values, dtype=torch.bool).scatter_(1, order[:, size - count :], True)
-        for hint in (hints, no_hints(values), torch.rand(len(values), kernels.HINT, generator=g)):
+        for hint in (hints, no_hints(values), odd_hints(len(values), g)):
             assert torch.equal(largest(values, count, absolute, hints=hint), expected), count
     torch.set_num_threads(before)
 
@@ -123,7 +130,8 @@ def test_of_members_and_of_others_the_largest(
                 expected[row, group[len(group) - count :]] = True
         half_right = hints.clone()
         half_right[rows // 2 : rows + rows // 2] = torch.rand(rows, kernels.HINT, generator=g)
-        for hint in (None, hints, hints, half_right, torch.rand(2 * rows, kernels.HINT, generator=g)):
+        given = (None,) if form == "torch" else (None, hints, hints, half_right, odd_hints(2 * rows, g))
+        for hint in given:
             assert torch.equal(largest_of_both(values, counts, members, absolute, hint), expected), counts
 
 

@@ -234,6 +234,7 @@ class Kills:
             return []
 
 
+@pytest.mark.slow
 def test_killed_again_and_again(sweep: Callable[..., Sweep], untroubled: Sweep) -> None:
     killed = sweep()
     kills = Kills(killed)

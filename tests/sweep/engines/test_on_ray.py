@@ -96,6 +96,7 @@ def test_runs_move_from_a_node_that_is_killed_and_end_as_if_left_alone(
     assert read_records(tmp_path, wanted) == read_records(tmp_path / "here", wanted)
 
 
+@pytest.mark.slow
 def test_a_run_whose_worker_is_killed_goes_on(tmp_path: Path, runs: Runs, node: Any) -> None:
     import psutil
 
