@@ -227,17 +227,9 @@ def test_a_run_killed_in_mid_epoch_ends_as_one_left_alone(tmp_path: Path) -> Non
     training.assert_as_left_alone()
 
 
-@pytest.mark.parametrize(
-    ("signum", "setting"),
-    [
-        (signal.SIGTERM, "mpt-bihalf"),
-        *[
-            pytest.param(signum, name, marks=pytest.mark.slow)
-            for name in SETTINGS
-            for signum in (signal.SIGTERM, signal.SIGINT)
-        ],
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("setting", SETTINGS)
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
 def test_a_run_that_is_asked_to_stop_stops_at_once_and_loses_nothing(
     signum: signal.Signals, setting: str, tmp_path: Path
 ) -> None:

@@ -117,6 +117,7 @@ def test_a_run_whose_worker_is_killed_goes_on(tmp_path: Path, runs: Runs, node: 
     assert read_records(tmp_path, [run]) == read_records(tmp_path / "here", [run])
 
 
+@pytest.mark.slow
 def test_closing_ends_the_runs_with_their_steps_kept(tmp_path: Path, runs: Runs, node: Any) -> None:
     wanted = [replace(run, epochs=100, batch_size=20) for run in runs(methods=["sign"])]
     folder = run_folder(tmp_path, wanted[0])
