@@ -44,6 +44,7 @@ def fraction_within(x: Number, name: str, below_one: bool = False) -> Fraction:
     return fraction
 
 
+@lru_cache(maxsize=1000, typed=True)  # asked anew in each step; Fraction(0.1) equals 0.1 and yet is another number
 def round_half_up(x: Number, n: int) -> int:
     """floor(x * n + 1/2) in exact arithmetic: 0.3 of 5 is 2, 0.35 of 10 is 4."""
     product = as_fraction(x) * n

@@ -98,7 +98,7 @@ def loss_scaler(device: torch.device, wanted: bool) -> GradScaler:
 
 def host_reads_free(tensor: Tensor) -> bool:
     """Whether the host may look at the values without waiting for a device."""
-    return tensor.device.type == "cpu"
+    return tensor.is_cpu
 
 
 def fused_optimizers(device: torch.device) -> bool:

@@ -11,8 +11,9 @@ import ctypes
 import os
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cache
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,8 @@ FLAVOURS = {"AVX512": ("avx512", "avx2", "any"), "AVX2": ("avx2", "any")}
 SOURCE = Path(__file__).with_name("kernels.cpp")
 
 BLOCK = 2**18  # elements that are looked at together without the compiled loops: they stay in a cache
+
+FEW = 150_000  # elements up to which the calls of a hinted look take longer than a look without hint
 
 HINT = 3  # numbers that say where to look in a row: a middle, a half width, how far that middle is from the last cut
 
@@ -71,14 +74,15 @@ def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
 
 def suit(*tensors: Tensor | None) -> bool:
     """Whether these are for the functions here: float32 or bool, contiguous, plain tensors in the host's memory."""
-    return all(
-        plain(tensor)
-        and host_reads_free(tensor)
-        and tensor.dtype in (torch.float32, torch.bool)
-        and tensor.is_contiguous()
-        for tensor in tensors
-        if tensor is not None
-    )
+    for tensor in tensors:
+        if tensor is not None and not (
+            host_reads_free(tensor)
+            and tensor.dtype in (torch.float32, torch.bool)
+            and tensor.is_contiguous()
+            and plain(tensor)
+        ):
+            return False
+    return True
 
 
 def plain(tensor: Tensor) -> bool:
@@ -92,23 +96,27 @@ def plain(tensor: Tensor) -> bool:
     )
 
 
-def largest(values: Tensor, counts: Tensor, hints: Tensor, absolute: bool, among: Tensor | None) -> Tensor:
-    """See `selection.largest`. counts: int64 [R]; hints: float32 [R, HINT], where to look, changed in place."""
+def largest(values: Tensor, counts: int | Tensor, hints: Tensor, absolute: bool, among: Tensor | None) -> Tensor:
+    """See `selection.largest`. hints: float32 [R, HINT], where to look, changed in place."""
     if compiled():
+        each = (
+            torch.full(values.shape[:1], counts, device=values.device)
+            if isinstance(counts, int)
+            else counts.contiguous()
+        )
         totals = None if among is None else count(among)
         out = torch.empty(values.shape, dtype=torch.bool, device=values.device)
-        _call("largest", values, absolute, among, *values.shape, counts.contiguous(), totals, hints, out)
+        _call("largest", values, absolute, among, *values.shape, each, totals, hints, out)
         return out
     members = None if among is None else among.numpy()
-    return torch.from_numpy(
-        _largest(values.detach().numpy(), absolute, members, counts.numpy()[None], hints.numpy()[None])
-    )
+    wanted = np.array([[counts]]) if isinstance(counts, int) else counts.numpy()[None]
+    return torch.from_numpy(_largest(values.detach().numpy(), absolute, members, wanted, hints.numpy()[None]))
 
 
 def largest_of_both(values: Tensor, counts: tuple[int, int], hints: Tensor, absolute: bool, among: Tensor) -> Tensor:
     """See `selection.largest_of_both`; without the compiled loops, in one look at the values."""
-    each, of_groups = np.full((len(values), 2), counts).T, hints.numpy().reshape(2, -1, HINT)
-    return torch.from_numpy(_largest(values.detach().numpy(), absolute, among.numpy(), each, of_groups))
+    wanted, of_groups = np.array(counts)[:, None], hints.numpy().reshape(2, -1, HINT)
+    return torch.from_numpy(_largest(values.detach().numpy(), absolute, among.numpy(), wanted, of_groups))
 
 
 def count(mask: Tensor) -> Tensor:
@@ -153,9 +161,11 @@ def score_gradient(g: Tensor, magnitude: Tensor, positive: Tensor, scores: Tenso
         weight, alpha = (magnitude, 0.0) if magnitude.numel() == g.numel() > 1 else (None, abs(float(magnitude)))
         _call("score_gradient", g, weight, alpha, positive, scores, g.numel(), out)
         return out
-    flat = [tensor.reshape(-1).split(BLOCK) for tensor in (out, g, positive, scores)]
-    weights = magnitude.reshape(-1).split(BLOCK) if magnitude.numel() == g.numel() else [magnitude] * len(flat[0])
-    for part, of_loss, sign, score, weight in zip(*flat, weights, strict=True):
+    whole = out, g, magnitude, positive, scores
+    parts: Iterable[tuple[Tensor, ...]] = [whole]
+    if g.numel() > BLOCK:
+        parts = zip(*(t.reshape(-1).split(BLOCK) if t.numel() > 1 else repeat(t) for t in whole), strict=False)
+    for part, of_loss, weight, sign, score in parts:
         torch.mul(of_loss, weight.abs(), out=part)
         against = sign.numpy() ^ (score.numpy() >= 0)  # NumPy compares faster, torch does all else faster
         part.view(torch.int32).bitwise_xor_(torch.from_numpy(against).int().mul_(SIGN_BIT))
@@ -237,11 +247,15 @@ def _standardise(
 def _largest(values: Array, absolute: bool, among: Array | None, counts: Array, hints: Array) -> Array:
     """Three looks at the most: around the hint, at what a sample says (Floyd and Rivest 1975), at everything.
 
-    counts: [1, R], of the members; or [2, R], of these and of the others. hints: [1 or 2, R, HINT].
+    counts: [1, R], of the members; or [2, R], of these and of the others; one column does for all rows. hints: [1 or 2,
+    R, HINT].
     """
     rows, size = values.shape
     if not counts.any():
         return np.zeros((rows, size), bool)
+    if values.size <= FEW and (of_few := _largest_of_few(values, absolute, among, counts)) is not None:
+        return of_few
+    counts = np.broadcast_to(counts, (len(counts), rows))
     chosen: Array = np.empty((rows, size), bool)
     pending: slice | Array = slice(None)
     for look in ("hint", "sample", "all"):
@@ -273,6 +287,26 @@ def _largest(values: Array, absolute: bool, among: Array | None, counts: Array, 
             return chosen
     chosen[pending] = False  # NaN among the values: there is no order to cut
     return chosen
+
+
+def _largest_of_few(values: Array, absolute: bool, among: Array | None, counts: Array) -> Array | None:
+    """The same in fewer calls, with each row in order; None where values are tied, or rows ask for other counts."""
+    (rows, size), groups = values.shape, len(counts)
+    if counts.shape[1] > 1 or (among is not None and (groups == 1 or not absolute)):
+        return None
+    keys = np.abs(values) if absolute else values
+    if among is None:
+        count = size - int(counts[0, 0])
+        chosen = keys >= np.partition(keys, count, axis=1)[:, count, None]
+    else:
+        # As whole numbers the floats from 0 up have the same order; those of the others are turned round, below 0.
+        keys = keys.view(np.int32) ^ (among.view(np.int8) - np.int8(1))
+        in_order = np.sort(keys, axis=1)
+        count, of_others = counts[:, 0].tolist()
+        chosen = keys >= in_order[:, size - count, None] if count else np.zeros(keys.shape, bool)
+        if of_others:
+            chosen |= keys <= in_order[:, of_others - 1, None]
+    return chosen if np.count_nonzero(chosen) == counts.sum() * rows else None
 
 
 def _remember(hints: Array, rows: slice | Array, cuts: Array, half: Array, crowded: Array) -> None:
@@ -362,10 +396,12 @@ def _scan(
                 _merge(mask, members, other)
     if among is None:
         return count_rows(out), [np.flatnonzero(inside)]
-    above, places = count_rows(out & among), [np.flatnonzero(inside & among)]
+    above = count_rows(out & among)
     if groups == 1:
-        return above, places
-    return np.concatenate([above, count_rows(out) - above]), [*places, np.flatnonzero(inside > among)]
+        return above, [np.flatnonzero(inside & among)]
+    at = np.flatnonzero(inside)
+    members = among.reshape(-1)[at]
+    return np.concatenate([above, count_rows(out) - above]), [at[members], at[~members]]
 
 
 def _compare(ranked: Array, low: Array, high: Array, higher: Array, between: Array) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
+from weakref import ref
 
 from torch import Tensor
 
@@ -17,6 +18,11 @@ from .standardise import Standard
 
 if TYPE_CHECKING:
     from .masks import GlobalRanking
+
+
+def version(tensor: Tensor) -> int:
+    """Another after each change in place that torch sees; 0 of a tensor of inference mode, which has none."""
+    return 0 if tensor.is_inference() else tensor._version
 
 
 @dataclass(eq=False)
@@ -47,6 +53,7 @@ class Latent:
     hints: dict[str, Tensor] = field(default_factory=dict)
     spare: Spare = field(default_factory=Spare)
     seen: int = field(default=1, init=False)
+    _counted: tuple[ref[Tensor], int, int] | None = field(default=None, init=False)  # a mask, its state, its count
 
     def largest(
         self,
@@ -66,6 +73,18 @@ class Latent:
         """`selection.largest_of_both`, likewise."""
         hints = self.hints[name] = fitting(self.hints.get(name), values, 2)
         return largest_of_both(values, counts, among, absolute, hints)
+
+    def keeping(self, count: int, mask: Tensor) -> Tensor:
+        """`mask`, of which its rule knows how many it keeps."""
+        self._counted = ref(mask), version(mask), count
+        return mask
+
+    def known_count(self, mask: Tensor) -> int | None:
+        """How many `mask` keeps; None where its rule has not said so, or it was changed since."""
+        if self._counted is None:
+            return None
+        known, state, count = self._counted
+        return count if known() is mask and version(mask) == state else None
 
     def take_over(self, other: Latent) -> None:
         """Take what was worked out of the same W from `other`."""

@@ -16,7 +16,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from .counts import Number, fraction_within, kept_count, round_half_up
 from .filters import filters
-from .latent import Latent
+from .latent import Latent, version
 from .selection import largest
 from .transport import check_rankable
 
@@ -100,7 +100,7 @@ def extremes(latent: Latent) -> Tensor:
     kept = kept_count(rows.shape[1], latent.prune_rate)
     negative = kept - round_half_up(latent.p_pos, kept)
     lowest = ~latent.largest(rows, rows.shape[1] - negative, "above_lowest")
-    return latent.top_of_kept | lowest.view(latent.weight.shape)
+    return latent.keeping(kept * len(rows), latent.top_of_kept | lowest.view(latent.weight.shape))
 
 
 def balanced(latent: Latent) -> Tensor:
@@ -114,7 +114,7 @@ def balanced(latent: Latent) -> Tensor:
     kept = kept_count(scores.shape[1], latent.prune_rate)
     quota = round_half_up(latent.p_pos, kept)
     mask = latent.largest_of_both(scores, (quota, kept - quota), "balanced", positive, absolute=True)
-    return mask.view(latent.weight.shape)
+    return latent.keeping(kept * len(scores), mask.view(latent.weight.shape))
 
 
 class GlobalRanking:
@@ -133,7 +133,7 @@ class GlobalRanking:
     def mask_of(self, index: int) -> Tensor:
         """The mask of the layer at this place: bool, shape of its scores."""
         scores = [cast(Tensor, layer.scores) for layer in self.layers]
-        versions = tuple((id(s), 0 if s.is_inference() else s._version) for s in scores)
+        versions = tuple((id(s), version(s)) for s in scores)
         # A layer that asks again starts a new pass: scores written through `.data` have no new version either.
         mask = self._masks.pop(index, None) if versions == self._versions else None
         if mask is None:
@@ -160,7 +160,8 @@ def _scores_of(latent: Latent) -> Tensor:
 def _ranked(latent: Latent, values: Tensor, scope: str) -> Tensor:
     rows = filters(values) if scope == "filter" else values.reshape(1, -1)
     kept = kept_count(rows.shape[1], latent.prune_rate)
-    return latent.largest(rows, kept, "ranked", absolute=True).view(values.shape)
+    mask = latent.largest(rows, kept, "ranked", absolute=True)
+    return latent.keeping(kept * len(rows), mask.view(values.shape))
 
 
 def _ranked_together(scores: Sequence[Tensor], prune_rate: Number) -> list[Tensor]:

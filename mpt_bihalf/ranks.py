@@ -8,6 +8,7 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from torch import Tensor
 
+from . import kernels
 from .filters import filters
 from .kernels import BLOCK, Array, count_rows
 
@@ -35,9 +36,17 @@ class Ranks:
             order[part] = np.argsort(values[part], axis=1, kind="stable")[:, ::-1]
         return order
 
+    @cached_property
+    def _flat_order(self) -> Array:
+        """The same as places in the whole weight."""
+        rows, size = self._order.shape
+        return self._order + size * np.arange(rows)[:, None]
+
     def largest(self, counts: Array, among: Array) -> Array:
         """`selection.largest` of the filters. counts: int64 [F], at most as many as members; among: bool [F, D]."""
         rows, size = among.shape
+        if 0 < among.size <= kernels.FEW:
+            return self._largest_of_few(counts, among)
         last = self._last  # taken once: another thread may be at it
         chosen, ends = (last[0].copy(), last[1].copy()) if last else (np.zeros(among.shape, bool), np.zeros(rows, int))
         members = count_rows(among & chosen)
@@ -50,6 +59,15 @@ class Ranks:
             pending = np.concatenate(missed) if missed else pending
         self._last = chosen, ends
         return chosen.copy()
+
+    def _largest_of_few(self, counts: Array, among: Array) -> Array:
+        """The same in fewer calls: all members are counted along the order."""
+        up_to = among.reshape(-1)[self._flat_order].cumsum(axis=1, dtype=np.int32)
+        in_order, chosen = np.empty_like(among), np.empty_like(among)
+        in_order[:, 0] = counts > 0
+        np.less(up_to[:, :-1], counts[:, None], out=in_order[:, 1:])
+        chosen.reshape(-1)[self._flat_order] = in_order
+        return chosen
 
     def _look_near(
         self, rows: Array, width: int, counts: Array, members: Array, among: Array, chosen: Array, ends: Array

@@ -30,8 +30,7 @@ def largest(
     if values.dtype not in (torch.float32, torch.float64):
         values = values.float()  # exact, and order-preserving, for all narrower float types
     if kernels.suit(values, among):
-        counts = torch.full((rows,), count, device=values.device) if isinstance(count, int) else count
-        return kernels.largest(values, counts, fitting(hints, values), absolute, among)
+        return kernels.largest(values, count, fitting(hints, values), absolute, among)
     if absolute:
         values = values.abs()
     if isinstance(count, int) and among is None and not 0 < count < size:

@@ -76,3 +76,15 @@ def test_what_lies_outside_the_interval_is_an_error_with_its_name_and_value(x: f
 def test_the_ends_of_the_interval_are_inside() -> None:
     assert [fraction_within(x, "p_pos") for x in (0, 1)] == [0, 1]
     assert fraction_within(0, "prune_rate", below_one=True) == 0
+
+
+def test_equal_numbers_written_otherwise_are_not_mixed_up() -> None:
+    """A count asked for before is looked up: 0.1 stands for 1/10, Fraction(0.1) for the binary number beside it."""
+    n = 10**18
+    assert [round_half_up(x, n) for x in (0.1, Fraction(0.1), "0.1", Decimal("0.1"), 0.1)] == [
+        10**17,
+        round(Fraction(0.1) * n),
+        10**17,
+        10**17,
+        10**17,
+    ]

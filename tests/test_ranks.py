@@ -22,6 +22,12 @@ def chosen(ranks: Ranks, counts: Tensor, members: Tensor) -> Tensor:
     return torch.from_numpy(ranks.largest(counts.numpy(), members.numpy()))
 
 
+@pytest.fixture(params=["few", "many"], autouse=True)
+def few(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All are counted, or only those near the last cut."""
+    monkeypatch.setattr(kernels, "FEW", 0 if request.param == "many" else 10**6)
+
+
 @pytest.mark.parametrize("kind", ["drawn", "tied", "equal"])
 @pytest.mark.parametrize("shape", [(1, 1), (5, 27), (9, 700), (3, 5000), (2, 70_000)])
 def test_every_step_is_a_selection_whether_cuts_drift_or_jump(shape: tuple[int, int], kind: str) -> None:
