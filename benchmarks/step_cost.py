@@ -2,9 +2,9 @@
 
 The dense step is that of the plain module in the same layout with the same optimizer. "alone" is what the method itself
 does in a step, without the network: the weights in use and the gradient of what it trains, of every layer. It tells of
-a hundredth where the ratios of a disturbed machine do not; "alone / dense" is its share of a dense step. With --plain
-the same step with the published algorithm written plainly (benchmarks/plain.py) stands beside it, as a ratio to the
-same dense step.
+a hundredth where the ratios of a disturbed machine do not; "alone / dense" is its share of a dense step. "dense again"
+is a second dense model: how far its ratio is from 1 tells how far to trust the others. With --plain the same step with
+the published algorithm written plainly (benchmarks/plain.py) stands beside it, as a ratio to the same dense step.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ from mpt_bihalf.devices import keep_freed_memory
 from mpt_bihalf.training.config import Run
 from mpt_bihalf.training.loop import build_network, build_optimizer, train_step
 from mpt_bihalf.weights import binary_layers
+
+CONTROL = "dense again"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,28 +89,29 @@ def main() -> None:
         y = torch.randint(10, (options.batch_size,), generator=g)
         last = x.contiguous(memory_format=torch.channels_last)
         tasks, methods_alone = {}, {}
-        for method in ["dense", *options.methods]:
-            run = Run(model=name, method=method, prune_rate=options.prune_rate)
+        for method in ["dense", CONTROL, *options.methods]:
+            run = Run(model=name, method="dense" if method == CONTROL else method, prune_rate=options.prune_rate)
             model = build_network(run, 10, 3, 32)
             optimizer = build_optimizer(run, model)
             tasks[method] = partial(train_step, model, optimizer, last, y)
             methods_alone[method] = partial(alone, model, optimizer)
-            if options.plain and method != "dense":
+            if options.plain and method in options.methods:
                 slow = plain(create_model(name, seed=0), method, options.prune_rate)
                 tasks["plain " + method] = partial(plain_step, slow, plain_optimizer(slow), x, y)
         seconds, dense = against(tasks.pop("dense"), tasks, options.rounds)
         typical = statistics.median(chain(*dense.values()))
         rows.append({"model": name, "method": "dense", "ms": 1000 * typical, "ratio to dense": 1.0})
-        for method in options.methods:
-            row = {
+        for method in [CONTROL, *options.methods]:
+            row: dict[str, object] = {
                 "model": name,
                 "method": method,
                 "ms": 1000 * statistics.median(seconds[method]),
                 "ratio to dense": median_ratio(seconds[method], dense[method]),
-                "alone, ms": 1000 * (own := methods_alone[method]()),
-                "alone / dense": own / typical,
             }
-            if options.plain:
+            if method != CONTROL:
+                own = methods_alone[method]()
+                row |= {"alone, ms": 1000 * own, "alone / dense": own / typical}
+            if options.plain and method != CONTROL:
                 row["plain, ratio to dense"] = median_ratio(seconds["plain " + method], dense["plain " + method])
             rows.append(row)
     show(rows, options.json)
