@@ -36,12 +36,6 @@ class Ranks:
             order[part] = np.argsort(values[part], axis=1, kind="stable")[:, ::-1]
         return order
 
-    @cached_property
-    def _flat_order(self) -> Array:
-        """The same as places in the whole weight."""
-        rows, size = self._order.shape
-        return self._order + size * np.arange(rows)[:, None]
-
     def largest(self, counts: Array, among: Array) -> Array:
         """`selection.largest` of the filters. counts: int64 [F], at most as many as members; among: bool [F, D]."""
         rows, size = among.shape
@@ -62,11 +56,13 @@ class Ranks:
 
     def _largest_of_few(self, counts: Array, among: Array) -> Array:
         """The same in fewer calls: all members are counted along the order."""
-        up_to = among.reshape(-1)[self._flat_order].cumsum(axis=1, dtype=np.int32)
+        rows, size = among.shape
+        places = self._order + size * np.arange(rows)[:, None]  # made anew: kept it would take 8 bytes a weight
+        up_to = among.reshape(-1)[places].cumsum(axis=1, dtype=np.int32)
         in_order, chosen = np.empty_like(among), np.empty_like(among)
         in_order[:, 0] = counts > 0
         np.less(up_to[:, :-1], counts[:, None], out=in_order[:, 1:])
-        chosen.reshape(-1)[self._flat_order] = in_order
+        chosen.reshape(-1)[places] = in_order
         return chosen
 
     def _look_near(
