@@ -291,13 +291,13 @@ def _largest(values: Array, absolute: bool, among: Array | None, counts: Array, 
 
 def _largest_of_few(values: Array, absolute: bool, among: Array | None, counts: Array) -> Array | None:
     """The same in fewer calls, with each row in order; None where values are tied, or rows ask for other counts."""
-    (rows, size), groups = values.shape, len(counts)
-    if counts.shape[1] > 1 or (among is not None and (groups == 1 or not absolute)):
+    rows, size = values.shape
+    if counts.shape[1] > 1 or (among is not None and (len(counts) == 1 or not absolute)):
         return None
     keys = np.abs(values) if absolute else values
     if among is None:
-        count = size - int(counts[0, 0])
-        chosen = keys >= np.partition(keys, count, axis=1)[:, count, None]
+        place = size - int(counts[0, 0])
+        chosen = keys >= np.partition(keys, place, axis=1)[:, place, None]
     else:
         # As whole numbers the floats from 0 up have the same order; those of the others are turned round, below 0.
         keys = keys.view(np.int32) ^ (among.view(np.int8) - np.int8(1))
