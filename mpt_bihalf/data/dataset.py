@@ -5,11 +5,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from .digest import FORMAT, DataDigest, Part
 
 # Images resized at once: bounds the float copies to some tens of megabytes at the usual sizes.
 RESIZE_CHUNK = 256
@@ -38,6 +41,11 @@ class Images(ABC):
     @abstractmethod
     def shape(self) -> tuple[int, ...]:
         """(C, H, W)"""
+
+    @property
+    @abstractmethod
+    def digest(self) -> Part:
+        """The digest of these images, by which other ones under the same name are noticed."""
 
     @abstractmethod
     def to(self: AnyImages, device: torch.device | str) -> AnyImages:
@@ -75,11 +83,14 @@ class ImageSet(Images):
     images: uint8 [N, C, H, W], kept in `torch.channels_last` memory format.
     labels: int64 [N], from 0 to the number of classes - 1.
 
+    origin: the digest of what they were made of, as before they were resized; None: they are their own.
+
     Raises DataError where dtypes or lengths do not fit.
     """
 
     images: Tensor
     labels: Tensor
+    origin: Part | None = None
 
     def __post_init__(self) -> None:
         if self.images.dtype != torch.uint8 or self.images.dim() != 4:
@@ -96,9 +107,13 @@ class ImageSet(Images):
     def shape(self) -> tuple[int, ...]:
         return self.images.shape[1:]
 
+    @cached_property
+    def digest(self) -> Part:
+        return self.origin or Part.of_tensors(self.images, self.labels)
+
     def to(self, device: torch.device | str) -> ImageSet:
         """The same images on `device`; this very set's tensors where they already lie there."""
-        return ImageSet(self.images.to(device), self.labels.to(device))
+        return ImageSet(self.images.to(device), self.labels.to(device), self.digest)
 
     def take(self, index: Tensor) -> ImageSet:
         index = index.to(self.images.device)
@@ -116,7 +131,7 @@ class ImageSet(Images):
 
     def resized(self, image_size: int | None) -> ImageSet:
         """The images at [image_size, image_size] (see `resize`); this very set for None."""
-        return self if image_size is None else ImageSet(resize(self.images, image_size), self.labels)
+        return self if image_size is None else ImageSet(resize(self.images, image_size), self.labels, self.digest)
 
     def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Mean and (population) standard deviation of each channel, of pixels scaled to [0, 1].
@@ -141,6 +156,7 @@ class Dataset:
     mean, std: per channel, for pixels scaled to [0, 1].
     crop_padding: pixels of black on each side before the random crop back to the image's size; 0 for no such crop.
     flip: whether half of the training images are mirrored left to right.
+    left_out: what of the files there is not among the images, in a line for the user; empty where nothing is.
 
     Raises DataError where the images are not square, or those of training and test differ in shape.
     """
@@ -153,6 +169,7 @@ class Dataset:
     std: tuple[float, ...]
     crop_padding: int
     flip: bool
+    left_out: str = ""
 
     def __post_init__(self) -> None:
         shape, test_shape = list(self.train.shape), list(self.test.shape)
@@ -162,6 +179,11 @@ class Dataset:
             raise DataError(f"{self.name}: images of {shape[1]}x{shape[2]} are not square; set image_size")
         if not shape[0] == len(self.mean) == len(self.std):
             raise DataError(f"{self.name}: {shape[0]} channels, but {len(self.mean)} means and {len(self.std)} stds")
+
+    @property
+    def digest(self) -> DataDigest:
+        """What data these are, whatever the path. Held-out images are none of it, so ask before `hold_out`."""
+        return DataDigest(FORMAT, self.classes, self.train.digest, self.test.digest)
 
     @property
     def num_classes(self) -> int:

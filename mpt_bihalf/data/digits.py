@@ -23,7 +23,7 @@ def load_digits(data_root: Path, image_size: int | None) -> Dataset:
     # The grey levels are 0 to 16.
     images = (torch.from_numpy(digits.images) * (255 / 16)).round().to(torch.uint8)[:, None]
     labels = torch.from_numpy(digits.target).long()
-    train, test = stratified_split(ImageSet(images, labels).resized(image_size), TEST_IMAGES)
+    train, test = (part.resized(image_size) for part in stratified_split(ImageSet(images, labels), TEST_IMAGES))
     mean, std = train.statistics()
     classes = tuple(str(digit) for digit in digits.target_names)
     return Dataset("digits", train, test, classes, mean, std, crop_padding=0, flip=False)

@@ -6,6 +6,7 @@ import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,9 @@ from torch import Tensor
 
 from ..devices import host_reads_free
 from .dataset import DataError, Images, Pixels
-from .folder import Samples, read_image
+from .decoding import read_image
+from .digest import Part, digest_files
+from .folder import Samples, unreadable
 from .workers import computed
 
 # Images that a worker hands over at a time. Not whole batches: with several ready for each of many workers, those would
@@ -46,12 +49,18 @@ class ImageFiles(Images):
     labels: Tensor
     image_size: int
     workers: int = 0
+    origin: Part | None = None
 
     @classmethod
     def of(cls, samples: Samples, root: Path, image_size: int) -> ImageFiles:
-        """The images of torchvision's (file, class index) pairs, all below `root`."""
-        files = np.array([os.fsencode(os.path.relpath(file, root)) for file, _ in samples])
-        return cls(root, files, torch.tensor([label for _, label in samples]), image_size)
+        """The images of (file below `root`, class index) pairs. Each file is read once, for its digest."""
+        files = np.array([os.fsencode(file) for file, _ in samples])
+        images = cls(root, files, torch.tensor([label for _, label in samples]), image_size)
+        return replace(images, origin=images.digest)
+
+    @cached_property
+    def digest(self) -> Part:
+        return self.origin or part_of_files(self.root, [os.fsdecode(file) for file in self.files])
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -64,7 +73,8 @@ class ImageFiles(Images):
         return replace(self, workers=workers)
 
     def take(self, index: Tensor) -> ImageFiles:
-        return replace(self, files=self.files[index.numpy()], labels=self.labels[index.to(self.labels.device)])
+        labels = self.labels[index.to(self.labels.device)]
+        return replace(self, files=self.files[index.numpy()], labels=labels, origin=None)
 
     def drawn(self, order: Tensor, chance: str) -> Pixels:
         labels = self.labels[order.to(self.labels.device)]
@@ -89,6 +99,14 @@ class ImageFiles(Images):
                     raise piece
                 arrived.append(piece.to(device, non_blocking=True))
             yield torch.cat(arrived)
+
+
+def part_of_files(root: Path, files: list[str]) -> Part:
+    """The digest of files below root, each of which is `part/class/...`. DataError for one that cannot be read."""
+    try:
+        return Part.of_files(files, *digest_files(root, files))
+    except OSError as error:
+        raise unreadable(error) from error
 
 
 class _Decoder:

@@ -23,6 +23,9 @@ def load_imagenet_from(path: Path, image_size: int | None) -> Dataset:
     S = image_size, or else 224. Cropped as `ImageFiles` has it, mirrored half the time in training, standardised by
     ImageNet's usual mean and std. Raises DataError where a part is missing or empty, or the classes of the two differ.
     """
-    path, classes, train, test = list_parts(path)
-    train_set, test_set = (ImageFiles.of(samples, path, image_size or CROP) for samples in (train, test))
-    return Dataset(f"imagenet:{path}", train_set, test_set, classes, MEAN, STD, crop_padding=0, flip=True)
+    found = list_parts(path)
+    path = found.path
+    train, test = (ImageFiles.of(samples, path, image_size or CROP) for samples in (found.train, found.test))
+    return Dataset(
+        f"imagenet:{path}", train, test, found.classes, MEAN, STD, crop_padding=0, flip=True, left_out=found.left_out
+    )

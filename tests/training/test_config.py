@@ -71,7 +71,7 @@ UNKNOWN += ["optimizer", "schedule", "precision", "activations"]
 
 
 def test_every_field_is_said_to_bear_on_the_result_or_not() -> None:
-    assert {field.name for field in fields(Run)} == {*DEPENDS, "data_root", "workers"}
+    assert {field.name for field in fields(Run)} == {*DEPENDS, "data_root", "workers", "data_digest"}
 
 
 @pytest.mark.parametrize("field", DEPENDS)

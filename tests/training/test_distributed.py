@@ -110,8 +110,8 @@ def test_the_first_process_alone_writes(made: tuple[Path, Path]) -> None:
     for folder in (made[1] / run["method"] for run in [*RUNS, LONG]):
         names = sorted(path.name for path in folder.iterdir() if not path.name.startswith("events"))
         trace = ["trace", "trace.csv"] * (folder.name == LONG["method"])
-        expected = ["checkpoint.pt", "config.json", "environment.json", "layers.csv", "metrics.csv", "result.json"]
-        assert names == sorted([*expected, "times.json", *trace])
+        expected = ["checkpoint.pt", "config.json", "data.json", "environment.json", "layers.csv", "metrics.csv"]
+        assert names == sorted([*expected, "result.json", "times.json", "SHA256SUMS", *trace])
         assert len(list(folder.glob("events*"))) == 1
         assert json.loads((folder / "config.json").read_text())["processes"] == 2
 

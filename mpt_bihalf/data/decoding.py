@@ -1,0 +1,82 @@
+"""Image files: which they are, and what is made of each, as RGB."""
+
+from __future__ import annotations
+
+import io
+from functools import cache
+
+import numpy as np
+from PIL import ExifTags, Image, ImageOps
+
+from .dataset import DataError
+
+# Formats that Pillow knows but cannot decode by itself: it needs another program or library, or only tells what it is.
+UNDECODED = ("BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF")
+# Where a mode of more than 8 bits stands for unsigned 16 bits.
+SIXTEEN_BITS = {"PNG": ("I;16", "I;16B", "I"), "PPM": ("I",), "JPEG2000": ("I;16",)}
+SIXTEEN_BITS["TIFF"] = ("I;16", "I;16L", "I;16B", "I;16N")
+TIFF_BITS, TIFF_PHOTOMETRIC = 258, 262
+
+
+@cache
+def image_endings() -> frozenset[str]:
+    """The endings, in lower case, of the files that Pillow decodes, e.g. .jpg, .png, .gif, .tif, .webp."""
+    endings = Image.registered_extensions()
+    return frozenset(
+        ending for ending, kind in endings.items() if (kind in Image.OPEN or kind == "MPO") and kind not in UNDECODED
+    )
+
+
+def read_image(file: str, content: bytes | None = None) -> Image.Image:
+    """The image as RGB, as a viewer shows it on a white page.
+
+    content: the bytes of the file, if they are at hand. Of several frames or pages it is the first. Colours of a
+    palette are looked up, transparency is laid over white, and the image is turned as its orientation (EXIF) says.
+    Grey of 16 bits is scaled to 8 and rounded; of 16 bits a channel Pillow keeps the upper 8.
+
+    Raises DataError, naming the file, where it cannot be read, and for values of no known range: 32-bit integers,
+    floating point, signed 16 bits.
+    """
+    try:
+        with Image.open(file if content is None else io.BytesIO(content)) as image:
+            image.load()
+            return _as_rgb(image)
+    except Exception as error:  # Pillow's decoders raise nearly anything on damaged files
+        raise DataError(f"cannot read image {file} ({error}): replace or remove it") from error
+
+
+def _as_rgb(image: Image.Image) -> Image.Image:
+    upright = _upright(image)
+    if image.mode.startswith("I;16") or image.mode in ("I", "F"):
+        return _eight_bits(upright, image).convert("RGB")
+    if "transparency" in image.info or image.mode in ("LA", "La", "PA", "RGBA", "RGBa"):
+        shown = Image.new("RGBA", upright.size, "white")
+        shown.alpha_composite(upright.convert("RGBA"))
+        upright = shown
+    return upright.convert("RGB")
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """The image turned and mirrored as its orientation says."""
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # damaged metadata say nothing
+        return image
+    return image if orientation == 1 else ImageOps.exif_transpose(image)
+
+
+def _eight_bits(image: Image.Image, source: Image.Image) -> Image.Image:
+    """An image of one channel and more than 8 bits, as 8 bits. source: as it was opened."""
+    kind = source.format or ""
+    if source.mode not in SIXTEEN_BITS.get(kind, ()):
+        told = f"{kind} with values of no known range, Pillow's mode {source.mode}; save it with 8 or 16 bits"
+        raise ValueError(told)
+    values = np.asarray(image)
+    tags = getattr(source, "tag_v2", {})  # of TIFF
+    highest = 2 ** tags.get(TIFF_BITS, (16,))[0] - 1
+    grey = (values * (255.0 / highest)).round().clip(0, 255)
+    if tags.get(TIFF_PHOTOMETRIC) == 0:  # white is 0
+        grey = 255 - grey
+    if isinstance(source.info.get("transparency"), int):
+        grey[values == source.info["transparency"]] = 255
+    return Image.fromarray(grey.astype(np.uint8))
