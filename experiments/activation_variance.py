@@ -72,8 +72,7 @@ def main() -> None:
         raise ValueError(f"no finished run lies in {options.out}")
     rows = []
     for run in tqdm(runs, unit="run", disable=None):
-        data = kept_data(run.data, run.data_root, run.image_size)
-        model, dataset = finished_model(run, run_folder(out, run), data)
+        model, dataset = finished_model(run, run_folder(out, run), kept_data(run))
         start = build_model(run, dataset).to(dataset.device)
         rows.append(row(run, "start", layer_variances(start, dataset)))
         rows.append(row(run, "end", layer_variances(model, dataset)))

@@ -48,24 +48,33 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, content: Any) -> None:
-    write_text(path, json.dumps(content, indent=2) + "\n")
+    write_text(path, json_text(content))
 
 
 def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Write the rows as `csv_text` has them."""
+    write_text(path, csv_text(rows))
+
+
+def json_text(content: Any) -> str:
+    return json.dumps(content, indent=2) + "\n"
+
+
+def csv_text(rows: Sequence[dict[str, Any]]) -> str:
     """A header from the keys of all rows, in order of appearance, and a line a row; a missing value stays empty."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    write_text(path, buffer.getvalue())
+    return buffer.getvalue()
 
 
-def read_text(path: Path, largest: int = LARGEST) -> str:
-    """The text of a file that nobody vouches for, of at most `largest` bytes.
+def read_bytes(path: Path, largest: int = LARGEST) -> bytes:
+    """The content of a file that nobody vouches for, of at most `largest` bytes.
 
-    Raises ValueError for what is larger, no text, or no file (a pipe would never end), OSError where it is not there or
-    may not be read.
+    Raises ValueError for what is larger or no file (a pipe would never end), OSError where it is not there or may not
+    be read.
     """
     file = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
     try:
@@ -74,15 +83,29 @@ def read_text(path: Path, largest: int = LARGEST) -> str:
             raise ValueError(f"{path} is no file")
         if status.st_size > largest:
             raise ValueError(f"{path} is larger than {largest:,} bytes")
-        return os.read(file, status.st_size).decode()
+        parts, left = [], status.st_size
+        while left and (part := os.read(file, left)):  # of more than 2 GB a call gives a part
+            parts.append(part)
+            left -= len(part)
+        return b"".join(parts)
     finally:
         os.close(file)
 
 
+def read_text(path: Path, largest: int = LARGEST) -> str:
+    """The text of such a file. Raises as `read_bytes`, ValueError for what is no text."""
+    return read_bytes(path, largest).decode()
+
+
 def read_json(path: Path, largest: int = LARGEST) -> Any:
     """The content of a JSON file that nobody vouches for. Raises as `read_text`, ValueError for what is no JSON."""
+    return parse_json(read_bytes(path, largest), path)
+
+
+def parse_json(content: bytes, path: Path) -> Any:
+    """The content of a JSON file, as bytes. ValueError for what is none; path: what the message calls it."""
     try:
-        return json.loads(read_text(path, largest))
+        return json.loads(content.decode())
     except RecursionError:
         raise ValueError(f"{path} is nested too deeply") from None
 

@@ -39,7 +39,7 @@ def perform(run: Run, out: Path, tell: Tell | None = None) -> Outcome:
             remove_leftovers(folder, (CLAIM, FAILURE))
             result = read_result(folder, run)
             if result is None:
-                result = train(run, folder, kept_data(run.data, run.data_root, run.image_size), tell)
+                result = train(run, folder, kept_data(run), tell)
             (folder / FAILURE).unlink(missing_ok=True)
             return Outcome(run, result)
     except Exception as fault:

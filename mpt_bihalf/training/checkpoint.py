@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from itertools import product
 from math import isfinite
@@ -16,14 +17,22 @@ from torch import Tensor, nn
 from torch.amp import GradScaler
 from torch.optim import Adam, Optimizer
 
+from ..data.digest import DataDigest
 from ..devices import loss_scaler
 from ..distributed import ALONE, Team
 from ..files import write_whole
+from ..sums import sum_of
 from .config import Run
 from .log import MEASURED, TRACED, LayerLog, Trace
+from .recorded_data import OtherData, refuse_other_data
 from .schedule import start_epoch
 
 CHECKPOINT = "checkpoint.pt"
+# A checkpoint is a zip archive, and its comment, which ends the file, the SHA-256 of all before it.
+COMMENT = b"SHA-256 "
+COMMENT_SIZE = len(COMMENT) + 64
+# What ends the archives that torch writes, as a number of bytes, and their last record, of 22 bytes.
+NO_COMMENT, END_OF_ARCHIVE = b"\0\0", b"PK\5\6"
 
 History = dict[str, list[dict[str, Any]]]
 
@@ -45,6 +54,8 @@ class State:
     """how many are done"""
     history: History = field(default_factory=lambda: {"epochs": [], "layers": [], "trace": []})
     """the rows of `metrics.csv`, `layers.csv` and `trace.csv`, of the epochs done"""
+    data: DataDigest | None = None
+    """of the data that it is trained on; None where that is not known, in a checkpoint of a time before digests"""
 
     @classmethod
     def begin(cls, run: Run, model: nn.Module, optimizer: Optimizer | None, steps: int, epoch: int = 0) -> State:
@@ -80,6 +91,7 @@ def save_checkpoint(folder: Path, run: Run, state: State, totals: Tensor | None 
         "optimizer": state.optimizer.state_dict() if state.optimizer and unfinished else None,
         "scaler": state.scaler.state_dict() if unfinished else None,
         "history": state.history,
+        "data": state.data.to_json() if state.data else None,
         "step": state.step,
         "under_way": None,
     }
@@ -88,13 +100,22 @@ def save_checkpoint(folder: Path, run: Run, state: State, totals: Tensor | None 
         content["under_way"] = {"totals": totals, "signs": log.signs, "flips": trace.flips, "seen": trace.seen}
     packed = io.BytesIO()  # of what goes wrong with a file torch makes a RuntimeError that does not tell
     torch.save(content, packed)
+    _seal(packed)
     write_whole(folder / CHECKPOINT, lambda file: file.write(packed.getbuffer()))
 
 
 def load_checkpoint(
-    folder: Path, run: Run, model: nn.Module, optimizer: Optimizer | None, steps: int, team: Team = ALONE
+    folder: Path,
+    run: Run,
+    model: nn.Module,
+    optimizer: Optimizer | None,
+    steps: int,
+    team: Team = ALONE,
+    data: DataDigest | None = None,
 ) -> State | None:
-    """The state of the last checkpoint, in this model and optimizer; None if there is none. steps: of an epoch.
+    """The state of the last checkpoint, in this model and optimizer; None if there is none.
+
+    steps: of an epoch. data: what the run is trained on now; OtherData where that is not what the checkpoint says.
 
     Of several processes the first alone looks into the folder and hands on what it finds.
 
@@ -106,15 +127,15 @@ def load_checkpoint(
     found = team.spread(_read(path) if team.leads else None)
     if found is None:
         return None
-    packed = io.BytesIO(found)
-    try:
-        _check_archive(packed)
-        content = torch.load(packed, map_location="cpu", weights_only=True)
-        if Run.from_dict(content["run"]).hash != run.hash:
-            raise ValueError("it belongs to another run")
+    with _named(path):
+        content = _content(found, run)
+        recorded = DataDigest.from_json(content["data"]) if content.get("data") else None
+        if data and recorded:
+            refuse_other_data(folder, run, recorded, data)
         _load_model(model, content["model"])
         last = len(content["history"]["epochs"]) - (not content.get("step"))
         state = State.begin(run, model, optimizer, steps, last)
+        state.data = recorded or data
         state.history = _sound(content["history"], run, list(state.log.signs))
         if content.get("step"):
             _load_under_way(state, team, content["step"], **content["under_way"])
@@ -124,12 +145,42 @@ def load_checkpoint(
         if optimizer and state.epoch < run.epochs:
             _load_optimizer(optimizer, content["optimizer"]["state"], done, state.scaler.is_enabled())
             _load_scaler(state.scaler, content.get("scaler") or {})
+    return state
+
+
+def read_history(folder: Path, run: Run) -> History:
+    """The rows of all epochs that the run has come to by its last checkpoint, with nothing else of it looked at.
+
+    Raises FileNotFoundError where there is none, ValueError as `load_checkpoint`.
+    """
+    found = _read(folder / CHECKPOINT)
+    if found is None:
+        raise FileNotFoundError(f"{folder} has no {CHECKPOINT}")
+    with _named(folder / CHECKPOINT):
+        history = _content(found, run)["history"]
+        return _sound(history, run, [*dict.fromkeys(row["layer"] for row in history["layers"])])
+
+
+def _content(found: bytes, run: Run) -> dict[str, Any]:
+    """What a checkpoint of this run holds, of tensors and plain values alone."""
+    packed = io.BytesIO(found)
+    _check_archive(packed)
+    content: dict[str, Any] = torch.load(packed, map_location="cpu", weights_only=True)
+    if Run.from_dict(content["run"]).hash != run.hash:
+        raise ValueError("it belongs to another run")
+    return content
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Within, what goes wrong becomes one line that says that this file is no checkpoint to go on from."""
+    try:
+        yield
     except Exception as fault:  # a file that is truncated, corrupted or something else makes torch raise many kinds
-        if isinstance(fault, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(fault):
+        if isinstance(fault, OtherData | MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(fault):
             raise  # nothing is wrong with the file
         reason = f"{type(fault).__name__}: {fault}".splitlines()[0]
         raise ValueError(f"{path} is no checkpoint to go on from ({reason})") from fault
-    return state
 
 
 def _read(path: Path) -> bytes | None:
@@ -139,16 +190,31 @@ def _read(path: Path) -> bytes | None:
     return path.read_bytes() if path.is_file() else b""
 
 
+def _seal(packed: io.BytesIO) -> None:
+    """Put the SHA-256 of all before it into the archive's comment, which ends the file."""
+    size = packed.seek(-len(NO_COMMENT), io.SEEK_END)
+    if packed.read() != NO_COMMENT:
+        raise RuntimeError("torch writes its archives with a comment of its own now")
+    packed.seek(size)
+    packed.write(COMMENT_SIZE.to_bytes(2, "little"))
+    packed.write(COMMENT + sum_of(packed.getbuffer()).encode())
+
+
 def _check_archive(packed: io.BytesIO) -> None:
-    # torch.load does not notice changed bytes inside a tensor.
+    """ValueError for a file of which a byte has changed, or that is compressed.
+
+    torch.load notices neither bytes changed inside a tensor nor all of those changed in the archive's own headers.
+    """
+    content = packed.getbuffer()
+    size = len(content) - COMMENT_SIZE
+    unsealed = bytes(content[-22:-18]) == END_OF_ARCHIVE and bytes(content[-len(NO_COMMENT) :]) == NO_COMMENT
+    if not unsealed and bytes(content[max(size, 0) :]) != COMMENT + sum_of(content[: max(size, 0)]).encode():
+        raise ValueError("it is damaged: its bytes are not those that were written")
     with zipfile.ZipFile(packed) as archive:
         parts = archive.infolist()
-        if (
-            any(part.compress_type for part in parts)
-            or sum(part.file_size for part in parts) > packed.getbuffer().nbytes
-        ):
+        if any(part.compress_type for part in parts) or sum(part.file_size for part in parts) > len(content):
             raise ValueError("it is compressed")
-        damaged = archive.testzip()
+        damaged = archive.testzip() if not archive.comment else None  # of a time before the sum
     if damaged is not None:
         raise ValueError(f"its part {damaged!r} is damaged")
     packed.seek(0)

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import re
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from sys import float_info
 from typing import Any, Literal
@@ -24,7 +24,7 @@ from ..scales import SCALES
 from ..weights import INITS
 
 # What a run's result does not depend on, so that it is left out of the hash.
-WHERE = ("data_root", "workers")
+WHERE = ("data_root", "workers", "data_digest")
 # Fields that came later, with what they are in runs made before: at that value they are left out of the hash, so that
 # these runs keep their names.
 ADDED = {
@@ -35,6 +35,7 @@ ADDED = {
     "processes": 1,
     "sync_bn": False,
     "workers": 0,
+    "data_digest": "",
 }
 RISES_FROM = 0.5  # where a rising pruning rate starts, in the MPT authors' later code
 RESNET20_T0 = 1e-3  # where EDE's sharpness starts on 1/1 ResNet-20, in IR-Net's code
@@ -126,10 +127,12 @@ class Run:
     """batch norm over the whole batch, where several processes share it, not over the part of each"""
     workers: int = 0
     """processes that decode images, where those do not fit into memory; 0: as many as threads, 16 at most"""
+    data_digest: str = field(default="", compare=False)
+    """SHA-256 that the data must have, as a run's data.json tells it; empty: whatever they are"""
 
     def __post_init__(self) -> None:
         """Raises ValueError, in one line, for a value that is unknown or out of range."""
-        for field, known in (
+        for name, known in (
             ("method", METHODS),
             ("scope", SCOPES),
             ("init", [init for init in INITS if init != "keep"]),
@@ -141,15 +144,15 @@ class Run:
             ("precision", ["fp32", "bf16", "fp16"]),
             ("activations", ["real", "binary", *ACTIVATION_GRADIENTS]),
         ):
-            if getattr(self, field) not in known:
-                options = ", ".join(name for name in known if name)
-                raise ValueError(f"unknown {field} {getattr(self, field)!r}; known: {options}")
+            if getattr(self, name) not in known:
+                options = ", ".join(value for value in known if value)
+                raise ValueError(f"unknown {name} {getattr(self, name)!r}; known: {options}")
         find_network(self.model)
         check_name(self.data)
         fraction_within(self.prune_rate, "prune_rate", below_one=True)
         fraction_within(self.p_pos, "p_pos")
         fraction_within(self.holdout, "holdout", below_one=True)
-        for field, lowest, highest in (
+        for name, lowest, highest in (
             ("epochs", 1, 1_000_000),
             ("batch_size", 1, 1_000_000),
             ("image_size", 0, 1024),
@@ -160,11 +163,13 @@ class Run:
             ("processes", 1, 1_000_000),
             ("workers", 0, 1024),
         ):
-            if not lowest <= getattr(self, field) <= highest:
-                raise ValueError(f"{field} must lie in {lowest} to {highest}, not {getattr(self, field)}")
-        for field in ("lr", "weight_decay", "bop_tau", "ede_t0"):
-            if not 0 <= getattr(self, field) < float("inf"):
-                raise ValueError(f"{field} must be a finite number of at least 0, not {getattr(self, field)}")
+            if not lowest <= getattr(self, name) <= highest:
+                raise ValueError(f"{name} must lie in {lowest} to {highest}, not {getattr(self, name)}")
+        for name in ("lr", "weight_decay", "bop_tau", "ede_t0"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ValueError(f"{name} must be a finite number of at least 0, not {getattr(self, name)}")
+        if self.data_digest and not re.fullmatch("[0-9a-f]{64}", self.data_digest):
+            raise ValueError(f"data_digest must be 64 hexadecimal digits, not {self.data_digest[:80]!r}")
         if not 0 < self.width <= 64:
             raise ValueError(f"width must lie in (0, 64], not {self.width}")
         if not 0 <= self.bop_gamma <= 1:
@@ -219,8 +224,8 @@ class Run:
         if self.optimizer != "sgd":
             canonical["momentum"] = 0.0
         canonical["ede_t0"] = self._ede_t0(canonical["latent_gradient"], canonical["activations"])
-        for field, value in canonical.items():
-            object.__setattr__(self, field, value)
+        for name, value in canonical.items():
+            object.__setattr__(self, name, value)
 
     def _skip(self) -> tuple[str, ...]:
         """No name twice; the network's own rules where nothing is said, which for some networks is to skip none."""
@@ -304,7 +309,7 @@ def _name_of(method: Method, part: str, known: dict[str, Any]) -> str:
     )
 
 
-DEFAULTS: dict[str, Any] = {field.name: field.default for field in fields(Run)}
+DEFAULTS: dict[str, Any] = {known.name: known.default for known in fields(Run)}
 # What the fields with several items have for items.
 ITEMS = {"skip": str, "milestones": int}
 

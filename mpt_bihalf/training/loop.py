@@ -19,7 +19,8 @@ from tqdm import tqdm
 
 from ..activations import EdeActivation, Estimator
 from ..bop import Bop, parameter_groups
-from ..data import Dataset, evaluation_batches, load_dataset, training_batches
+from ..data import DataError, Dataset, evaluation_batches, load_dataset, training_batches
+from ..data.digest import DataDigest
 from ..devices import autocast, fused_optimizers, keep_freed_memory, reproducible_kernels
 from ..distributed import ALONE, Team, launched, together
 from ..gradients import Ede, Gradient
@@ -29,6 +30,7 @@ from ..weights import binarize_weights, find_nan
 from .checkpoint import State, load_checkpoint
 from .config import Run
 from .record import DIVERGED, FINISHED, NoRecord, Record
+from .recorded_data import OtherData, check_data
 from .schedule import learning_rate, start_epoch, start_step
 
 # Images and pixels of a batch in evaluation, at most.
@@ -70,13 +72,16 @@ def train(run: Run, folder: Path, dataset: Dataset | None = None, tell: Tell | N
     Where torchrun has started several processes, the first calls this, and all train the run together.
     """
     dataset = prepare(run, dataset)
+    check_data(folder, run, dataset.digest)
     with together(take_part, run, folder, device=torch.device(run.device)) as team:
+        check_alike(team, run, dataset)
         return train_together(team, run, folder, dataset, Record(folder, run), tell)
 
 
 def take_part(run: Run, folder: Path, team: Team) -> None:
     """What another process than the first does in `train`; the folder is the first one's."""
-    dataset = prepare(run, kept_data(run.data, run.data_root, run.image_size))
+    dataset = prepare(run, kept_data(run))
+    check_alike(team, run, dataset)
     train_together(team, run, folder, dataset, NoRecord(), lambda progress: None)
 
 
@@ -89,16 +94,30 @@ def prepare(run: Run, dataset: Dataset | None = None) -> Dataset:
     keep_freed_memory()
     check_network(run)
     dataset = (dataset or load_run_data(run)).to(torch.device(run.device)).decoded_by(decoders(run))
+    if run.data_digest not in ("", dataset.digest.sha256):
+        raise DataError(
+            f"{run.data} holds other data than asked for: SHA-256 {dataset.digest.sha256}, not {run.data_digest}"
+        )
     check_fits(run, dataset)
     return dataset
+
+
+def check_alike(team: Team, run: Run, dataset: Dataset) -> None:
+    """DataError, in all processes of the team, where one of them has other data than the first."""
+    digest = torch.tensor([*bytes.fromhex(dataset.digest.sha256)], dtype=torch.uint8)
+    everyones = team.gather(digest).view(-1, len(digest))
+    for rank, theirs in enumerate(everyones):
+        if not torch.equal(theirs, everyones[0]):
+            raise DataError(f"{run.data} holds other data for process {rank} than for the first")
 
 
 def train_together(
     team: Team, run: Run, folder: Path, dataset: Dataset, record: Record, tell: Tell | None
 ) -> dict[str, Any]:
     """`train` in each process of a team. record: what to write, if anything; only the first reads the folder."""
+    data = dataset.digest
     dataset, validation = dataset.hold_out(run.holdout) if run.holdout else (dataset, None)
-    state = resume(team, run, folder, dataset, record)
+    state = resume(team, run, folder, dataset, record, data)
     record.begin(state)
     model, optimizer, history, steps = state.model, state.optimizer, state.history, state.steps
     parallel = team.parallel(model, run.sync_bn)
@@ -162,9 +181,17 @@ def load_run_data(run: Run) -> Dataset:
     return load_dataset(run.data, run.data_root or None, run.image_size or None)
 
 
+def kept_data(run: Run) -> Dataset:
+    """The run's data set, kept in memory for the next run, which mostly has the same; read anew if it wants others."""
+    dataset = _kept_data(run.data, run.data_root, run.image_size)
+    if run.data_digest in ("", dataset.digest.sha256):
+        return dataset
+    _kept_data.cache_clear()
+    return _kept_data(run.data, run.data_root, run.image_size)
+
+
 @lru_cache(maxsize=1)
-def kept_data(name: str, root: str, image_size: int) -> Dataset:
-    """A run's data set, kept in memory for the next run, which mostly has the same."""
+def _kept_data(name: str, root: str, image_size: int) -> Dataset:
     return load_dataset(name, root or None, image_size or None)
 
 
@@ -196,20 +223,25 @@ def check_network(run: Run) -> nn.Module:
         return build_network(run, 10, 3, run.image_size or find_network(run.model).image_size)
 
 
-def resume(team: Team, run: Run, folder: Path, dataset: Dataset, record: Record) -> State:
+def resume(team: Team, run: Run, folder: Path, dataset: Dataset, record: Record, data: DataDigest) -> State:
     """The run's state as its last checkpoint has it, or that of its beginning where there is none to go on from.
 
-    A checkpoint that cannot be used is put aside, and the run starts over.
+    A checkpoint that cannot be used is put aside, and the run starts over. data: of the whole data set; OtherData where
+    the checkpoint is of others.
     """
     steps = len(dataset.train) // run.batch_size
     model, optimizer = build(run, dataset)
     try:
-        state = load_checkpoint(folder, run, model, optimizer, steps, team)
+        state = load_checkpoint(folder, run, model, optimizer, steps, team, data)
+    except OtherData:
+        raise
     except ValueError as fault:
         record.put_aside(fault)
         model, optimizer = build(run, dataset)  # loading may have got half-way
         state = None
-    return state or State.begin(run, model, optimizer, steps)
+    state = state or State.begin(run, model, optimizer, steps)
+    state.data = data
+    return state
 
 
 def build(run: Run, dataset: Dataset) -> tuple[nn.Module, Optimizer | None]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import tempfile
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +13,19 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..files import remove_leftovers, write_csv, write_json
+from ..files import csv_text, json_text, remove_leftovers, write_csv, write_json
 from ..signals import Stopped
+from ..sums import SUMS, write_summed
 from .checkpoint import CHECKPOINT, History, State, save_checkpoint
 from .config import Run
 from .environment import environment
 from .events import Curves
 from .log import Figures
+from .recorded_data import DATA
 
 METRICS, LAYERS, TRACE = "metrics.csv", "layers.csv", "trace.csv"
 CONFIG, ENVIRONMENT, TIMES, RESULT = "config.json", "environment.json", "times.json", "result.json"
-WRITTEN = (METRICS, LAYERS, TRACE, CONFIG, ENVIRONMENT, TIMES, RESULT, CHECKPOINT)
+WRITTEN = (METRICS, LAYERS, TRACE, CONFIG, DATA, ENVIRONMENT, TIMES, RESULT, CHECKPOINT, SUMS)
 FINISHED, DIVERGED = "finished", "diverged"
 
 
@@ -31,7 +33,7 @@ class Record:
     """The files of a run. They are all written here, and by one process, however many train."""
 
     def __init__(self, folder: Path, run: Run) -> None:
-        self._folder, self._run = folder, run
+        self._folder, self._run = folder, replace(run, data_digest="")
         folder.mkdir(parents=True, exist_ok=True)
         remove_leftovers(folder, WRITTEN)
 
@@ -47,6 +49,8 @@ class Record:
         if not state.epoch and not state.step:
             (self._folder / METRICS).unlink(missing_ok=True)  # nothing is done, so nothing may say so
         write_json(self._folder / CONFIG, asdict(self._run))
+        if state.data:
+            write_json(self._folder / DATA, state.data.to_json())
         write_json(self._folder / ENVIRONMENT, environment(torch.device(self._run.device), self._run.threads))
         self._curves = Curves(self._folder, self._run, state.epoch + 1, state.epoch * state.steps + 1)
 
@@ -72,12 +76,15 @@ class Record:
     def end(self, history: History, result: dict[str, Any]) -> None:
         """A file for each kind of figures that the run has; the result last, as it says that the run is done."""
         self._curves.end(finished=result["status"] == FINISHED)
-        for name, rows in ((METRICS, history["epochs"]), (LAYERS, history["layers"]), (TRACE, history["trace"])):
-            if rows or name != TRACE:
-                write_csv(self._folder / name, rows)
         seconds = round(time.perf_counter() - self._started, 3)
         write_json(self._folder / TIMES, {"seconds": seconds, "from_epoch": self._first})
-        write_json(self._folder / RESULT, result)
+        write_summed(self._folder, tables(history) | {RESULT: json_text(result)})
+
+
+def tables(history: History) -> dict[str, str]:
+    """The texts of the run's tables, by the names of their files: one for each kind of figures that the run has."""
+    rows = {METRICS: history["epochs"], LAYERS: history["layers"], TRACE: history["trace"]}
+    return {name: csv_text(some) for name, some in rows.items() if some or name != TRACE}
 
 
 class NoRecord(Record):
