@@ -18,7 +18,7 @@ Estimator: TypeAlias = Callable[[Tensor, Tensor, float], Tensor]
 
 
 def clip(g: Tensor, x: Tensor, progress: float) -> Tensor:
-    """dL/dx = g where abs(x) < 1, else 0 (Hubara et al. 2016; Rastegari et al. 2016)."""
+    """dL/dx = g where abs(x) < 1, else 0 (Courbariaux et al. 2016; Rastegari et al. 2016)."""
     return cast(Tensor, torch.ops.aten.hardtanh_backward(g, x, -1, 1))
 
 
