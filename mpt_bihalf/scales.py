@@ -25,9 +25,9 @@ Scale: TypeAlias = Callable[[Tensor, Tensor | None], Tensor]
 
 @dataclass(frozen=True)  # equal after a copy too
 class Kaiming:
-    """sqrt(2 / (k D)): keeps the variance of the activations over a ReLU layer. k = kept fraction, D = connections.
+    """sqrt(2 / (k D)): under random signs keeps the mean square of the activations over a ReLU layer (He et al. 2015).
 
-    (Li et al. 2022, section 3.3; He et al. 2015.) Returns a 0-dim tensor of W's dtype.
+    k = kept fraction, D = connections; for k = 1 in Li et al. 2022, section 3.3. Returns a 0-dim tensor of W's dtype.
     """
 
     def __call__(self, weight: Tensor, mask: Tensor | None) -> Tensor:
