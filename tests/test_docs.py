@@ -12,6 +12,7 @@ from contextlib import ExitStack, redirect_stdout
 from importlib import import_module
 from importlib.util import find_spec
 from io import StringIO
+from math import log2
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -209,6 +210,20 @@ def test_files_and_tests_that_are_named_exist(page: str) -> None:
     for path, test in re.findall(paths, PAGES[page]):
         assert (ROOT / path).exists(), path
         assert not test or f"def {test}(" in (ROOT / path).read_text(), test
+
+
+def test_how_small_tickets_are_and_how_near_their_bound() -> None:
+    # The weights of each network, and the bits of a weight where one in ten is kept, half of them +1.
+    weights = {"Conv2": 4_300_992, "Conv4": 2_425_024, "Conv6": 2_261_184, "Conv8": 5_275_840}
+    bits = 0.1 - 0.1 * log2(0.1) - 0.9 * log2(0.9)
+    at_90 = re.findall(r"^\| ([\w-]+) \|.* ([\d,]+) \(([\d.]+)\) \|$", PAGES["docs/tickets.md"], re.MULTILINE)
+    above, factors = [], {name: round(float(factor)) for name, _, factor in at_90}
+    for name, size, _ in at_90[:4]:
+        above.append(100 * (8 * int(size.replace(",", "")) / (bits * weights[name]) - 1))
+    assert f"{min(above):.1f} to {max(above):.1f} %" in PAGES["docs/tickets.md"]
+    conv, resnet = {factors[name] for name in weights}, factors["ResNet-18"]
+    assert len(conv) == 1 and f"1/{conv.pop()} of the bytes of a Conv network's" in PAGES["README.md"]
+    assert f"1/{resnet} of a ResNet-18's" in PAGES["README.md"]
 
 
 @pytest.fixture(scope="module")
