@@ -1,19 +1,28 @@
-"""The tables of results/README.md are what the records beside it say, cell by cell."""
+"""What results/README.md says is what the records beside it say: tables cell by cell, sentences by their figures."""
 
+import json
+import re
+from functools import cache
+from math import pi, sqrt
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
+from scipy.stats import t as student
+from scipy.stats import ttest_1samp, ttest_rel
 
-from mpt_bihalf.sweep import find_runs, read_records
+from mpt_bihalf.sweep import find_runs, read_layers, read_records
 
-RESULTS = Path(__file__).parents[1] / "results"
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "results"
+TEXT = " ".join((RESULTS / "README.md").read_text().split())
+README = " ".join((ROOT / "README.md").read_text().split())
 # What tells the rows and the columns of each table apart, and the digits of its cells.
 TABLES: dict[str, tuple[list[str], list[str], int]] = {
     "pruning_rates": (["prune_rate"], ["method"], 2),
     "pruning_ablation": (["method", "prune_rate", "scope"], ["scale", "score_gradient"], 1),
-    "learning_rates": (["method", "prune_rate"], ["lr"], 1),
+    "learning_rates": (["method", "prune_rate"], ["lr"], 2),
     "latent_gradients": (["method", "latent_gradient"], [], 2),
 }
 
@@ -37,8 +46,9 @@ def label(field: str, value: Any) -> str:
     return f"{100 * value:g} %" if field == "prune_rate" else f"{value:g}" if field == "lr" else str(value)
 
 
+@cache
 def records(folder: str) -> pd.DataFrame:
-    frame = pd.DataFrame(read_records(RESULTS / folder, find_runs(RESULTS / folder)))
+    frame = pd.DataFrame(read_records(RESULTS / folder, find_runs(RESULTS / folder))).assign(folder=folder)
     assert len(frame) == len(list((RESULTS / folder / "runs").iterdir())) and (frame["status"] == "finished").all()
     return frame
 
@@ -56,11 +66,60 @@ def recorded(frame: pd.DataFrame, rows: list[str], columns: list[str], digits: i
 @pytest.mark.parametrize("folder", TABLES)
 def test_each_table_is_that_of_its_records(folder: str) -> None:
     rows, columns, digits = TABLES[folder]
-    own = recorded(records(folder), rows, columns, digits)
-    # The rate that all others have is not trained again.
-    others = recorded(records("pruning_rates"), rows, columns, digits) if folder == "learning_rates" else {}
-    shown = told(folder, len(rows), bool(columns))
-    assert shown == {key: (others | own)[key] for key in shown} and own.keys() <= shown.keys()
+    own = records(folder) if folder != "learning_rates" else learning_rates()
+    shown = {key: cell.removesuffix(" (AVX-512)") for key, cell in told(folder, len(rows), bool(columns)).items()}
+    assert shown == recorded(own, rows, columns, digits)
+
+
+def learning_rates() -> pd.DataFrame:
+    """The rate 0.1 is not trained again: other folders have it, of the same seed, and but for one the same machine."""
+    again = records("activation_variance").query("prune_rate == 0.9")
+    again = again[(again["scale"] == "l1") == (again["method"] == "mpt-sign")]
+    elsewhere = records("pruning_rates").query("method == 'mpt-balanced' and prune_rate == 0.9 and seed == 0")
+    return pd.concat([records("learning_rates"), again, elsewhere])
+
+
+def test_runs_of_another_machine_are_marked() -> None:
+    def processors(frame: pd.DataFrame) -> set[str]:
+        folders = [RESULTS / folder / "runs" / run for folder, run in zip(frame["folder"], frame["run"], strict=True)]
+        return {json.loads((folder / "environment.json").read_text())["processor"] for folder in folders}
+
+    frame = learning_rates()
+    marked = [key for key, cell in told("learning_rates", 2, True).items() if cell.endswith(" (AVX-512)")]
+    assert marked == [("mpt-balanced", "90 %", "0.1")]
+    other = (frame["method"] == "mpt-balanced") & (frame["lr"] == 0.1)
+    assert processors(frame[~other]) == {"AVX2"} and processors(frame[other]) == {"AVX512"}
+
+
+def ahead(folder: str) -> tuple[float, dict[float, tuple[float, str]]]:
+    """The 5 % bound of a difference of two cells; of each rate how far the best mean is ahead, and its cell."""
+    rows, columns, digits = TABLES[folder]
+    cells = records(folder).groupby(["prune_rate", *rows, *columns])["test_top1"].agg(["mean", "std", "count"])
+    trials = cells["count"].iloc[0]
+    deviation = sqrt((cells["std"] ** 2).mean())
+    bound = student.ppf(0.975, len(cells) * (trials - 1)) * deviation * sqrt(2 / trials)
+    best = {}
+    for rate, of_rate in cells.groupby(level=0):
+        first, second = of_rate.nlargest(2, "mean").itertuples()
+        best[rate] = first.mean - second.mean, f"{first.mean:.{digits}f} ± {first.std:.{digits}f}"
+    return bound, best
+
+
+@pytest.mark.parametrize("folder", ["pruning_rates", "pruning_ablation", "latent_gradients"])
+def test_bold_is_what_chance_does_not_explain(folder: str) -> None:
+    bound, best = ahead(folder)
+    section = (RESULTS / "README.md").read_text().split(f"\n## {folder}:")[1].split("\n## ")[0]
+    clear = [cell for difference, cell in best.values() if difference > bound]
+    assert re.findall(r"\*\*([\d.]+ ± [\d.]+)\*\*", section) == clear
+    if folder != "latent_gradients":
+        assert f"{bound:.2f} points" in " ".join(section.split())
+    if folder == "pruning_ablation":
+        assert max(difference for difference, _ in best.values()) < 1
+
+
+def test_the_first_page_shows_rows_of_the_first_table() -> None:
+    rows = re.findall(r"^\| \d+ % \|.+±.+$", (ROOT / "README.md").read_text(), re.MULTILINE)
+    assert len(rows) == 3 and set(rows) <= set((RESULTS / "README.md").read_text().splitlines())
 
 
 def test_the_table_of_variances_is_that_of_its_file() -> None:
@@ -77,3 +136,215 @@ def test_the_table_of_variances_is_that_of_its_file() -> None:
             cells = [float(shown.pop((*key, column))) for column in columns]
             assert cells == pytest.approx(values, rel=0.06), key
     assert len(shown) == len(runs) == len(measured)  # what is left is the accuracy of each
+
+
+def say(*parts: str) -> None:
+    for part in parts:
+        assert part in TEXT, part
+
+
+def top1(folder: str, method: str, **setting: Any) -> pd.Series:
+    """Test top-1 of the runs of a setting, by rate and seed."""
+    frame = records(folder)
+    for field, value in {"method": method, **setting}.items():
+        frame = frame[frame[field] == value]
+    return frame.set_index(["prune_rate", "seed"])["test_top1"]
+
+
+def lead(one: pd.Series, other: pd.Series) -> dict[float, float]:
+    """By how much the mean of the seeds is ahead, by rate."""
+    return dict((one - other).dropna().groupby(level=0).mean())
+
+
+FILTER = {"scope": "filter", "scale": "kaiming", "score_gradient": "latent"}
+
+
+@pytest.mark.parametrize(
+    ("method", "reference", "unit"),
+    [
+        ("mpt-balanced", "mpt-sign", " points in the mean"),
+        ("magnitude-bihalf", "magnitude-sign", ""),
+        ("mpt-sign", "mpt-bihalf", " points"),
+    ],
+)
+def test_pairs_and_what_they_are_pairs_of(method: str, reference: str, unit: str) -> None:
+    pairs = top1("pruning_rates", method) - top1("pruning_rates", reference)
+    count, mean = (pairs > 0).sum(), f"{pairs.mean():.1f}"
+    seeds, rates = (ttest_1samp(pairs.groupby(each).mean(), 0).pvalue for each in ("seed", "prune_rate"))
+    p = f"(p = {seeds:.2f} by seeds, {rates:.{2 if rates > 0.01 else 3}f} by rates)"
+    say(f"in {count} of 10 pairs, by {mean}{unit} {p}")
+    assert f"in {count} of 10, by {mean}" in README
+
+
+def test_trained_weights_beside_frozen_ones() -> None:
+    pairs = top1("pruning_rates", "magnitude-bihalf") - top1("pruning_rates", "mpt-sign")
+    say(f"ahead of `mpt-sign` in {(pairs > 0).sum()} of 10 pairs, by {pairs.mean():.1f} points")
+
+
+def test_mpt_balanced_beside_the_others() -> None:
+    balanced = top1("pruning_rates", "mpt-balanced")
+    by = f"{lead(balanced, top1('pruning_rates', 'mpt-sign'))[0.9]:.1f}"
+    say(f"by {by} at 90 % pruned", f"So the {by} points by which it leads")
+    same = lead(balanced, top1("pruning_ablation", "mpt-sign", **FILTER))
+    say(f"it is ahead by {same[0.5]:.1f} at 50 % and by {same[0.9]:.1f} at 90 %")
+    behind = lead(balanced, top1("pruning_ablation", "mpt-bihalf", **FILTER))
+    say(f"behind `mpt-balanced` by {behind[0.5]:.1f} and {behind[0.9]:.1f}")
+
+
+def test_the_control_is_that_of_the_notebook() -> None:
+    cells = json.loads((ROOT / "notebooks/a_method_of_your_own.ipynb").read_text())["cells"]
+    tables = ["".join(output["text"]) for cell in cells for output in cell.get("outputs", []) if "text" in output]
+    table = next(text for text in tables if "mpt-fixed" in text and " 90 % " in text)
+    methods, row = (next(line for line in table.splitlines() if word in line) for word in ("pruned", " 90 % "))
+    means = dict(zip(methods.split()[1:], re.findall(r"([\d.]+) ±", row), strict=True))
+    say(f"at 90 % it has {means['mpt-fixed']} % and `mpt-bihalf` {means['mpt-bihalf']}.")
+
+
+def test_transport_after_the_mask_beside_the_baseline() -> None:
+    bihalf = top1("pruning_ablation", "mpt-bihalf", **FILTER)
+    same = lead(bihalf, top1("pruning_ablation", "mpt-sign", **FILTER))
+    assert f"{same[0.5]:.1f}" == f"{same[0.9]:.1f}"
+    say(f"It is {same[0.5]:.1f} ahead of `mpt-sign` under the same settings")
+    defined = lead(bihalf, top1("pruning_rates", "mpt-sign"))
+    ranked = lead(bihalf, top1("pruning_ablation", "mpt-sign", **(FILTER | {"scale": "l1"})))
+    say(
+        f"{defined[0.5]:+.1f} at 50 % and {defined[0.9]:+.1f} at 90 % against `mpt-sign` as it is defined, "
+        f"{ranked[0.5]:+.1f} and {ranked[0.9]:+.1f} against"
+    )
+    with_kaiming = []
+    for gradient in ("latent", "binary"):
+        setting = FILTER | {"score_gradient": gradient}
+        both = (top1("pruning_ablation", method, **setting) for method in ("mpt-bihalf", "mpt-sign"))
+        with_kaiming += lead(*both).values()
+    say(f"It is ahead, by {min(with_kaiming):.1f} to {max(with_kaiming):.1f}, of `mpt-sign` with Kaiming's scale")
+
+
+@pytest.mark.parametrize("gradient", ["latent", "binary"])
+def test_how_much_of_it_is_the_scale(gradient: str) -> None:
+    setting = {"scope": "layer", "score_gradient": gradient}
+    bihalf = top1("pruning_ablation", "mpt-bihalf", scale="kaiming", **setting)
+    own, same = (
+        lead(bihalf, top1("pruning_ablation", "mpt-sign", scale=scale, **setting)) for scale in ("l1", "kaiming")
+    )
+    at, rate = (" at 50 %", " at 90 %") if gradient == "latent" else ("", "")
+    say(f"{own[0.5]:+.2f}{at} and {own[0.9]:+.2f}{rate} become {same[0.5]:+.2f} and {same[0.9]:+.2f}")
+
+
+def test_what_scope_and_scale_bring_in_the_ablation() -> None:
+    means = records("pruning_ablation").groupby(["method", "prune_rate", "scope", "scale", "score_gradient"])
+    means = means["test_top1"].mean()
+    by_scope = means["mpt-bihalf", 0.5]["filter"] - means["mpt-bihalf", 0.5]["layer"]
+    say(f"gains {by_scope.min():.1f} to {by_scope.max():.1f} points at 50 % from ranking within filters")
+    by_scale = means["mpt-sign", 0.9].xs("l1", level="scale") - means["mpt-sign", 0.9].xs("kaiming", level="scale")
+    say(f"({by_scale.min():.1f} to {by_scale.max():.0f} points in the ablation)")
+    ruined = means["mpt-bihalf", 0.9].xs("l1", level="scale").nsmallest(3)
+    say("({:.1f}, {:.1f} and {:.1f} %; chance is 10 %)".format(*ruined))
+
+
+def test_how_many_signs_turn_and_how_much_masks_change() -> None:
+    layers = turning("pruning_rates")
+    turned = layers.groupby("method")["turned"].sum()
+    trained = turned["magnitude-sign"] + turned["magnitude-bihalf"]
+    say(f"{turned['mpt-bihalf']:,.0f} did in the 10 runs of `mpt-bihalf`, and {trained:,.0f} in the 20 of the")
+    assert turned["mpt-sign"] == turned["mpt-balanced"] == 0
+    sums = layers.groupby(["method", "epoch", "prune_rate"])[["turned", "n_kept", "moved", "weights"]].sum()
+    share = 100 * sums["turned"] / sums["n_kept"]
+    second, ninth = share["mpt-bihalf", 2], share["mpt-bihalf", 9]
+    say(f"{second[0.1]:.1f} % (10 % pruned) to {second[0.9]:.1f} % (90 % pruned)")
+    say(f"in its ninth {ninth.min():.1f} to {ninth.max():.1f} %")
+    moved = (100 * sums["moved"] / sums["weights"]).xs(2, level="epoch")
+    alike = moved[["mpt-bihalf", "mpt-balanced"]]
+    say(f"{alike.min():.0f} to {alike.max():.0f} % of all weights in the second epoch")
+    assert moved["mpt-sign"].round().nunique() == 1
+    say(f"that of `mpt-sign` {moved['mpt-sign'].mean():.0f} % (")
+    ablation = turning("pruning_ablation").query("method == 'mpt-bihalf' and epoch == 2")
+    ablation = ablation[(ablation[list(FILTER)] == list(FILTER.values())).all(axis=1)]
+    sums = ablation.groupby("prune_rate")[["turned", "n_kept"]].sum()
+    share = 100 * sums["turned"] / sums["n_kept"]
+    say(f"{share[0.5]:.1f} % at 50 % and {share[0.9]:.1f} % at 90 % pruned")
+
+
+@cache
+def turning(folder: str) -> pd.DataFrame:
+    """The layers of each epoch, with how many weights turned, were kept, and entered or left the mask."""
+    fields = ("scope", "scale", "score_gradient", "lr")
+    runs = find_runs(RESULTS / folder)
+    layers = pd.concat(
+        read_layers(RESULTS / folder, [run]).assign(**{name: getattr(run, name) for name in fields}) for run in runs
+    )
+    return layers.assign(
+        turned=layers["flips_to_positive"] + layers["flips_to_negative"],
+        n_kept=layers["kept"] * layers["weights"],
+        moved=layers["mask_change"] * layers["weights"],
+    )
+
+
+def test_how_equal_the_bits_are() -> None:
+    last = turning("pruning_rates").query("epoch == 10 and prune_rate == 0.9")
+    entropy = last.groupby("method")["filter_entropy"].mean()
+    say(
+        f"{entropy['mpt-balanced']:.3f} under `mpt-balanced` and {entropy['mpt-bihalf']:.3f} under `mpt-bihalf`",
+        f"Under `mpt-sign` it is {entropy['mpt-sign']:.3f}.",
+    )
+
+
+def test_variances_between_the_layers() -> None:
+    frame = pd.read_csv(RESULTS / "activation_variance" / "activation_variance.csv")
+    layers = frame.columns[-7:]
+    assert frame["a layer"].to_numpy() == pytest.approx((frame["15"] / frame["0"]) ** (1 / 6))
+    inside = frame.loc[frame["a layer"].sub(0.71).abs().idxmin(), layers]
+    assert inside.argmax() == 4
+    say(f"rises from {inside.iloc[0]:.2f} in the first layer to {inside.max():.0f} in the fifth, and falls to")
+    say(f"falls to {inside.iloc[-1]:.2f}", f"$1 - 1/\\pi = {1 - 1 / pi:.2f}$")
+    equal = frame[(frame["method"] == "mpt-bihalf") & (frame["when"] == "start")].set_index(["prune_rate", "scale"])
+    step = equal["a layer"].xs("kaiming", level="scale")
+    assert {f"{value:.1f}" for value in step} == {"0.8"}
+    assert f"{step.max():.2f} was measured" in (ROOT / "docs/methods.md").read_text()
+    say(f"{step.max():.2f} of the variance", f"{equal['a layer'].xs('l1', level='scale').mean():.1f} under `l1`")
+    start, end = (
+        frame[frame["when"] == when].set_index(["method", "prune_rate", "scale"]).sort_index()
+        for when in ("start", "end")
+    )
+    unequal = start["a layer"]["mpt-sign", 0.9]
+    say(f"has {unequal['kaiming']:.2f} a layer under Kaiming's and {unequal['l1']:.2f} under `l1`")
+    at_50 = end["a layer"].xs(0.5, level="prune_rate")
+    say(f"{at_50.min():.1f} to {at_50.max():.1f} a layer at the end")
+    between = equal["15"].xs("kaiming", level="scale") / equal["15"].xs("l1", level="scale")
+    say(f"a factor of {between.min():.0f} to {between.max():.0f} in the seventh layer")
+
+
+def test_learning_rates_and_what_they_turn() -> None:
+    cells = recorded(learning_rates(), ["method"], ["lr"], 2)
+    sign, bihalf, balanced = (
+        [cells[method, rate] for rate in ("0.03", "0.1", "0.3")]
+        for method in ("mpt-sign", "mpt-bihalf", "mpt-balanced")
+    )
+    say(f"{sign[1]} to {sign[0]} % and `mpt-bihalf` from {bihalf[1]} to {bihalf[0]} %")
+    say(f"({sign[2]} and {bihalf[2]} %", "({}, {} and {} %)".format(*balanced))
+    best = max(map(float, balanced)) - max(map(float, sign))
+    say(f"at each method's best of the three it leads by {best:.1f}")
+    layers = pd.concat([turning(folder) for folder in ("learning_rates", "activation_variance")])
+    layers = layers.query("epoch == 2 and prune_rate == 0.9 and lr < 0.3")
+    layers = layers[(layers["scale"] == "l1") == (layers["method"] == "mpt-sign")]
+    sums = layers.groupby(["method", "lr"])[["turned", "n_kept", "moved", "weights"]].sum()
+    moved, turned = 100 * sums["moved"] / sums["weights"], 100 * sums["turned"] / sums["n_kept"]
+    for method, of in (("mpt-sign", " of the weights"), ("mpt-bihalf", "")):
+        say(f"{moved[method, 0.03]:.1f} %{of} against {moved[method, 0.1]:.1f} %")
+    say(f"({turned['mpt-bihalf', 0.03]:.1f} and {turned['mpt-bihalf', 0.1]:.1f} %)")
+    lower = f"takes `mpt-sign` to {float(sign[0]):.0f} % and `mpt-balanced` to {float(balanced[0]):.0f} % (one seed)"
+    assert lower in README
+
+
+def test_latent_gradients_over_three_seeds() -> None:
+    frame = records("latent_gradients").set_index(["method", "latent_gradient"]).sort_values("seed")["test_top1"]
+    for gradient in ("scaled", "unscaled"):
+        bihalf, sign = frame["bihalf", gradient].to_numpy(), frame["sign", gradient].to_numpy()
+        p = ttest_rel(bihalf, sign).pvalue
+        say(f"| {(bihalf - sign).mean():+.2f}, p " + (f"= {p:.3f} |" if p >= 0.001 else "< 0.001 |"))
+    say(f"spread from {frame['irnet', 'ede'].min():.2f} to {frame['irnet', 'ede'].max():.2f} %")
+
+
+def test_a_training_has_as_many_steps_as_said() -> None:
+    run = records("pruning_rates").iloc[0]
+    say(f"has {run['epochs'] * (5000 // run['batch_size'])} steps on 5,000 images and the paper's")
+    say(f"{100 * (50_000 // 128):,} on 50,000")
