@@ -10,7 +10,7 @@
 
 from .batches import evaluation_batches, training_batches
 from .dataset import DataError, Dataset, Images, ImageSet
-from .registry import DATASETS, FOLDERS, check_name, load_dataset, short_data
+from .registry import DATASETS, FOLDERS, check_name, load_dataset, own_augmentation, short_data
 
 __all__ = [
     "DATASETS",
@@ -22,6 +22,7 @@ __all__ = [
     "check_name",
     "evaluation_batches",
     "load_dataset",
+    "own_augmentation",
     "short_data",
     "training_batches",
 ]

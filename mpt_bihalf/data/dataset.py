@@ -33,6 +33,8 @@ class Images(ABC):
     """
 
     labels: Tensor
+    random_crop: bool | None = None
+    """Whether `drawn` crops at random; None where it gives whole images, which are padded and cropped after that."""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -53,6 +55,10 @@ class Images(ABC):
 
     def decoded_by(self: AnyImages, workers: int) -> AnyImages:
         """The same images, decoded by so many processes, or by this one for 0; these very ones where none has to."""
+        return self
+
+    def cropped(self: AnyImages, at_random: bool) -> AnyImages:
+        """The same images with this `random_crop`; these very ones where that is None."""
         return self
 
     @abstractmethod
@@ -209,6 +215,27 @@ class Dataset:
     def decoded_by(self, workers: int) -> Dataset:
         """The same data, decoded by so many processes, or by this one for 0, where they are not in memory."""
         return replace(self, train=self.train.decoded_by(workers), test=self.test.decoded_by(workers))
+
+    @property
+    def random_crop(self) -> bool:
+        """Whether training images are cropped at random, by the images themselves or after padding."""
+        return bool(self.train.random_crop or self.crop_padding)
+
+    def augmented(self, flip: bool | None = None, crop: bool | None = None) -> Dataset:
+        """The same data with training images mirrored half the time or never, and cropped at random or not.
+
+        None leaves either as it is. The random crop is that of the images where they have one (`Images.random_crop`);
+        else it comes after padding by `crop_padding`, or by an eighth of the image's side, rounded down, where that is
+        0. Test images stay as they are.
+        """
+        train, padding = self.train, self.crop_padding
+        if crop is not None:
+            train = train.cropped(at_random=crop)
+            if not crop:
+                padding = 0
+            elif train.random_crop is None:
+                padding = padding or self.image_size // 8
+        return replace(self, train=train, crop_padding=padding, flip=self.flip if flip is None else flip)
 
     def hold_out(self, share: float) -> tuple[Dataset, Images]:
         """Take round(share * N) of the N training images away for validation: (what is left, the images taken).

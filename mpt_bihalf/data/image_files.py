@@ -35,8 +35,8 @@ class ImageFiles(Images):
     """Images in files and the class of each; in batches [image_size, image_size], RGB.
 
     To train on, a random part of 8 to 100 % of the image, of a shape from 3:4 to 4:3, is scaled to that size; to
-    evaluate on, the shorter side is scaled to 256/224 of it and the middle cut out: torchvision's transforms, with
-    Pillow's bilinear filter.
+    evaluate on, and without `random_crop` to train on too, the shorter side is scaled to 256/224 of it and the middle
+    cut out: torchvision's transforms, with Pillow's bilinear filter.
 
     files: bytes [N], paths below `root`. Kept so because a worker's mere look at a Python object copies its page.
     workers: processes that decode, from the first batch on to the last; 0 for this one. They change no bit.
@@ -49,6 +49,7 @@ class ImageFiles(Images):
     labels: Tensor
     image_size: int
     workers: int = 0
+    random_crop: bool = True
     origin: Part | None = None
 
     @classmethod
@@ -72,13 +73,16 @@ class ImageFiles(Images):
     def decoded_by(self, workers: int) -> ImageFiles:
         return replace(self, workers=workers)
 
+    def cropped(self, at_random: bool) -> ImageFiles:
+        return replace(self, random_crop=at_random)
+
     def take(self, index: Tensor) -> ImageFiles:
         labels = self.labels[index.to(self.labels.device)]
         return replace(self, files=self.files[index.numpy()], labels=labels, origin=None)
 
     def drawn(self, order: Tensor, chance: str) -> Pixels:
         labels = self.labels[order.to(self.labels.device)]
-        return zip(self._decoded(order.unbind(), chance), labels, strict=True)
+        return zip(self._decoded(order.unbind(), chance if self.random_crop else ""), labels, strict=True)
 
     def in_order(self, parts: list[slice]) -> Pixels:
         places = torch.arange(len(self))

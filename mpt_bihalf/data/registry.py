@@ -1,7 +1,7 @@
 """Data sets by name.
 
 To add one, write a file with a loader, a function (data_root: Path, image_size: int | None) -> Dataset that raises
-DataError for whatever a user can put right, and enter it in DATASETS.
+DataError for whatever a user can put right, and enter it in DATASETS, and in AUGMENTED what it does to training images.
 """
 
 from __future__ import annotations
@@ -31,6 +31,16 @@ FOLDERS: dict[str, Loader] = {
     "folder": load_folder,
     "imagenet": load_imagenet_from,
 }
+# Of both, by name or PREFIX: whether training images are mirrored, and whether they are cropped at random, unless a run
+# says otherwise. Of a data set that is not in here only its loader knows.
+AUGMENTED: dict[str, tuple[bool, bool]] = {
+    "digits": (False, False),
+    "fashion-mnist": (True, True),
+    "cifar10": (True, True),
+    "cifar100": (True, True),
+    "imagenet": (True, True),
+    "folder": (True, True),
+}
 
 
 def check_name(name: str) -> None:
@@ -46,6 +56,14 @@ def short_data(name: str) -> str:
     """The data set's name as titles and folders have it: of folder:PATH the last part, of imagenet:PATH imagenet."""
     prefix, _, path = name.partition(":")
     return Path(path).name if prefix == "folder" else prefix
+
+
+def own_augmentation(name: str) -> tuple[bool | None, bool | None]:
+    """Whether the data set's training images are mirrored, and whether cropped at random, unless a run says otherwise.
+
+    None, None for a data set of which only its loader knows. Nothing is loaded.
+    """
+    return AUGMENTED.get(name.partition(":")[0], (None, None))
 
 
 def load_dataset(name: str, data_root: str | None = None, image_size: int | None = None) -> Dataset:

@@ -30,7 +30,7 @@ def augmented(image: Tensor, padding: int, top: int, left: int, mirrored: bool) 
 def test_augmentation_is_pad_crop_flip_of_each_image(
     colour: Dataset, device: torch.device, padding: int, flip: bool
 ) -> None:
-    dataset = replace(colour, crop_padding=padding, flip=flip)
+    dataset = colour.augmented(flip=flip, crop=padding > 0)
     draws = _draws(103, 2 * padding + 1, seed=5, epoch=2).T.tolist()
     seen = 0
     for x, y in training_batches(dataset.to(device), 16, seed=5, epoch=2):

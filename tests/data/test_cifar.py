@@ -12,7 +12,7 @@ import torch
 from torchvision import datasets
 from torchvision.datasets import utils as torchvision_utils
 
-from mpt_bihalf.data import DataError, load_dataset
+from mpt_bihalf.data import DataError, load_dataset, own_augmentation
 
 NAMES = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}
 
@@ -83,6 +83,7 @@ def test_files_are_read_as_they_lie(cifar: Cifar) -> None:
 def test_augmentation_and_statistics_are_the_fields(cifar: Cifar) -> None:
     dataset = load_dataset(cifar.name, str(cifar.root))
     assert (dataset.crop_padding, dataset.flip) == (4, True)
+    assert own_augmentation(cifar.name) == (dataset.flip, dataset.random_crop)
     assert (dataset.mean, dataset.std) == {
         "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
         "cifar100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),

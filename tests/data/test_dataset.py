@@ -70,6 +70,18 @@ def test_dataset_moves_to_a_device_without_values(colour: Dataset) -> None:
     assert moved.mean == colour.mean
 
 
+@pytest.mark.parametrize("flip", [None, False, True])
+@pytest.mark.parametrize(("crop", "padding", "kept"), [(None, 0, 3), (False, 0, 0), (True, 1, 3)])
+def test_augmentation_is_the_datasets_own_unless_told_otherwise(
+    colour: Dataset, flip: bool | None, crop: bool | None, padding: int, kept: int
+) -> None:
+    bare = replace(colour, crop_padding=0, flip=False)
+    for dataset, own_flip, expected in ((bare, False, padding), (colour, True, kept)):  # an eighth of 12 pixels is 1
+        changed = dataset.augmented(flip, crop)
+        assert changed == replace(dataset, flip=own_flip if flip is None else flip, crop_padding=expected)
+        assert changed.random_crop == (expected > 0)
+
+
 def test_dataset_refuses_shapes_that_do_not_fit(colour: Dataset) -> None:
     oblong = ImageSet(colour.train.images[:, :, :10], colour.train.labels)
     with pytest.raises(DataError, match="set image_size"):

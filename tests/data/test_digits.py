@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from sklearn import datasets
 
-from mpt_bihalf.data import load_dataset
+from mpt_bihalf.data import load_dataset, own_augmentation
 
 
 def test_shape_and_ways_of_the_digits() -> None:
@@ -13,6 +13,13 @@ def test_shape_and_ways_of_the_digits() -> None:
     assert (dataset.num_classes, dataset.in_channels, dataset.image_size) == (10, 1, 8)
     assert dataset.classes == tuple("0123456789")
     assert (dataset.crop_padding, dataset.flip) == (0, False)
+    assert own_augmentation("digits") == (dataset.flip, dataset.random_crop)
+
+
+def test_augmented_digits_are_mirrored_and_padded_by_an_eighth() -> None:
+    for size, padding in ((None, 1), (32, 4)):
+        dataset = load_dataset("digits", image_size=size).augmented(flip=True, crop=True)
+        assert (dataset.crop_padding, dataset.flip) == (padding, True)
 
 
 def test_split_takes_every_fifth_image_of_those_sorted_by_class() -> None:

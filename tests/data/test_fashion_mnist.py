@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from torchvision.datasets import utils as torchvision_utils
 
-from mpt_bihalf.data import DataError, fashion_mnist, load_dataset
+from mpt_bihalf.data import DataError, fashion_mnist, load_dataset, own_augmentation
 from mpt_bihalf.data.fashion_mnist import FILES
 
 
@@ -66,6 +66,7 @@ def test_statistics_classes_and_augmentation(tmp_path: Path) -> None:
     assert dataset.mean == pytest.approx((pixels.mean(),)) and dataset.std == pytest.approx((pixels.std(),))
     assert (dataset.classes[0], dataset.classes[9], dataset.num_classes) == ("T-shirt/top", "Ankle boot", 10)
     assert (dataset.crop_padding, dataset.flip) == (2, True)
+    assert own_augmentation("fashion-mnist") == (dataset.flip, dataset.random_crop)
 
 
 def test_resizing_keeps_the_padding_in_proportion(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torchvision.datasets import ImageFolder
 
-from mpt_bihalf.data import DataError, Dataset, ImageSet, folder, load_dataset
+from mpt_bihalf.data import DataError, Dataset, ImageSet, folder, load_dataset, own_augmentation
 
 SIZES = {"train": 5, "test": 3}
 
@@ -68,6 +68,7 @@ def test_augmentation_and_statistics_are_its_own(images: Path) -> None:
     assert dataset.std == pytest.approx(pixels.std((0, 2, 3), correction=0).tolist())
     assert (dataset.crop_padding, dataset.flip) == (2, True)
     assert load(images, image_size=32).crop_padding == 4
+    assert own_augmentation(dataset.name) == (dataset.flip, dataset.random_crop)
 
 
 def test_validation_images_serve_where_there_is_no_test(images: Path) -> None:

@@ -16,7 +16,8 @@ from PIL import Image
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
-from mpt_bihalf.data import DataError, Dataset, evaluation_batches, load_dataset, training_batches
+from mpt_bihalf.data import DataError, Dataset, evaluation_batches, load_dataset, own_augmentation, training_batches
+from mpt_bihalf.data.batches import _draws
 from mpt_bihalf.training import Run
 
 CLASSES = ("bird", "cat", "dog")
@@ -80,6 +81,23 @@ def test_an_epoch_has_each_image_once_cropped_and_mirrored_by_chance(dataset: Da
     )
     assert torch.equal(first, again)
     assert not torch.equal(first, other) and not torch.equal(first, plain)
+
+
+def test_the_random_part_and_the_mirror_can_be_left_out(dataset: Dataset) -> None:
+    assert own_augmentation(dataset.name) == (dataset.flip, dataset.random_crop) == (True, True)
+    plain = all_of(evaluation_batches(dataset.train, dataset, 12))[0]
+    order = _draws(36, 1, seed=0, epoch=0)[0]
+
+    def drawn(**parts: bool) -> torch.Tensor:
+        return all_of(training_batches(dataset.augmented(**parts), 12, seed=0, epoch=0))[0]
+
+    assert torch.equal(drawn(flip=False, crop=False), plain[order])
+    mirrored = (drawn(crop=False) != plain[order]).flatten(1).any(1)
+    assert 0 < mirrored.sum() < 36
+    assert torch.equal(drawn(crop=False)[mirrored], plain[order][mirrored].flip(3))
+    assert torch.equal(drawn(flip=True, crop=True), drawn())
+    assert torch.equal(drawn(flip=False)[~mirrored], drawn()[~mirrored])
+    assert torch.equal(drawn(flip=False)[mirrored], drawn()[mirrored].flip(3))
 
 
 @pytest.mark.parametrize("workers", [1, 2, 3])

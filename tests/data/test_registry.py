@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from mpt_bihalf.data import DATASETS, FOLDERS, DataError, check_name, load_dataset, short_data
+from mpt_bihalf.data import DATASETS, FOLDERS, DataError, check_name, load_dataset, own_augmentation, short_data
+from mpt_bihalf.data.registry import AUGMENTED
 
 
 @pytest.mark.parametrize(
@@ -38,6 +39,12 @@ def test_a_new_data_set_is_one_registration(monkeypatch: pytest.MonkeyPatch, cac
     load_dataset("mine")
     load_dataset("mine", "/somewhere", 16)
     assert calls == [(cache_folder / "data", None), (Path("/somewhere"), 16)]
+
+
+def test_what_is_done_to_training_images_is_known_of_every_data_set_of_the_package() -> None:
+    assert {*AUGMENTED} == {*DATASETS, *FOLDERS}
+    assert own_augmentation("folder:/a:b") == AUGMENTED["folder"]
+    assert own_augmentation("mine") == (None, None)
 
 
 def test_a_folder_is_found_by_its_prefix(monkeypatch: pytest.MonkeyPatch) -> None:
