@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from ..activations import ACTIVATION_GRADIENTS
 from ..counts import fraction_within
-from ..data import check_name, short_data
+from ..data import check_name, own_augmentation, short_data
 from ..devices import check_shared, pick_device
 from ..distributed import launched
 from ..gradients import LATENT_GRADIENTS, SCORE_GRADIENTS, Ede
@@ -36,7 +36,12 @@ ADDED = {
     "sync_bn": False,
     "workers": 0,
     "data_digest": "",
+    "augment": "auto",
+    "flip": "auto",
+    "crop_padding": "auto",
 }
+# What augment says of flip and crop_padding where these say auto; None: the data set's own.
+BOTH_PARTS = {"auto": None, "none": False, "standard": True}
 RISES_FROM = 0.5  # where a rising pruning rate starts, in the MPT authors' later code
 RESNET20_T0 = 1e-3  # where EDE's sharpness starts on 1/1 ResNet-20, in IR-Net's code
 
@@ -61,6 +66,15 @@ class Run:
     """where data sets lie or are downloaded to; empty: the user's cache folder"""
     image_size: int = 0
     """resize images to this many pixels a side on load; 0 keeps their size"""
+    augment: Literal["auto", "none", "standard"] = "auto"
+    """of training images: standard (flip and crop-padding on), none (both off), or auto, which is none for digits and
+    standard for the other data sets"""
+    flip: Literal["auto", "on", "off"] = "auto"
+    """mirror training images left to right half the time: on, off (where classes differ by left and right), or auto, as
+    augment says"""
+    crop_padding: Literal["auto", "on", "off"] = "auto"
+    """pad training images by black, by an eighth of their side where the data set has no padding of its own, and crop
+    them at random: on, off, or auto, as augment says; imagenet: a random part, scaled, or else the middle crop"""
     prune_rate: float = 0.5
     """fraction of the weights pruned, in [0, 1) (the reference MPT code's flag of this name is the fraction kept)"""
     prune_epochs: int = 0
@@ -142,6 +156,9 @@ class Run:
             ("optimizer", ["sgd", "adam"]),
             ("schedule", ["cosine", "step", "constant"]),
             ("precision", ["fp32", "bf16", "fp16"]),
+            ("augment", BOTH_PARTS),
+            ("flip", ["auto", "on", "off"]),
+            ("crop_padding", ["auto", "on", "off"]),
             ("activations", ["real", "binary", *ACTIVATION_GRADIENTS]),
         ):
             if getattr(self, name) not in known:
@@ -199,6 +216,7 @@ class Run:
             "skip": self._skip(),
             "activations": estimator if self.activations == "binary" else self.activations,
             "milestones": tuple(self.milestones) if self.schedule == "step" else (),
+            **self._augmentation(),
         }
         kind, _, path = self.data.partition(":")
         if path:
@@ -227,6 +245,18 @@ class Run:
         for name, value in canonical.items():
             object.__setattr__(self, name, value)
 
+    def _augmentation(self) -> dict[str, str]:
+        """augment, flip and crop_padding: equal for equal effects, and auto for what the data set does by itself."""
+        own = own_augmentation(self.data)
+        flip, crop = both = tuple(
+            default if said is None else said for said, default in zip(self.augmentation, own, strict=True)
+        )
+        if both != own and flip == crop:
+            return {"augment": "standard" if flip else "none", "flip": "auto", "crop_padding": "auto"}
+        parts = zip(("flip", "crop_padding"), both, own, strict=True)
+        named = {name: "auto" if part == default else "on" if part else "off" for name, part, default in parts}
+        return {"augment": "auto", **named}
+
     def _skip(self) -> tuple[str, ...]:
         """No name twice; the network's own rules where nothing is said, which for some networks is to skip none."""
         own = find_network(self.model).skip
@@ -240,6 +270,13 @@ class Run:
             return Ede.t0
         own = RESNET20_T0 if self.model == "resnet20" and activations != "real" else Ede.t0
         return self.ede_t0 or own
+
+    @property
+    def augmentation(self) -> tuple[bool | None, bool | None]:
+        """Whether training images are mirrored, and whether cropped at random; None: as the data set has it."""
+        both = BOTH_PARTS[self.augment]
+        flip, crop = (both if part == "auto" else part == "on" for part in (self.flip, self.crop_padding))
+        return flip, crop
 
     def resolved(self, here: bool = True) -> Run:
         """The run with this machine's device and thread count in the place of `auto` and 0, as its hash needs them.

@@ -99,7 +99,7 @@ def prepare(run: Run, dataset: Dataset | None = None) -> Dataset:
             f"{run.data} holds other data than asked for: SHA-256 {dataset.digest.sha256}, not {run.data_digest}"
         )
     check_fits(run, dataset)
-    return dataset
+    return dataset.augmented(*run.augmentation)
 
 
 def check_alike(team: Team, run: Run, dataset: Dataset) -> None:

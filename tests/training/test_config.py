@@ -2,11 +2,14 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, fields, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from mpt_bihalf.data import DATASETS
+from mpt_bihalf.data.digits import load_digits
 from mpt_bihalf.gradients import SCORE_GRADIENTS
 from mpt_bihalf.methods import METHODS
 from mpt_bihalf.models import MODELS
@@ -51,6 +54,9 @@ DEPENDS = {
     "ede_t0": ({"method": "irnet"}, 0.1, 0.01),
     "processes": ({}, 1, 2),
     "sync_bn": ({"processes": 2}, False, True),
+    "augment": ({}, "auto", "standard"),
+    "flip": ({}, "auto", "on"),
+    "crop_padding": ({}, "auto", "on"),
 }
 
 IGNORED = [
@@ -67,7 +73,7 @@ IGNORED = [
 ]
 
 UNKNOWN = ["method", "model", "data", "scope", "init", "scale", "latent_gradient", "score_gradient"]
-UNKNOWN += ["optimizer", "schedule", "precision", "activations"]
+UNKNOWN += ["optimizer", "schedule", "precision", "activations", "augment", "flip", "crop_padding"]
 
 
 def test_every_field_is_said_to_bear_on_the_result_or_not() -> None:
@@ -163,6 +169,44 @@ def test_options_that_other_options_make_void_do_not_make_another_run() -> None:
     assert Run(optimizer="adam", momentum=0.5) == Run(optimizer="adam")
     assert Run(skip=("none",)) == Run()
     assert Run(skip=("first", "first")) == Run(skip=("first",))
+
+
+AUGMENTATIONS = [
+    dict(zip(("augment", "flip", "crop_padding"), values, strict=True))
+    for values in product(("auto", "none", "standard"), ("auto", "on", "off"), ("auto", "on", "off"))
+]
+
+
+@pytest.mark.parametrize(
+    ("data", "own", "effects"),
+    [
+        ("digits", "off", 4),
+        *((data, "on", 4) for data in ("fashion-mnist", "cifar10", "cifar100", "imagenet", "imagenet:/a", "folder:/a")),
+        ("mine", "its own", 9),  # a data set that only its loader knows: on, off or its own, flip and crop each
+    ],
+)
+def test_runs_whose_images_are_augmented_alike_have_one_name_and_others_another(
+    data: str, own: str, effects: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(DATASETS, "mine", load_digits)
+    found = set()
+    for fields_given in AUGMENTATIONS:
+        both = {"auto": own, "none": "off", "standard": "on"}[fields_given["augment"]]
+        flip, crop = (both if part == "auto" else part for part in list(fields_given.values())[1:])
+        run = Run(data=data, **fields_given)  # type: ignore[arg-type]
+        said = tuple({True: "on", False: "off", None: own}[part] for part in run.augmentation)
+        assert said == (flip, crop), fields_given
+        assert replace(run) == run == Run.from_dict(asdict(run))
+        found.add(((flip, crop), run.name))
+        if (flip, crop) == (own, own):
+            assert run == Run(data=data)
+        elif flip == crop:
+            assert (run.augment, run.flip, run.crop_padding) == (
+                "none" if flip == "off" else "standard",
+                "auto",
+                "auto",
+            )
+    assert len(found) == len({name for _, name in found}) == len({effect for effect, _ in found}) == effects
 
 
 @pytest.mark.parametrize(

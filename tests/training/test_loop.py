@@ -20,7 +20,7 @@ from torch.optim import SGD
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, MultiStepLR
 
 from mpt_bihalf import METHODS, binary_layers
-from mpt_bihalf.data import Dataset, evaluation_batches
+from mpt_bihalf.data import Dataset, evaluation_batches, training_batches
 from mpt_bihalf.signals import Stopped
 from mpt_bihalf.training import Progress, Run, loop, train, train_step
 from mpt_bihalf.training.checkpoint import State
@@ -173,6 +173,35 @@ def test_the_best_epoch_stands_beside_the_last_and_the_holdout_alone_selects_it(
     held_out = [{**epoch, "validation_top1": top1} for epoch, top1 in zip(plain, [30.0, 10.0, 20.0], strict=True)]
     result = summarise(held_out)
     assert (result["best_epoch"], result["best_epoch_test_top1"], result["test_top1"]) == (1, 20.0, 50.0)
+
+
+@pytest.mark.parametrize(
+    ("options", "flip", "padding"),
+    [({}, False, 0), ({"augment": "standard"}, True, 1), ({"flip": "on"}, True, 0), ({"crop_padding": "on"}, False, 1)],
+)
+def test_training_images_are_augmented_as_the_run_says_and_test_images_never(
+    options: dict[str, Any],
+    flip: bool,
+    padding: int,
+    tmp_path: Path,
+    small: Dataset,
+    make_run: Callable[..., Run],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen: dict[str, list[Tensor]] = {"train": [], "test": []}
+    step, look = loop.train_step, loop.evaluate
+
+    def noted(batches: Any) -> Any:
+        for x, y in batches:
+            seen["test"].append(x)
+            yield x, y
+
+    monkeypatch.setattr(loop, "train_step", lambda *given: seen["train"].append(given[2]) or step(*given))  # type: ignore[func-returns-value]
+    monkeypatch.setattr(loop, "evaluate", lambda model, batches, *others: look(model, noted(batches), *others))
+    train(make_run(epochs=1, **options), tmp_path / "run", small)
+    same = replace(small, flip=flip, crop_padding=padding)
+    assert torch.equal(torch.cat(seen["train"]), torch.cat([x for x, _ in training_batches(same, 64, 0, 0)]))
+    assert torch.equal(torch.cat(seen["test"]), torch.cat([x for x, _ in evaluation_batches(small.test, small, 123)]))
 
 
 def test_a_holdout_is_trained_on_by_no_step_and_evaluated_whole(
