@@ -32,6 +32,15 @@ class Experiment(EngineOptions):
     """where data sets lie or are downloaded to (default: the user's cache folder)"""
     image_size: int | None = None
     """resize images to this many pixels a side on load; 0 keeps their size (default: the recipe's)"""
+    augment: str | None = None
+    """of training images: standard (flip and crop-padding on), none (both off), or auto, which is none for digits and
+    standard for the other data sets (default: the recipe's)"""
+    flip: str | None = None
+    """mirror training images left to right half the time: on, off (where classes differ by left and right), or auto, as
+    augment says (default: the recipe's)"""
+    crop_padding: str | None = None
+    """pad training images by black and crop them at random: on, off, or auto, as augment says (default: the
+    recipe's)"""
     width: float | None = None
     """what the networks' hidden channels are multiplied by (default: the recipe's)"""
     epochs: int | None = None
@@ -66,7 +75,8 @@ class Experiment(EngineOptions):
             "epochs": recipe.epochs,
             "device": self.device,
         }
-        given = {name: getattr(self, name) for name in ("epochs", "image_size", "width")}
+        options = ("epochs", "image_size", "width", "augment", "flip", "crop_padding")
+        given = {name: getattr(self, name) for name in options}
         given = {name: value for name, value in given.items() if value is not None}
         if self.threads is not None:
             settings["threads"] = self.threads

@@ -36,6 +36,12 @@ def test_cores_are_divided_among_the_jobs(
     assert only(device="cpu", **options).threads == threads
 
 
+def test_the_augmentation_is_the_recipes_unless_given() -> None:
+    assert only(data="cifar10") == only(data="cifar10", augment="auto", flip="on", crop_padding="on")
+    assert only(data="cifar10", augment="none").augment == "none"
+    assert only(data="cifar10", flip="off").flip == only(data="cifar10", crop_padding="off").crop_padding == "off"
+
+
 @pytest.mark.skipif(torch.accelerator.is_available(), reason="there is an accelerator")
 def test_a_device_need_not_be_where_the_command_is_typed() -> None:
     assert only(engine="ray", device="cuda").device == "cuda"

@@ -112,6 +112,7 @@ def test_grid_makes_the_product_of_its_fields() -> None:
         ("scope=global", "scope", ["global"]),
         ("holdout=0.1", "holdout", [0.1]),
         ("precision=bf16", "precision", ["bf16"]),
+        ("augment=auto,standard", "augment", ["auto", "standard"]),
     ],
 )
 def test_grid_values_have_the_type_of_their_field(entry: str, field: str, values: list[object]) -> None:
@@ -153,6 +154,7 @@ def test_grid_gives_the_milestones_of_a_step_schedule() -> None:
         (["p_pos=2"], "p_pos"),
         (["init=keep"], "unknown init 'keep'"),
         (["precision=fp8"], "unknown precision 'fp8'"),
+        (["augment=all"], "unknown augment 'all'; known: auto, none, standard"),
         (["schedule=step"], "--milestones"),
         (["device=gpu"], "'gpu'"),
         (["data=nothing"], "'nothing'"),
@@ -181,6 +183,7 @@ def test_a_bad_grid_is_refused_by_what_is_wrong_with_it(entries: list[str], told
         ({"models": ["conv3"]}, "unknown model 'conv3'"),
         ({"data": "mnist"}, "unknown data set 'mnist'"),
         ({"scope": "network"}, "unknown scope 'network'"),
+        ({"flip": ""}, "unknown flip ''; known: auto, on, off"),
         ({"device": "gpu"}, "device 'gpu' is not available"),
     ],
 )
