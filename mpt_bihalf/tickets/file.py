@@ -25,7 +25,7 @@ from ..training import Run
 from ..training.loop import build_network
 from ..weights import binary_layers
 from .coding import Decoder, encode
-from .ticket import BinaryLayer, Ticket
+from .ticket import BinaryLayer, Ticket, with_defaults
 
 FORMAT, VERSION = "mpt_bihalf ticket", 1
 FORMS = ("bits", "seed")
@@ -159,9 +159,12 @@ def _ticket(header: dict[str, Any], tensors: dict[str, Tensor]) -> Ticket:
             raise ValueError(f"the scale of layer {name!r} does not fit it")
         outlines[name] = BinaryLayer(torch.empty(shape, dtype=torch.int8, device="meta"), alpha)
         counts[name] = kept, positive
-    ticket = Ticket(outlines, rest, shared, header["architecture"], header["channels_last"], about)
+    architecture = header["architecture"]
+    if architecture is not None:
+        architecture = with_defaults(architecture)
+    ticket = Ticket(outlines, rest, shared, architecture, header["channels_last"], about)
     # Before anything of these sizes is made.
-    if ticket.architecture is None:
+    if architecture is None:
         ticket.shapes()
     else:
         ticket.outline()

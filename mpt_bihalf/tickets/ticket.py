@@ -82,7 +82,7 @@ class Ticket:
         elsewhere = {weight_of(name) for name in layers} | shared.keys()
         rest = {name: value.detach().cpu() for name, value in state.items() if name not in elsewhere}
         if architecture is not None:
-            architecture = _with_defaults(architecture)
+            architecture = with_defaults(architecture)
         ticket = cls(layers, rest, shared, architecture, last, about or {})
         if architecture is not None:
             ticket.outline()
@@ -193,7 +193,7 @@ def _shared(state: dict[str, Tensor]) -> dict[str, str]:
     return {name: earlier for name, earlier in names.items() if name != earlier}
 
 
-def _with_defaults(architecture: dict[str, Any]) -> dict[str, Any]:
+def with_defaults(architecture: dict[str, Any]) -> dict[str, Any]:
     """All arguments of `create_model` but the seed; ValueError for one that it does not have."""
     try:
         bound = signature(create_model).bind(**architecture)

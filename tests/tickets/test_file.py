@@ -358,6 +358,12 @@ def test_a_file_that_was_altered_and_signed_again_is_refused(tmp_path: Path, tic
         load_ticket(path)
 
 
+def test_what_an_architecture_leaves_out_is_create_models_default(tmp_path: Path, ticket_bytes: bytes) -> None:
+    path = tmp_path / "forged"
+    resigned(path, lambda header, _: header["architecture"].pop("num_classes"), ticket_bytes)
+    assert read_ticket(path).architecture == read_ticket(tmp_path / "a").architecture
+
+
 def test_no_more_weights_are_unpacked_than_networks_have(tmp_path: Path) -> None:
     model = nn.Sequential(nn.Linear(6, 4), nn.Linear(4, 4))
     save_ticket(binarize_weights(model, "sign", seed=0), path := tmp_path / "forged")
