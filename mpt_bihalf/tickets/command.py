@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -20,6 +21,7 @@ from .export import export_onnx, export_torch
 from .file import FORMS, read_ticket, write_ticket
 from .fold import fold
 from .from_run import run_ticket, trained_model
+from .images import statistics
 from .sizes import size_table
 from .ticket import Ticket
 from .transfer import check_images, transfer_table
@@ -71,7 +73,8 @@ def add_ticket(commands: Any) -> None:
         "or a damaged one.",
     )
     _add_file(verify)
-    verify.add_argument("--data", metavar="DATA", help="score it on the test images of these data, as --data of train")
+    verify.add_argument("--data", metavar="DATA", help="score it on the test images of these data, as --data of train; "
+                        "by the ticket's mean, std and class names, if it has them")  # fmt: skip
     verify.add_argument("--data-root", metavar="PATH", help="where data sets lie or are downloaded to")
     verify.add_argument("--run", type=Path, metavar="RUN", help="compare with the network of this run, bit by bit")
 
@@ -160,6 +163,8 @@ def do_verify(options: Any) -> None:
         classes = cast(dict[str, Any], ticket.architecture)["num_classes"]
         if dataset.num_classes != classes:
             raise ValueError(f"{options.data}: {dataset.num_classes} classes, and the network tells {classes} apart")
+        spec = ticket.image_spec
+        dataset = spec.relabel(spec.standardise(dataset, _warn), _warn)
         run, result = ticket.told("run"), ticket.told("result")
         figures = evaluate_test(ticket.network(), dataset, run.get("precision", "fp32"))
         told = f"; its run had {_figure(result, 'test_top1', 2)} % on {one_line(run.get('data'))}" if result else ""
@@ -215,8 +220,16 @@ def do_transfer(options: Any) -> None:
     if not isinstance(data, str):
         raise ValueError("the ticket does not say what it was trained on: say --data")
     size = options.image_size or ticket.images[-1]
-    table = transfer_table(ticket, load_dataset(data, options.data_root, size).to(HOST), options.seed)
+    dataset = load_dataset(data, options.data_root, size).to(HOST)
+    if dataset.num_classes == cast(dict[str, Any], ticket.architecture)["num_classes"]:
+        dataset = ticket.image_spec.relabel(dataset, _warn)
+    table = transfer_table(ticket, dataset, options.seed)
+    print(f"images standardised by their own {statistics(dataset.mean, dataset.std)}")
     print(f"{table.title}\n{table.text()}")
+
+
+def _warn(text: str) -> None:
+    print("warning: " + one_line(text, 1000), file=sys.stderr)
 
 
 def _check_place(path: Path, taken: Sequence[Path] = ()) -> None:
@@ -246,6 +259,11 @@ def _about(ticket: Ticket) -> list[str]:
         )
     if result:
         lines.append(f"result: test top-1 {_figure(result, 'test_top1', 2)} %, loss {_figure(result, 'test_loss', 4)}")
+    spec = ticket.image_spec
+    if spec.mean and spec.std:
+        lines.append(f"images: standardised by {statistics(spec.mean, spec.std)}")
+    if spec.classes:
+        lines.append(f"classes: {', '.join(spec.classes)}")
     if ticket.about.get("note"):
         lines.append(f"note: {ticket.about['note']}")
     return lines

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from math import prod
 from pathlib import Path
@@ -25,6 +26,7 @@ from ..training import Run
 from ..training.loop import build_network
 from ..weights import binary_layers
 from .coding import Decoder, encode
+from .images import ImageSpec
 from .ticket import BinaryLayer, Ticket, with_defaults
 
 FORMAT, VERSION = "mpt_bihalf ticket", 1
@@ -36,15 +38,31 @@ MOST_WEIGHTS = 2**30
 Model = TypeVar("Model", bound=nn.Module)
 
 
-def save_ticket(model: nn.Module, path: Path | str, architecture: dict[str, Any] | None = None, note: str = "") -> None:
+def save_ticket(
+    model: nn.Module,
+    path: Path | str,
+    architecture: dict[str, Any] | None = None,
+    note: str = "",
+    mean: Sequence[float] | Tensor | None = None,
+    std: Sequence[float] | Tensor | None = None,
+    classes: Sequence[str] | None = None,
+) -> None:
     """Write a model under a method of this package as a ticket, whole or not at all.
 
     architecture: the arguments of `create_model` that make the network, as `{"name": "conv4", "num_classes": 10}`;
     without it the ticket is loaded by `load_ticket(path, into=model)`. note: kept in the file.
 
-    Raises ValueError for a NaN in what was trained, or an architecture that is not the model's.
+    mean, std: what training standardised images by, (x - mean) / std for x in [0, 1]; a finite float for each channel,
+    std above 0; both or neither. classes: their distinct names, in the order of the network's outputs. Kept in the file
+    for whatever scores or runs the network.
+
+    Raises ValueError for a NaN in what was trained, for an architecture that is not the model's, and for mean, std or
+    classes that are none or do not fit the architecture.
     """
-    write_ticket(Ticket.of(model, architecture, {"note": note} if note else {}), path)
+    ticket = Ticket.of(model, architecture, {"note": note} if note else {})
+    spec = ImageSpec.of({"mean": mean, "std": std, "classes": classes}, ticket.architecture)
+    images = {"images": spec.known()} if spec.known() else {}
+    write_ticket(replace(ticket, about=ticket.about | images), path)
 
 
 def load_ticket(path: Path | str, into: Model | None = None) -> nn.Module:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..models import create_model
 from ..weights import bake_weights, binary_layers
+from .images import ImageSpec
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -141,9 +142,17 @@ class Ticket:
         return model
 
     def told(self, part: str) -> dict[str, Any]:
-        """What `about` has of this part, `run` or `result`; empty where that is nothing."""
+        """What `about` has of this part, `run`, `result` or `images`; empty where that is nothing."""
         value = self.about.get(part)
         return value if isinstance(value, dict) else {}
+
+    @property
+    def image_spec(self) -> ImageSpec:
+        """Mean and std by channel and the classes' names: None where `about` has none, all None where one cannot be."""
+        try:
+            return ImageSpec.of(self.told("images"), self.architecture)
+        except ValueError:
+            return ImageSpec()
 
     @property
     def images(self) -> tuple[int, int, int]:

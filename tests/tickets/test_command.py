@@ -7,10 +7,16 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import onnxruntime
 import pytest
 import torch
+from PIL import Image
+from sklearn.datasets import load_digits
+from torch import Tensor, nn
+from torchvision import transforms
+from torchvision.datasets import ImageFolder
 
 from mpt_bihalf import binarize_weights, create_model
 from mpt_bihalf.__main__ import main
@@ -19,11 +25,14 @@ from mpt_bihalf.sweep.records import read_result, read_run
 from mpt_bihalf.tickets import Ticket, load_ticket, save_ticket, write_ticket
 
 Command = Callable[..., str]
+NAMES = ("zero", "one", "two", "three")  # by digit; a folder has them by name
+ARCHITECTURE: dict[str, Any] = {"name": "conv2", "num_classes": 4, "image_size": 8, "width": 0.25}
+MEAN, STD = [0.9, 0.8, 0.7], [0.3, 0.35, 0.4]
 
 
 @pytest.fixture
 def ticket(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    """Run a command of tickets; what it prints. The exit status is checked, and for others than 0 the error given."""
+    """Run a command of tickets; what it prints, warnings first. For other exit statuses than 0 the error is given."""
 
     def do(*arguments: object, status: int = 0) -> str:
         monkeypatch.setattr("sys.argv", ["mpt_bihalf", "ticket", *map(str, arguments)])
@@ -36,7 +45,8 @@ def ticket(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) 
         printed = capsys.readouterr()
         if status:
             assert printed.err.startswith("error: ") and printed.err.count("\n") == 1
-        return printed.err if status else printed.out
+        assert "warning" not in printed.out
+        return printed.err if status else printed.err + printed.out
 
     return do
 
@@ -45,6 +55,48 @@ def ticket(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) 
 def made(ticket: Command, finished: Callable[..., Path], tmp_path: Path) -> Path:
     ticket("make", finished(), "-o", tmp_path / "a.ticket", "--note", "ours")
     return tmp_path / "a.ticket"
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Digits from 0 to 3 as files, 40 to train and 20 to test of each."""
+    monkeypatch.setenv("MPT_BIHALF_CACHE", str(tmp_path / "cache"))
+    return write_digits(tmp_path / "digits", brightness=1.0)
+
+
+def write_digits(folder: Path, brightness: float) -> Path:
+    digits = load_digits(n_class=len(NAMES))
+    for digit, name in enumerate(NAMES):
+        for number, pixels in enumerate(digits.images[digits.target == digit][:60]):
+            file = folder / ("train" if number < 40 else "test") / name / f"{number}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray((pixels * brightness * 255 / 16).astype("uint8")).convert("RGB").save(file)
+    return folder
+
+
+def tensors(part: Path, classes: tuple[str, ...], mean: list[float], std: list[float]) -> tuple[Tensor, Tensor]:
+    """As torchvision reads and standardises the images, and each one's place in these classes."""
+    found = ImageFolder(str(part), transforms.Compose([transforms.ToTensor(), transforms.Normalize(mean, std)]))
+    places = [classes.index(found.classes[label]) for _, label in found.samples]
+    return torch.stack([x for x, _ in found]), torch.tensor(places)
+
+
+def hits(logits: Tensor, y: Tensor) -> str:
+    return f"test top-1 {100 * (logits.argmax(1) == y).double().mean():.2f} %"
+
+
+@pytest.fixture
+def own(folder: Path) -> tuple[nn.Module, str]:
+    """A network trained in a loop of one's own, by other statistics than the folder's, and its test top-1."""
+    model = binarize_weights(create_model(**ARCHITECTURE, seed=0), "mpt-sign", 0.5, seed=0)
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1, momentum=0.9)
+    x, y = tensors(folder / "train", NAMES, MEAN, STD)
+    for _ in range(8):
+        nn.functional.cross_entropy(model(x), y).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    x, y = tensors(folder / "test", NAMES, MEAN, STD)
+    return model.eval(), hits(model(x), y)
 
 
 def test_a_run_becomes_a_ticket_that_scores_as_it_did(
@@ -63,6 +115,8 @@ def test_a_run_becomes_a_ticket_that_scores_as_it_did(
 def test_show_tells_what_was_trained_and_where_the_bytes_are(ticket: Command, made: Path) -> None:
     told = ticket("show", made)
     assert "mpt-sign on digits, 90% pruned" in told and "ours" in told
+    assert f"by mean {load_digits().images.mean() / 16:.3f}" in told
+    assert "\nclasses: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9\n" in told
     rows = [re.split(r"  +", line.strip()) for line in told.splitlines()]
     sizes = {row[0]: row for row in rows if len(row) > 3}
     assert int(sizes["all"][3].replace(",", "")) == made.stat().st_size
@@ -73,12 +127,54 @@ def test_show_tells_what_was_trained_and_where_the_bytes_are(ticket: Command, ma
 def test_free_text_of_strangers_is_shown_in_plain_lines(ticket: Command, tmp_path: Path) -> None:
     name, text = tmp_path / "a", "\x1b[2Jgone\nresult: 100 %"
     model = binarize_weights(create_model("conv2", 5, width=0.05, seed=0), "bihalf", seed=0)
-    about = {"note": text, "run": {"method": text, "prune_rate": "all"}, "result": {"test_top1": text}}
+    images = {"mean": [text] * 3, "std": [text] * 3, "classes": [text, *"abcd"]}
+    about = {
+        "note": text,
+        "images": images,
+        "run": {"method": text, "prune_rate": "all"},
+        "result": {"test_top1": text},
+    }
     write_ticket(Ticket.of(model, {"name": "conv2", "num_classes": 5, "width": 0.05}, about), name)
     told = ticket("show", name)
     write_ticket(replace(Ticket.of(model), about={"run": text, "result": None, "note": 3}), tmp_path / "b")
     assert "note: 3" in ticket("show", tmp_path / "b")
     assert "\x1b" not in told and "\nresult: 100" not in told and "gone result" in told and "top-1 ? %" in told
+
+
+def test_a_network_of_ones_own_loop_has_the_loops_accuracy(
+    ticket: Command, own: tuple[nn.Module, str], folder: Path, tmp_path: Path
+) -> None:
+    model, top1 = own
+    known: dict[str, Any] = {"mean": MEAN, "std": STD, "classes": NAMES}
+    told = {}
+    for what, other in {
+        "all": {},
+        "no statistics": {"mean": None, "std": None},
+        "no names": {"classes": None},
+        "other names": {"classes": ["\x1b[2J" + "long" * 1000, *NAMES[1:]]},
+    }.items():
+        save_ticket(model, tmp_path / "a", ARCHITECTURE, **known | other)
+        told[what] = ticket("verify", tmp_path / "a", "--data", f"folder:{folder}")
+    assert top1 in told["all"] and "warning" not in told["all"]
+    assert all(told[what].count("warning: ") == 1 and top1 not in told[what] for what in told if what != "all")
+    x, _ = tensors(folder / "train", NAMES, [0.0] * 3, [1.0] * 3)
+    assert f"by those of folder:{folder}, mean {x.mean():.4g}" in told["no statistics"]
+    assert "no valid class names" in told["no names"]
+    assert "by place" in told["other names"] and "\x1b" not in told["other names"]
+    assert max(map(len, told["other names"].splitlines())) < 1100
+
+
+def test_a_runs_ticket_standardises_other_data_as_its_own(
+    ticket: Command, finished: Callable[..., Path], folder: Path, tmp_path: Path
+) -> None:
+    data = f"folder:{folder}"
+    ticket("make", finished(data=data, epochs=3, batch_size=16), "-o", tmp_path / "a")
+    x, _ = tensors(folder / "train", NAMES, [0.0] * 3, [1.0] * 3)
+    mean, std = x.mean((0, 2, 3)).tolist(), x.std((0, 2, 3), correction=0).tolist()
+    dark = write_digits(tmp_path / "dark", brightness=0.2)
+    x, y = tensors(dark / "test", tuple(sorted(NAMES)), mean, std)
+    told = ticket("verify", tmp_path / "a", "--data", f"folder:{dark}")
+    assert hits(load_ticket(tmp_path / "a")(x), y) in told and "warning" not in told
 
 
 def test_the_form_seed_is_smaller_and_refused_where_weights_are_trained(
@@ -120,7 +216,9 @@ def test_compare_sets_tickets_against_chance(
 
 
 def test_transfer_scores_a_mask_elsewhere(ticket: Command, made: Path) -> None:
-    as_it_is = [line.split() for line in ticket("transfer", made).splitlines()[-2:]]
+    told = ticket("transfer", made)
+    assert f"their own mean {load_digits().images.mean() / 16:.3f}" in told
+    as_it_is = [line.split() for line in told.splitlines()[-2:]]
     elsewhere = [line.split() for line in ticket("transfer", made, "--seed", 9).splitlines()[-2:]]
     known = ticket("verify", made, "--data", "digits").rsplit("top-1 ", 1)[1].split()[0]
     assert as_it_is[0][-2] == known
