@@ -83,8 +83,9 @@ def add_ticket(commands: Any) -> None:
         "export",
         do_export,
         "the network for other programs",
-        "One file or both, for any number of images at a time. What goes in are images as (x - mean) / std of each "
-        "channel, which `ticket show --json` tells.",
+        "One file or both, for any number of images at a time. What goes in are images in [0, 1] as (x - mean) / std "
+        "of each channel. Either file keeps the mean, the std and the classes that the ticket knows, as JSON: ONNX in "
+        "its metadata, torch.export in its extra files.",
         "e.g. python -m mpt_bihalf ticket export conv4.ticket --onnx conv4.onnx --fold",
     )
     _add_file(export)
@@ -195,7 +196,7 @@ def do_export(options: Any) -> None:
         model = folded
     for path, write in ((options.onnx, export_onnx), (options.torch, export_torch)):
         if path is not None:
-            write(model, example, path)
+            write(model, example, path, ticket.image_spec.metadata())
             print(f"wrote {path}: {path.stat().st_size:,} bytes")
 
 

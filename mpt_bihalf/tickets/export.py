@@ -17,10 +17,11 @@ from ..files import write_whole
 OPSET = 18
 
 
-def export_onnx(model: nn.Module, example: Tensor, path: Path) -> None:
+def export_onnx(model: nn.Module, example: Tensor, path: Path, metadata: dict[str, str] | None = None) -> None:
     """Write the network in evaluation mode as an ONNX file, whole or not at all, its weights within.
 
     example: images [N, C, H, W]; N is left open in the file, where input and output are called `images` and `logits`.
+    metadata: texts by name, kept in the file's `metadata_props`.
 
     Raises ValueError where the packages for it are not installed, and for a network that torch cannot export.
     """
@@ -43,19 +44,21 @@ def export_onnx(model: nn.Module, example: Tensor, path: Path) -> None:
         )
         assert program is not None
         content = program.model_proto
+        for key, value in (metadata or {}).items():
+            content.metadata_props.add(key=key, value=value)
         onnx.checker.check_model(content)
     write_whole(path, lambda file: file.write(content.SerializeToString()))
 
 
-def export_torch(model: nn.Module, example: Tensor, path: Path) -> None:
+def export_torch(model: nn.Module, example: Tensor, path: Path, metadata: dict[str, str] | None = None) -> None:
     """Write the network in evaluation mode as a program of `torch.export`, which `torch.export.load` reads.
 
-    Arguments and errors as of `export_onnx`.
+    Arguments and errors as of `export_onnx`, but that the metadata are extra files of the archive.
     """
     packed = io.BytesIO()
     with _exporting("torch.export"):
         program = torch.export.export(model.eval(), (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
-        torch.export.save(program, packed)
+        torch.export.save(program, packed, extra_files=metadata)
     write_whole(path, lambda file: file.write(packed.getbuffer()))
 
 

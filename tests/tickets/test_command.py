@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import onnx
 import onnxruntime
 import pytest
 import torch
@@ -21,6 +23,7 @@ from torchvision.datasets import ImageFolder
 from mpt_bihalf import binarize_weights, create_model
 from mpt_bihalf.__main__ import main
 from mpt_bihalf.commandline import run_command
+from mpt_bihalf.data import ImageSet, load_dataset
 from mpt_bihalf.sweep.records import read_result, read_run
 from mpt_bihalf.tickets import Ticket, load_ticket, save_ticket, write_ticket
 
@@ -187,12 +190,23 @@ def test_the_form_seed_is_smaller_and_refused_where_weights_are_trained(
 
 
 def test_export_writes_what_other_programs_read(ticket: Command, made: Path, tmp_path: Path) -> None:
-    told = ticket("export", made, "--onnx", tmp_path / "a.onnx", "--fold")
+    told = ticket("export", made, "--onnx", tmp_path / "a.onnx", "--torch", tmp_path / "a.pt2", "--fold")
     assert "parameters left" in told and float(told.split("differ by ")[1].split()[0]) <= 1e-5
     x = torch.randn(3, 1, 8, 8)
     (logits,) = onnxruntime.InferenceSession(tmp_path / "a.onnx").run(None, {"images": x.numpy()})
     torch.testing.assert_close(torch.from_numpy(logits), load_ticket(made)(x).detach(), rtol=1e-4, atol=1e-5)
     assert "--onnx FILE or --torch FILE" in ticket("export", made, status=2)
+
+    known = {entry.key: json.loads(entry.value) for entry in onnx.load(tmp_path / "a.onnx").metadata_props}
+    assert known["classes"] == [str(digit) for digit in load_digits().target_names]
+    test = load_dataset("digits").test
+    assert isinstance(test, ImageSet)
+    x = (test.images / 255 - known["mean"][0]) / known["std"][0]
+    (logits,) = onnxruntime.InferenceSession(tmp_path / "a.onnx").run(None, {"images": x.numpy()})
+    assert hits(torch.from_numpy(logits), test.labels) in ticket("verify", made, "--data", "digits")
+    extra = dict.fromkeys(known, "")
+    torch.export.load(tmp_path / "a.pt2", extra_files=extra)
+    assert {name: json.loads(text) for name, text in extra.items()} == known
 
 
 def test_nothing_is_written_in_the_place_of_what_is_read_or_no_file(
