@@ -22,7 +22,8 @@ from mpt_bihalf.sweep import Experiment, read_records, run_all, write_results
 from mpt_bihalf.sweep.records import run_folder
 from mpt_bihalf.training import Run
 from mpt_bihalf.training.finished import activation_shares
-from mpt_bihalf.training.loop import FINISHED, check_network, load_run_data
+from mpt_bihalf.training.loop import check_network, load_run_data
+from mpt_bihalf.training.record import ACTIVATIONS, FINISHED
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +52,7 @@ def main() -> None:
     options = parse(ActivationEntropy, "Measure the entropy of each channel's binary activations over the test images.")
     out = output_folder(options.out)
     runs = options.runs()
-    run_all(runs, out, options)
+    run_all(runs, out, options, needs=[ACTIVATIONS])
 
     records = read_records(out, runs)
     write_results(out, records)

@@ -2,6 +2,7 @@
 python experiments/activation_variance.py --out runs/prune_sweep
 """
 
+import sys
 from dataclasses import dataclass
 from math import nan
 from pathlib import Path
@@ -20,6 +21,7 @@ from mpt_bihalf.training import Run
 from mpt_bihalf.training.finished import evaluate_test, finished_model
 from mpt_bihalf.training.loop import build_model, kept_data
 from mpt_bihalf.training.record import FINISHED
+from mpt_bihalf.training.recorded_data import OtherData
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,12 +72,22 @@ def main() -> None:
     runs = [run for run in find_runs(out) if (read_result(run_folder(out, run), run) or {}).get("status") == FINISHED]
     if not runs:
         raise ValueError(f"no finished run lies in {options.out}")
-    rows = []
+    rows, missing = [], []
     for run in tqdm(runs, unit="run", disable=None):
-        model, dataset = finished_model(run, run_folder(out, run), kept_data(run))
+        try:
+            model, dataset = finished_model(run, run_folder(out, run), kept_data(run))
+        except OtherData:
+            raise
+        except ValueError as fault:
+            missing.append(str(fault))
+            continue
         start = build_model(run, dataset).to(dataset.device)
         rows.append(row(run, "start", layer_variances(start, dataset)))
         rows.append(row(run, "end", layer_variances(model, dataset)))
+    for fault in missing:
+        print(f"missing: {fault}", file=sys.stderr)
+    if not rows:
+        raise ValueError(f"no finished run in {options.out} has its checkpoint still")
     print(write_table(out / "activation_variance", rows))
     print(f"\ntable: {out / 'activation_variance'}.csv, .txt, .md, .tex")
 

@@ -15,7 +15,8 @@ from mpt_bihalf.report.bit_flips import (
     draw_bit_flips,
 )
 from mpt_bihalf.report.outcome import conclude
-from mpt_bihalf.sweep import TracedExperiment, read_records, read_trace, run_all
+from mpt_bihalf.sweep import TracedExperiment, having, read_records, read_trace, run_all
+from mpt_bihalf.training.record import TRACE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,10 +36,11 @@ def main() -> None:
     options = parse(BitFlips, "Count the bit flips of one filter to +1 and to -1 while networks train.")
     out = output_folder(options.out)
     runs = options.runs()
-    run_all(runs, out, options)
+    run_all(runs, out, options, needs=[TRACE])
 
-    records = read_records(out, runs)
-    steps = bit_flips_steps(records, read_trace(out, runs), options.layer)
+    trace = read_trace(out, runs)
+    records = having(read_records(out, runs), trace)
+    steps = bit_flips_steps(records, trace, options.layer)
     write_csv(out / "bit_flips_steps.csv", steps.to_dict("records"))
     rows = bit_flips_rows(bit_flips_runs(records, steps))
     conclude(out, "bit_flips", rows, draw_bit_flips(steps), bit_flips_curves(steps), bit_flips_finding(rows), CLAIM)

@@ -19,9 +19,10 @@ from mpt_bihalf.report.bit_ratio import (
     draw_bit_ratio,
 )
 from mpt_bihalf.report.outcome import conclude
-from mpt_bihalf.sweep import Experiment, parse_rates, read_layers, read_records, read_trace, run_all
+from mpt_bihalf.sweep import Experiment, having, parse_rates, read_layers, read_records, read_trace, run_all
 from mpt_bihalf.sweep.experiment import refuse_dense
 from mpt_bihalf.training import Run
+from mpt_bihalf.training.record import LAYERS, TRACE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,12 +55,13 @@ def main() -> None:
     options = parse(BitRatio, "Compare shares of +1 among the weights, from few to nearly all.")
     out = output_folder(options.out)
     runs = options.runs()
-    run_all(runs, out, options)
+    run_all(runs, out, options, needs=[TRACE, LAYERS])
 
-    records = read_records(out, runs)
-    steps = bit_ratio_steps(read_trace(out, runs))
+    trace, layers = read_trace(out, runs), read_layers(out, runs)
+    records = having(read_records(out, runs), trace, layers)
+    steps = bit_ratio_steps(trace)
     write_csv(out / "bit_ratio_steps.csv", steps.to_dict("records"))
-    each = bit_ratio_runs(records, read_layers(out, runs), steps)
+    each = bit_ratio_runs(records, layers, steps)
     figure, curves = draw_bit_ratio(each), bit_ratio_curves(each)
     conclude(out, "bit_ratio", bit_ratio_rows(each), figure, curves, bit_ratio_finding(each), CLAIM)
 

@@ -18,9 +18,10 @@ from mpt_bihalf.report.decay import (
     draw_decay,
 )
 from mpt_bihalf.report.outcome import conclude
-from mpt_bihalf.sweep import Experiment, read_records, read_trace, run_all
+from mpt_bihalf.sweep import Experiment, having, read_records, read_trace, run_all
 from mpt_bihalf.sweep.experiment import refuse_dense
 from mpt_bihalf.training import Run
+from mpt_bihalf.training.record import TRACE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,10 +52,11 @@ def main() -> None:
     options = parse(Decay, "Compare weight decays, and a constant with a cosine learning rate.")
     out = output_folder(options.out)
     runs = options.runs()
-    run_all(runs, out, options)
+    run_all(runs, out, options, needs=[TRACE])
 
-    records = read_records(out, runs)
-    steps = decay_steps(records, read_trace(out, runs))
+    trace = read_trace(out, runs)
+    records = having(read_records(out, runs), trace)
+    steps = decay_steps(records, trace)
     write_csv(out / "decay_steps.csv", steps.to_dict("records"))
     each = decay_runs(records, steps)
     conclude(out, "decay", decay_rows(each), draw_decay(steps), decay_curves(steps), decay_finding(each), CLAIM)

@@ -28,7 +28,7 @@ from mpt_bihalf.sweep.records import run_folder
 from mpt_bihalf.training import Run
 from mpt_bihalf.training.finished import evaluate_shuffled
 from mpt_bihalf.training.loop import load_run_data
-from mpt_bihalf.training.record import FINISHED
+from mpt_bihalf.training.record import FINISHED, SHUFFLED
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +62,7 @@ def main() -> None:
     options = parse(MaskControls, "Compare learned masks with random ones of the same count, and with shuffled ones.")
     out = output_folder(options.out)
     runs = options.runs()
-    run_all(runs, out, options)
+    run_all(runs, out, options, needs=[SHUFFLED])
 
     frame = pd.DataFrame(read_records(out, runs))
     frame["mask"] = frame["learn_mask"].map({True: "learned", False: "random"})

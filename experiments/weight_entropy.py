@@ -16,7 +16,8 @@ from mpt_bihalf.report.weight_entropy import (
     weight_entropy_runs,
     weight_entropy_steps,
 )
-from mpt_bihalf.sweep import TracedExperiment, read_records, read_trace, run_all
+from mpt_bihalf.sweep import TracedExperiment, having, read_records, read_trace, run_all
+from mpt_bihalf.training.record import TRACE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,10 +36,11 @@ def main() -> None:
     options = parse(WeightEntropy, "Follow the entropy of the binary weights of each filter while networks train.")
     out = output_folder(options.out)
     runs = options.runs()
-    run_all(runs, out, options)
+    run_all(runs, out, options, needs=[TRACE])
 
-    records = read_records(out, runs)
-    layers = weight_entropy_layers(records, read_trace(out, runs), options.layer)
+    trace = read_trace(out, runs)
+    records = having(read_records(out, runs), trace)
+    layers = weight_entropy_layers(records, trace, options.layer)
     steps = weight_entropy_steps(layers)
     write_csv(out / "weight_entropy_steps.csv", steps.to_dict("records"))
     rows = weight_entropy_rows(weight_entropy_runs(records, steps))

@@ -21,6 +21,7 @@ from .sweep.status import OVER, status_json, status_text, survey
 from .tickets.command import add_ticket
 from .training import Run, train
 from .training.loop import check_fits, check_network, load_run_data
+from .training.recorded_data import check_data
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +83,9 @@ def do_train(options: Any) -> None:
     check_network(run)
     dataset = load_run_data(run)
     check_fits(run, dataset)
+    check_data(folder, run, dataset.digest)
+    if dataset.left_out:
+        print(dataset.left_out, file=sys.stderr)
     with claimed(folder) as ours:
         if not ours:
             raise ValueError(f"another process is doing this run: {folder}")

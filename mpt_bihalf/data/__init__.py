@@ -10,7 +10,7 @@
 
 from .batches import evaluation_batches, training_batches
 from .dataset import DataError, Dataset, Images, ImageSet
-from .registry import DATASETS, FOLDERS, check_name, load_dataset, own_augmentation, short_data
+from .registry import DATASETS, FOLDERS, check_name, is_here, load_dataset, own_augmentation, short_data
 
 __all__ = [
     "DATASETS",
@@ -21,6 +21,7 @@ __all__ = [
     "Images",
     "check_name",
     "evaluation_batches",
+    "is_here",
     "load_dataset",
     "own_augmentation",
     "short_data",

@@ -29,6 +29,18 @@ def load_cifar100(data_root: Path, image_size: int | None) -> Dataset:
     return _load("cifar100", CIFAR100, (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762), data_root, image_size)
 
 
+def cifar10_is_here(data_root: Path) -> bool:
+    from torchvision.datasets import CIFAR10
+
+    return os.path.exists(data_root / CIFAR10.base_folder)
+
+
+def cifar100_is_here(data_root: Path) -> bool:
+    from torchvision.datasets import CIFAR100
+
+    return os.path.exists(data_root / CIFAR100.base_folder)
+
+
 def _load(
     name: str,
     source: Any,

@@ -88,7 +88,10 @@ class DataDigest:
             parts = {name: Part(**content[name]) for name in ("train", "test")}
             digest = cls(content["format"], tuple(content["classes"]), **parts)
             whole = content.keys() == digest.to_json().keys() and content["sha256"] == digest.sha256
-        except (TypeError, KeyError, AttributeError):
+            words = (*digest.classes, *(word for part in parts.values() for word in (part.labels, part.contents)))
+            counts = (digest.format, digest.train.images, digest.test.images)
+            whole &= all(isinstance(word, str) for word in words) and all(type(count) is int for count in counts)
+        except (TypeError, KeyError, AttributeError, ValueError):
             whole = False
         if not whole:
             raise ValueError("the digest of the data is damaged")

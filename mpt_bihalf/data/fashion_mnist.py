@@ -31,8 +31,7 @@ def load_fashion_mnist(data_root: Path, image_size: int | None) -> Dataset:
     Clothes mirrored are clothes still, so it is flipped; but most pieces fill their frame, so the crop moves by 2 of
     28 pixels rather than by CIFAR's 4 of 32. Standardised by the training set's own mean and std.
     """
-    folders = (data_root / LAYOUT, data_root, DEBIAN_FOLDER)
-    folder = next((folder for folder in folders if all(_find(folder, file) for file in FILES)), None)
+    folder = _folder(data_root)
     if folder is None:
         _fetch(data_root)
         folder = data_root / LAYOUT
@@ -42,6 +41,16 @@ def load_fashion_mnist(data_root: Path, image_size: int | None) -> Dataset:
     mean, std = train_set.statistics()
     padding = 2 if image_size is None else round(image_size / 14)
     return Dataset("fashion-mnist", train_set, test_set, classes, mean, std, crop_padding=padding, flip=True)
+
+
+def fashion_mnist_is_here(data_root: Path) -> bool:
+    return _folder(data_root) is not None
+
+
+def _folder(data_root: Path) -> Path | None:
+    """The folder that has all the files."""
+    folders = (data_root / LAYOUT, data_root, DEBIAN_FOLDER)
+    return next((folder for folder in folders if all(_find(folder, file) for file in FILES)), None)
 
 
 def _find(folder: Path, file: str) -> Path | None:

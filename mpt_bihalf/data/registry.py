@@ -6,15 +6,16 @@ DataError for whatever a user can put right, and enter it in DATASETS, and in AU
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
-from .cifar import load_cifar10, load_cifar100
+from .cifar import cifar10_is_here, cifar100_is_here, load_cifar10, load_cifar100
 from .dataset import DataError, Dataset
 from .digits import load_digits
-from .fashion_mnist import load_fashion_mnist
+from .fashion_mnist import fashion_mnist_is_here, load_fashion_mnist
 from .folder import load_folder
-from .imagenet import load_imagenet, load_imagenet_from
+from .imagenet import imagenet_is_here, load_imagenet, load_imagenet_from
 from .locations import data_folder
 
 Loader = Callable[[Path, int | None], Dataset]
@@ -30,6 +31,13 @@ DATASETS: dict[str, Loader] = {
 FOLDERS: dict[str, Loader] = {
     "folder": load_folder,
     "imagenet": load_imagenet_from,
+}
+# Whether those that may be missing lie in a folder.
+WHERE: dict[str, Callable[[Path], bool]] = {
+    "fashion-mnist": fashion_mnist_is_here,
+    "cifar10": cifar10_is_here,
+    "cifar100": cifar100_is_here,
+    "imagenet": imagenet_is_here,
 }
 # Of both, by name or PREFIX: whether training images are mirrored, and whether they are cropped at random, unless a run
 # says otherwise. Of a data set that is not in here only its loader knows.
@@ -56,6 +64,15 @@ def short_data(name: str) -> str:
     """The data set's name as titles and folders have it: of folder:PATH the last part, of imagenet:PATH imagenet."""
     prefix, _, path = name.partition(":")
     return Path(path).name if prefix == "folder" else prefix
+
+
+def is_here(name: str, data_root: str | None = None) -> bool:
+    """Whether the data set of that name lies where it is looked for, whole or not, so that nothing is downloaded."""
+    path = name.partition(":")[2]
+    if path:
+        return os.path.isdir(Path(path).expanduser())
+    look = WHERE.get(name)
+    return look is None or look(data_folder(data_root))
 
 
 def own_augmentation(name: str) -> tuple[bool | None, bool | None]:

@@ -13,7 +13,7 @@ from pandas.api.types import is_bool_dtype, is_numeric_dtype
 from ..commandline import one_line
 from ..files import output_folder, write_csv, write_text
 from ..sweep.experiment import words
-from ..sweep.records import record
+from ..sweep.records import named_nothing, record
 from ..sweep.shown import Shown
 from ..sweep.status import OVER, Survey, strangers_text
 from ..training import Run
@@ -35,8 +35,8 @@ def sweep_report(found: Survey, shown: Shown, columns: int | None = None) -> Non
     columns: width of the screen, into which tables are broken; None: unlimited. Raises ValueError, naming what is
     known, for a field, a value or a figure that is not.
     """
-    frame = chosen_records(records_of(found), shown.where)
-    view, notes = choose_view(frame, shown), []
+    frame, notes = told_apart(chosen_records(records_of(found), shown.where))
+    view = choose_view(frame, shown)
     done = frame["status"] != MISSING
     if not done.any():
         raise ValueError(f"none of {len(frame):,} runs is done yet: see python -m mpt_bihalf status {found.out}")
@@ -76,8 +76,46 @@ def records_of(found: Survey) -> pd.DataFrame:
     known = [(status, status.run) for status in found.runs if status.run]
     if not known:
         raise ValueError(f"no run that may be read lies in {found.out}")
-    rows = [record(status.name, run, status.result or {"status": MISSING}) for status, run in known]
+    rows = [
+        record(status.name, run, status.result or {"status": MISSING}, found.out / "runs" / status.name)
+        for status, run in known
+    ]
     return pd.DataFrame(rows).assign(state=[status.state for status, _ in known])
+
+
+def told_apart(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
+    """The records with one name for the same data, whatever path they were read from, and a name each for different
+    data under one path; and lines that say so.
+
+    Of a run that was done twice, on the same data under two paths, the first done record is kept.
+    """
+    known, notes = frame["data_digest"] != "", []
+    first = frame[known].drop_duplicates("data_digest").set_index("data_digest")["data"]
+    names = frame["data"].where(~known, frame["data_digest"].map(first))
+    for name in dict.fromkeys(frame["data"]):
+        under = list(dict.fromkeys(names[frame["data"] == name]))
+        if under != [name]:
+            notes.append(
+                f"{one_line(name)} holds the same data as {', '.join(map(one_line, under))}, and is shown as it"
+            )
+    several = frame[known].groupby(names[known])["data_digest"].nunique()
+    for name in several[several > 1].index:
+        notes.append(
+            f"{one_line(name)} was {several[name]} different data sets at different times: each is shown apart"
+        )
+        kind, colon, _ = name.partition(":")
+        short = kind if colon and kind != "folder" else name
+        names = names.where(~known | (names != name), short + " (" + frame["data_digest"] + ")")
+    untold = int(((frame["status"] != MISSING) & ~known).sum())
+    if untold:
+        notes.append(f"{untold:,} older runs do not tell what data they saw")
+    frame = frame.assign(data=names)
+    done = frame.sort_values("status", key=lambda status: status == MISSING, kind="stable")
+    same = done[done["data_digest"] != ""].duplicated([*SETTING, "seed"])
+    repeats = same[same].index
+    if len(repeats):
+        notes.append(f"{len(repeats):,} runs repeat others on the same data and are counted once")
+    return frame.drop(index=repeats), notes
 
 
 def chosen_records(frame: pd.DataFrame, where: Sequence[str]) -> pd.DataFrame:
@@ -173,7 +211,8 @@ def long_rows(frame: pd.DataFrame, view: View) -> list[dict[str, Any]]:
     names = [name for name in dict.fromkeys([*LEADING, *FIELDS]) if name in view.by and name in told]
     rows = []
     for setting in summary.to_dict("records"):
-        row = {name: one_line(setting[name]) if isinstance(setting[name], str) else setting[name] for name in names}
+        row = named_nothing({name: setting[name] for name in names})
+        row = {name: one_line(value) if isinstance(value, str) else value for name, value in row.items()}
         row |= {"figure": view.figure}
         row |= {name: None if pd.isna(setting[name]) else setting[name] for name in SUMMARY}
         rows.append(row | {MISSING: setting["trials"] - setting["finished"] - setting["diverged"]})

@@ -3,7 +3,7 @@
 from .engines import EngineOptions
 from .experiment import Experiment
 from .prune import PruneSweep, parse_rates
-from .records import find_runs, read_layers, read_records, read_trace, write_results
+from .records import find_runs, having, read_layers, read_records, read_trace, write_results
 from .run_all import RunsFailed, run_all
 from .traced import TracedExperiment
 
@@ -14,6 +14,7 @@ __all__ = [
     "RunsFailed",
     "TracedExperiment",
     "find_runs",
+    "having",
     "parse_rates",
     "read_layers",
     "read_records",

@@ -2,25 +2,42 @@
 
 from __future__ import annotations
 
+import io
 import os
+import sys
 from contextlib import suppress
 from math import isfinite
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from pandas.api.types import is_numeric_dtype
+from tqdm import tqdm
 
-from ..files import read_json, write_csv
+from ..commandline import one_line
+from ..files import parse_json, read_json, write_csv
 from ..methods import METHODS
+from ..sums import read_whole
 from ..training import Run
+from ..training.config import DEFAULTS
+from ..training.log import MEASURED, TRACED
 from ..training.loop import FIGURES
-from ..training.record import DIVERGED, FINISHED, RESULT
+from ..training.record import DIVERGED, FINISHED, LAYERS, RESULT, TRACE
+from ..training.recorded_data import recorded_data
 
 # Why the last attempt at a run failed.
 FAILURE = "failure.json"
 SETTING = ("model", "data", "method", "prune_rate", "p_pos", "weight_decay", "schedule", "seed")
 # A run has some fifteen: more is no run's doing.
 MOST_FIGURES = 100
+# The columns of a run's tables of layers, and those of them that have no value for a filter or layer all pruned.
+COLUMNS = {
+    LAYERS: ["epoch", "layer", "weights", *MEASURED],
+    TRACE: ["step", "epoch", "layer", "weights", "connections", *TRACED],
+}
+UNDEFINED = {"positive_share", "filter_share_lowest", "filter_share_highest", "cut_off"}
+# How many digits of a data set's digest stand in a table.
+SHORT = 12
 
 
 def run_folder(out: Path, run: Run) -> Path:
@@ -29,12 +46,13 @@ def run_folder(out: Path, run: Run) -> Path:
 
 
 def read_result(folder: Path, run: Run) -> dict[str, Any] | None:
-    """The result of this run, in its folder; None where it is not finished, or the file is none that a run leaves.
+    """The result of this run, in its folder; None where it is not finished, or the file is none that a run leaves, or
+    not the one that this run left.
 
     Raises OSError where the folder may not be read.
     """
     try:
-        result = read_json(folder / RESULT)
+        result = parse_json(read_whole(folder, RESULT), folder / RESULT)
     except (FileNotFoundError, ValueError):
         return None
     if not isinstance(result, dict) or not isinstance(result.get("status"), str):
@@ -42,7 +60,8 @@ def read_result(folder: Path, run: Run) -> dict[str, Any] | None:
     if result["status"].startswith(DIVERGED):
         return {"status": result["status"]}
     figures = {name: value for name, value in result.items() if name != "status"}
-    whole = result["status"] == FINISHED and set(figures) >= {"epochs", *FIGURES} and figures["epochs"] == run.epochs
+    wanted = {"epochs", *FIGURES, *(["validation_top1"] if run.holdout else [])}
+    whole = result["status"] == FINISHED and set(figures) >= wanted and figures["epochs"] == run.epochs
     sound = all(name.isidentifier() and is_number(value) for name, value in figures.items())
     return result if whole and sound and len(figures) <= MOST_FIGURES else None
 
@@ -88,22 +107,71 @@ def in_order(runs: list[Run]) -> list[Run]:
 
 
 def read_layers(out: Path, runs: list[Run]) -> pd.DataFrame:
-    """The figures of every layer and epoch of these runs, with the fields of `SETTING` beside them."""
-    return _read_rows(out, runs, "layers.csv")
+    """The figures of every layer and epoch of these runs, with their names and the fields of `SETTING` beside them.
+
+    A run whose table is missing or not sound has none.
+    """
+    return _read_rows(out, runs, LAYERS)
 
 
 def read_trace(out: Path, runs: list[Run]) -> pd.DataFrame:
-    """The figures of every layer and traced step of these runs, with the fields of `SETTING` beside them."""
-    return _read_rows(out, runs, "trace.csv")
+    """The figures of every layer and traced step of these runs, as `read_layers` has those of the epochs."""
+    return _read_rows(out, runs, TRACE)
 
 
 def _read_rows(out: Path, runs: list[Run], name: str) -> pd.DataFrame:
     frames = []
     for run in runs:
-        file = run_folder(out, run) / name
-        if file.exists() and file.stat().st_size > 1:
-            frames.append(pd.read_csv(file, dtype={"layer": str}).assign(**{n: getattr(run, n) for n in SETTING}))
+        with suppress(FileNotFoundError, ValueError):
+            frame = read_table(run_folder(out, run), run, name)
+            frames.append(frame.assign(run=run.name, **{field: getattr(run, field) for field in SETTING}))
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
+
+
+def read_table(folder: Path, run: Run, name: str) -> pd.DataFrame:
+    """`layers.csv` or `trace.csv` of this run, in its folder: the columns and rows that a run leaves, all figures.
+
+    Raises ValueError for anything else, FileNotFoundError where there is none.
+    """
+    content, columns = read_whole(folder, name), COLUMNS[name]
+    if content == b"\n":  # of a network without binary layers
+        return pd.DataFrame(columns=columns)
+    undefined = {column: ["nan"] for column in columns if column != "layer"}
+    try:
+        frame = pd.read_csv(io.BytesIO(content), dtype={"layer": str}, keep_default_na=False, na_values=undefined)
+    except Exception as fault:  # pandas has many kinds
+        raise ValueError(f"{folder / name} is no table: {one_line(fault)}") from None
+    figures = [column for column in columns if column != "layer"]
+    sound = list(frame) == columns and all(is_numeric_dtype(frame[column]) for column in figures) and len(frame)
+    if sound:
+        epochs, layers = frame["epoch"], list(dict.fromkeys(frame["layer"]))
+        sound = (
+            list(dict.fromkeys(epochs)) == list(range(1, int(epochs.iloc[-1]) + 1))
+            and epochs.iloc[-1] <= run.epochs
+            and list(frame["layer"]) == layers * (len(frame) // len(layers))
+            and epochs.value_counts().nunique() == 1
+            and frame[[*({*columns} - UNDEFINED - {"layer"})]].notna().all(axis=None)
+        )
+    if not sound:
+        raise ValueError(f"{folder / name} is none that the run leaves")
+    return frame
+
+
+def having(records: list[dict[str, Any]], *tables: pd.DataFrame) -> list[dict[str, Any]]:
+    """The records without those of finished runs that have no rows in one of the tables, which are told to the user.
+
+    Raises ValueError where none is left.
+    """
+    kept = []
+    for row in records:
+        if row["status"] != FINISHED or all("run" in table and (table["run"] == row["run"]).any() for table in tables):
+            kept.append(row)
+        else:
+            told = "missing: what the run left of its layers is not there any more; it is left out"
+            tqdm.write(f"{row['run']}: {told}", file=sys.stderr)
+    if not kept:
+        raise ValueError("no run has left what is to be shown")
+    return kept
 
 
 def read_records(out: Path, runs: list[Run]) -> list[dict[str, Any]]:
@@ -116,21 +184,42 @@ def read_records(out: Path, runs: list[Run]) -> list[dict[str, Any]]:
         with suppress(PermissionError, NotADirectoryError):
             result = read_result(run_folder(out, run), run)
             if result is not None:
-                rows.append(record(run.name, run, result))
+                rows.append(record(run.name, run, result, run_folder(out, run)))
     return rows
 
 
-def record(name: str, run: Run, result: dict[str, Any]) -> dict[str, Any]:
-    """The row of a run: its name, its configuration, and what of the result does not stand there already."""
-    row = {"run": name, **_flat(vars(run))}
+def record(name: str, run: Run, result: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """The row of a run: its name, its configuration, and what of the result does not stand there already.
+
+    data_digest is that of the data it was trained on, as its folder tells it, in `SHORT` digits; empty where unknown.
+    """
+    row = {"run": name, **_flat(vars(run)), "data_digest": short_digest(folder)}
     return row | {name: value for name, value in result.items() if name not in row or name == "epochs"}
 
 
+def short_digest(folder: Path) -> str:
+    """The first digits of the digest of the data that a run was trained on; empty where its folder does not tell."""
+    try:
+        recorded = recorded_data(folder)
+    except (OSError, ValueError):
+        return ""
+    return recorded.sha256[:SHORT] if recorded else ""
+
+
 def write_results(out: Path, records: list[dict[str, Any]]) -> Path:
-    """Write `results.csv`, one row a run, and return its path."""
-    path = out / "results.csv"
-    write_csv(path, records)
+    """Write `results.csv`, a row for each of these runs and then for each other finished run below `out`; its path.
+
+    What a configuration leaves empty is `none` there: pandas takes an empty cell for no value at all.
+    """
+    path, names = out / "results.csv", {row["run"] for row in records}
+    others = read_records(out, [run for run in find_runs(out) if run.name not in names])
+    write_csv(path, [named_nothing(row) for row in [*records, *others]])
     return path
+
+
+def named_nothing(row: dict[str, Any]) -> dict[str, Any]:
+    """The row with `none` where a field of a run is empty."""
+    return {name: "none" if value == "" and name in DEFAULTS else value for name, value in row.items()}
 
 
 def _flat(values: dict[str, Any]) -> dict[str, Any]:

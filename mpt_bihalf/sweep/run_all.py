@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+import sys
 import time
-from contextlib import closing
+from collections.abc import Sequence
+from contextlib import closing, suppress
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
 from ..commandline import CommandFailed, one_line
-from ..data import Dataset, load_dataset
+from ..data import is_here, load_dataset
 from ..training import Progress, Run
 from ..training.loop import check_fits, check_network, show_progress
+from ..training.recorded_data import DATA, check_data
 from .claim import held
 from .engines import EngineOptions, make_engine
 from .plan import write_plan
 from .records import read_result, run_folder
+from .repair import is_done
 from .work import Outcome
 
+# What a data set is loaded by: its name, the folder it is looked for in, the size that images are brought to.
+Data = tuple[str, str, int]
 # Seconds between two looks at runs that somebody else is doing.
 LOOK_AGAIN = 1.0
 
@@ -29,16 +34,19 @@ class RunsFailed(CommandFailed):
     """Some runs of a sweep ended with an error; the message says how many, and why the first did."""
 
 
-def run_all(runs: list[Run], out: Path, options: EngineOptions | None = None) -> None:
+def run_all(runs: list[Run], out: Path, options: EngineOptions | None = None, needs: Sequence[str] = ()) -> None:
     """Do what is missing of `runs` below `out`, each run once, by the engine that the options name.
 
     A run that fails does not stop the others. One that another sweep is doing is waited for, and taken over if that
-    sweep ends before it. Raises ValueError for a run or an option that cannot be, before any file is written, and
-    RunsFailed at the end.
+    sweep ends before it. needs: files of each run, beside its result, that are to be there in the end, or its
+    checkpoint for what is made from that, as `is_done` has it. Raises ValueError for a run or an option that cannot be,
+    and for other data than runs were trained on, before any file is written, and RunsFailed at the end.
     """
     options = options or EngineOptions()
-    missing = [run for run in runs if _result(run, out) is None]
-    _check(missing)
+    without = {run: None for run in runs if _result(run, out) is None}
+    digests = _check(runs, list(without), out)
+    missing = [run for run in runs if not is_done(run, out, needs)]
+    missing = [replace(run, data_digest=digests.get(_data_of(run), "")) for run in missing]
     if not missing:
         print(f"{len(runs)} of {len(runs)} runs are done already")
         return
@@ -99,18 +107,44 @@ def _given_up(runs: list[Run], out: Path, bars: _Bars) -> list[Run]:
     return []
 
 
-def _check(runs: list[Run]) -> None:
-    """ValueError for a run that cannot be."""
+def _check(runs: list[Run], missing: list[Run], out: Path) -> dict[Data, str]:
+    """The digests of the data. ValueError for a missing run that cannot be, or one that has seen other data than these.
 
-    @cache
-    def data(name: str, root: str, image_size: int) -> Dataset:
-        return load_dataset(name, root or None, image_size or None)
-
-    settings = list(dict.fromkeys(replace(run, seed=0) for run in runs))
+    Where no run is missing, data that are not there any more are passed over.
+    """
+    settings = list(dict.fromkeys(replace(run, seed=0) for run in missing))
     for run in settings:
         check_network(run)
-    for run in settings:
-        check_fits(run, data(run.data, run.data_root, run.image_size))
+    wanted, digests = {_data_of(run) for run in missing}, {}
+    for of in dict.fromkeys(map(_data_of, runs)):
+        name, root, image_size = of
+        if of not in wanted and not is_here(name, root or None):
+            _tell(f"{name} is not there: whether the runs on it saw the data that now are is not known")
+            continue
+        dataset = load_dataset(name, root or None, image_size or None)
+        digests[of] = dataset.digest.sha256
+        for run in settings:
+            if _data_of(run) == of:
+                check_fits(run, dataset)
+        for run in runs:
+            if _data_of(run) == of:
+                with suppress(PermissionError):  # as doing the run will tell
+                    check_data(run_folder(out, run), run, dataset.digest)
+        if dataset.left_out:
+            _tell(dataset.left_out)
+    done = set(runs) - set(missing)
+    unknown = sum(not (run_folder(out, run) / DATA).exists() for run in done)
+    if unknown:
+        _tell(f"{unknown:,} of {len(done):,} done runs are older and do not tell what data they saw")
+    return digests
+
+
+def _data_of(run: Run) -> Data:
+    return run.data, run.data_root, run.image_size
+
+
+def _tell(line: str) -> None:
+    tqdm.write(line, file=sys.stderr)
 
 
 class _Bars:

@@ -19,7 +19,7 @@ from tabulate import tabulate
 from ..commandline import one_line
 from ..files import read_json, read_text
 from ..training import Run
-from ..training.record import FINISHED
+from ..training.record import FINISHED, RESULT
 from .claim import held, read_claim
 from .plan import Plan, find_plans, planned_runs
 from .records import FAILURE, MOST_FIGURES, in_order, is_number, read_result, read_run, run_folders
@@ -188,7 +188,8 @@ def _look_closer(name: str, run: Run, folder: Path) -> RunStatus:
     why, when = _failure(folder)
     if why and (when or 0) >= (since or 0):
         return RunStatus(state="failed", why=why, when=when, **begun)
-    return RunStatus(state="interrupted", **begun)  # or an attempt that came after the failure
+    why = f"{RESULT} is damaged" if (folder / RESULT).exists() else ""
+    return RunStatus(state="interrupted", why=why, **begun)  # or an attempt that came after the failure
 
 
 def _last_epoch(folder: Path, run: Run) -> tuple[int, dict[str, float], float | None]:

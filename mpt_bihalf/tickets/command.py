@@ -20,7 +20,7 @@ from .compare import density_table, overlap_table, ticket_names
 from .export import export_onnx, export_torch
 from .file import FORMS, read_ticket, write_ticket
 from .fold import fold
-from .from_run import run_ticket, trained_model
+from .from_run import other_data, placeless, run_ticket, trained_model
 from .images import statistics
 from .sizes import size_table
 from .ticket import Ticket
@@ -164,11 +164,14 @@ def do_verify(options: Any) -> None:
         classes = cast(dict[str, Any], ticket.architecture)["num_classes"]
         if dataset.num_classes != classes:
             raise ValueError(f"{options.data}: {dataset.num_classes} classes, and the network tells {classes} apart")
+        run, result, differing = ticket.told("run"), ticket.told("result"), other_data(ticket, dataset)
+        if differing and placeless(options.data) == run.get("data"):
+            raise ValueError(f"{options.data} holds other data than the ticket's run was trained on: {differing}")
         spec = ticket.image_spec
         dataset = spec.relabel(spec.standardise(dataset, _warn), _warn)
-        run, result = ticket.told("run"), ticket.told("result")
         figures = evaluate_test(ticket.network(), dataset, run.get("precision", "fp32"))
         told = f"; its run had {_figure(result, 'test_top1', 2)} % on {one_line(run.get('data'))}" if result else ""
+        told += ", which are other data" if result and differing else ""
         print(f"{options.data}: test top-1 {figures['test_top1']:.2f} %{told}")
 
 
@@ -222,9 +225,14 @@ def do_transfer(options: Any) -> None:
         raise ValueError("the ticket does not say what it was trained on: say --data")
     size = options.image_size or ticket.images[-1]
     dataset = load_dataset(data, options.data_root, size).to(HOST)
+    differing = other_data(ticket, dataset)
+    if differing and options.data is None:
+        raise ValueError(f"{data} holds other data than the ticket's run was trained on: {differing}; say --data")
     if dataset.num_classes == cast(dict[str, Any], ticket.architecture)["num_classes"]:
         dataset = ticket.image_spec.relabel(dataset, _warn)
     table = transfer_table(ticket, dataset, options.seed)
+    if differing:
+        print(f"other data than the ticket's run was trained on: {one_line(differing, 1000)}")
     print(f"images standardised by their own {statistics(dataset.mean, dataset.std)}")
     print(f"{table.title}\n{table.text()}")
 

@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from ..data import Dataset, short_data
+from ..data.digest import DataDigest
 from ..devices import HOST
 from ..sweep.records import read_result, read_run
 from ..training import Run
@@ -27,6 +28,7 @@ def run_ticket(folder: Path, note: str = "") -> Ticket:
     run, model, dataset = trained_model(folder)
     network = network_of(run, dataset.num_classes, dataset.in_channels, dataset.image_size)
     about: dict[str, Any] = {"run": _told(run), "result": read_result(folder, run), "images": _images(dataset)}
+    about["data"] = dataset.digest.to_json()
     return Ticket.of(model, network, about | ({"note": note} if note else {}))
 
 
@@ -47,8 +49,22 @@ def trained_model(folder: Path) -> tuple[Run, nn.Module, Dataset]:
 
 def _told(run: Run) -> dict[str, Any]:
     """The run's configuration without the places of its maker's machine."""
-    prefix, colon, _ = run.data.partition(":")
-    return asdict(run) | {"data": f"{prefix}:{short_data(run.data)}" if colon else run.data, "data_root": ""}
+    return asdict(run) | {"data": placeless(run.data), "data_root": ""}
+
+
+def placeless(data: str) -> str:
+    """The name of a data set without the place where it lies: `folder:NAME`, or its name."""
+    prefix, colon, _ = data.partition(":")
+    return f"{prefix}:{short_data(data)}" if colon else data
+
+
+def other_data(ticket: Ticket, dataset: Dataset) -> str:
+    """In what a data set differs from the one that the ticket's run saw; empty where it is that, or none is told."""
+    try:
+        seen = DataDigest.from_json(ticket.about["data"])
+    except (KeyError, ValueError):
+        return ""
+    return dataset.digest.difference(seen)
 
 
 def _images(dataset: Dataset) -> dict[str, Any]:

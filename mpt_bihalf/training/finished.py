@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
+import io
 from collections.abc import Callable
-from contextlib import suppress
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -14,30 +14,30 @@ from torch import Tensor, nn
 
 from ..activations import BinaryActivation
 from ..data import Dataset, evaluation_batches
-from ..files import write_csv, write_json
+from ..files import csv_text, json_text, parse_json
+from ..sums import read_whole, write_summed
 from ..weights import shuffle_scores
 from .checkpoint import load_checkpoint
 from .config import Run
 from .loop import build, decoders, evaluate, evaluation_batch
-
-SHUFFLED, ACTIVATIONS = "shuffled.json", "activations.csv"
+from .record import ACTIVATIONS, SHUFFLED, SUMMED
+from .recorded_data import check_data
 
 
 def evaluate_shuffled(run: Run, folder: Path, load: Callable[[], Dataset]) -> dict[str, Any]:
     """Test figures of a finished run whose scores are permuted within its layers, by the run's seed.
 
     Kept in the run's folder as `shuffled.json`, and read from there the next time. load: gives the run's data, asked
-    only where the figures are not kept. Raises ValueError for a folder without the run's checkpoint, or a run that has
-    no scores to permute.
+    only where the figures are not kept. Raises ValueError for a folder without the run's checkpoint, for other data
+    than the run was trained on, and for a run that has no scores to permute.
     """
-    path = folder / SHUFFLED
-    known = _read(path)
+    known = read_shuffled(folder)
     if known is not None:
         return known
     model, dataset = finished_model(run, folder, load())
     shuffle_scores(model, run.seed)
     figures = evaluate_test(model, dataset, run.precision)
-    write_json(path, figures)
+    write_summed(folder, {SHUFFLED: json_text(figures)}, SUMMED)
     return figures
 
 
@@ -48,11 +48,9 @@ def activation_shares(run: Run, folder: Path, load: Callable[[], Dataset]) -> pd
     folder as `activations.csv`. Arguments and errors as of `evaluate_shuffled`; a network without binary activations is
     an error too.
     """
-    path = folder / ACTIVATIONS
-    with suppress(FileNotFoundError, ValueError):
-        known = pd.read_csv(path, dtype={"layer": str})
-        if list(known) == ["layer", "channel", "share"] and len(known):
-            return known
+    known = read_activations(folder)
+    if known is not None:
+        return known
     model, dataset = finished_model(run, folder, load())
     layers = {name: module for name, module in model.named_modules() if isinstance(module, BinaryActivation)}
     if not layers:
@@ -67,8 +65,34 @@ def activation_shares(run: Run, folder: Path, load: Callable[[], Dataset]) -> pd
         for name, counted in shares.items()
         for channel, share in enumerate(counted.shares())
     ]
-    write_csv(path, rows)
+    write_summed(folder, {ACTIVATIONS: csv_text(rows)}, SUMMED)
     return pd.DataFrame(rows)
+
+
+def read_shuffled(folder: Path) -> dict[str, Any] | None:
+    """The figures that `evaluate_shuffled` has kept; None where there are none that it can have kept."""
+    try:
+        figures = parse_json(read_whole(folder, SHUFFLED), folder / SHUFFLED)
+    except (FileNotFoundError, ValueError):
+        return None
+    names = {"test_loss", "test_top1", "test_top5"}
+    if not isinstance(figures, dict) or figures.keys() != names:
+        return None
+    sound = all(isinstance(value, float) and isfinite(value) and value >= 0 for value in figures.values())
+    return figures if sound and figures["test_top1"] <= figures["test_top5"] <= 100 else None
+
+
+def read_activations(folder: Path) -> pd.DataFrame | None:
+    """The rows that `activation_shares` has kept; None where there are none that it can have kept."""
+    try:
+        known = pd.read_csv(io.BytesIO(read_whole(folder, ACTIVATIONS)), dtype={"layer": str}, keep_default_na=False)
+        known = known.astype({"channel": int, "share": float})
+    except (FileNotFoundError, ValueError, KeyError):
+        return None
+    if list(known) != ["layer", "channel", "share"] or known.empty or not known["share"].between(0, 1).all():
+        return None
+    counted = known.groupby("layer", sort=False).cumcount()
+    return known if (known["channel"] == counted).all() else None
 
 
 class _PositiveShare:
@@ -97,21 +121,15 @@ def finished_model(
 ) -> tuple[nn.Module, Dataset]:
     """The network of a finished run as its checkpoint has it, and the data, both on the run's device or another one.
 
-    Raises ValueError for a folder without the checkpoint of the finished run.
+    Raises ValueError for a folder without the checkpoint of the finished run, OtherData for other data than it was
+    trained on.
     """
+    check_data(folder, run, dataset.digest)
     torch.set_num_threads(run.threads)
     dataset = dataset.to(device or torch.device(run.device)).decoded_by(decoders(run))
     model, _ = build(run, dataset)
-    state = load_checkpoint(folder, run, model, None, len(dataset.train) // run.batch_size)
+    steps = len(dataset.train) // run.batch_size
+    state = load_checkpoint(folder, run, model, None, steps, data=dataset.digest)
     if state is None or state.epoch < run.epochs:
         raise ValueError(f"{folder} has no checkpoint of the finished run")
     return model, dataset
-
-
-def _read(path: Path) -> dict[str, Any] | None:
-    try:
-        figures = json.loads(path.read_text())
-    except (FileNotFoundError, ValueError):
-        return None
-    sound = isinstance(figures, dict) and all(isinstance(value, float) for value in figures.values())
-    return figures if sound and "test_top1" in figures else None

@@ -26,6 +26,10 @@ from .recorded_data import DATA
 METRICS, LAYERS, TRACE = "metrics.csv", "layers.csv", "trace.csv"
 CONFIG, ENVIRONMENT, TIMES, RESULT = "config.json", "environment.json", "times.json", "result.json"
 WRITTEN = (METRICS, LAYERS, TRACE, CONFIG, DATA, ENVIRONMENT, TIMES, RESULT, CHECKPOINT, SUMS)
+# What is worked out of a finished run's checkpoint when it is asked for.
+SHUFFLED, ACTIVATIONS = "shuffled.json", "activations.csv"
+# The files of which SHA256SUMS tells. A checkpoint has its sum, and data.json is one.
+SUMMED = (METRICS, LAYERS, TRACE, RESULT, SHUFFLED, ACTIVATIONS)
 FINISHED, DIVERGED = "finished", "diverged"
 
 

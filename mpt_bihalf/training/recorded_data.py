@@ -21,7 +21,7 @@ def recorded_data(folder: Path) -> DataDigest | None:
     """What the run in this folder was trained on; None in a record of a time before digests. Damaged for no digest."""
     try:
         return DataDigest.from_json(read_json(folder / DATA))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except ValueError:
         raise Damaged(f"{folder / DATA} is damaged") from None

@@ -620,7 +620,8 @@ def test_a_hostile_folder(copied: Sweep, untroubled: Sweep, tmp_path: Path) -> N
     for folder, why in ((linked, "link"), (a, "symbolic links")):
         assert re.search(f"{folder.name}: failed: .*{why}", done.stdout)
     assert "\x1b" not in done.stdout + done.stderr
-    assert len(done.stderr.splitlines()) == 3  # two checkpoints put aside, and the error
+    assert done.stderr.count("result.json is damaged") == 3
+    assert len(done.stderr.splitlines()) == 3 + 3  # two checkpoints put aside, and the error
     asked = [sys.executable, "-m", "mpt_bihalf", "status", str(copied.out)]
     status = subprocess.run(asked, capture_output=True, text=True, check=True)
     assert "\x1b" not in status.stdout

@@ -129,7 +129,9 @@ def test_layer_figures_of_several_runs_stand_in_one_table(tmp_path: Path) -> Non
     runs = [Run(prune_rate=0.3, seed=seed) for seed in (0, 1, 2)]
     for run, entropy in zip(runs[:2], (0.5, 1.0), strict=True):
         run_folder(tmp_path, run).mkdir(parents=True)
-        (run_folder(tmp_path, run) / "layers.csv").write_text(f"epoch,layer,entropy\n1,0,{entropy}\n1,10,0.25\n")
+        columns = "epoch,layer,weights,entropy,filter_entropy,positive_share,kept,flips_to_positive,flips_to_negative"
+        text = f"{columns},mask_change\n1,0,9,{entropy},1,1,1,0,0,0\n1,10,9,0.25,1,1,1,0,0,0\n"
+        (run_folder(tmp_path, run) / "layers.csv").write_text(text)
     table = read_layers(tmp_path, runs)
     assert table[["method", "prune_rate", "seed", "layer", "entropy"]].to_numpy().tolist() == [
         ["mpt-bihalf", 0.3, 0, "0", 0.5],

@@ -1,0 +1,121 @@
+"""Finished runs whose files are damaged or missing: what can be made again is, and what cannot is done again."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from ..files import refuse_links
+from ..sums import SUMS, Damaged, read_sums, read_whole, write_summed
+from ..training import Run
+from ..training.checkpoint import History, read_history
+from ..training.finished import read_activations, read_shuffled
+from ..training.record import ACTIVATIONS, FINISHED, RESULT, SHUFFLED, SUMMED, TRACE, tables
+from .claim import claimed
+from .records import read_result, read_table, run_folder
+
+
+def is_done(run: Run, out: Path, needs: Sequence[str] = ()) -> bool:
+    """Whether a run is done, for a command that needs these files of it.
+
+    Tables that are damaged, or needed and missing, are made again from the checkpoint; `shuffled.json` and
+    `activations.csv` are made by whoever needs them, from the checkpoint too. Where there is none that is whole, a run
+    that lacks what is needed is not done, and its result is put aside. All this is told to the user.
+    """
+    folder = run_folder(out, run)
+    try:
+        result = read_result(folder, run)
+        damaged = damaged_files(folder)
+    except OSError:  # nothing that may be read, as doing the run will tell
+        return False
+    if result is None:
+        _tell(run, [f"{name} is damaged" for name in damaged if name in (SUMS, RESULT)])
+        return False
+    lacking = _lacking(folder, run, needs) if result["status"] == FINISHED else {}
+    faults = dict.fromkeys(damaged, "damaged") | lacking
+    if not faults:
+        return True
+    try:
+        refuse_links(folder, out)
+        again = {name: text for name, text in tables(_whole_history(folder, run, result)).items() if name in faults}
+    except (OSError, ValueError) as why:
+        _tell(run, [f"{name} is {fault}, and cannot be made again: {why}" for name, fault in faults.items()])
+        if lacking:
+            _put_aside(folder, run)
+        return not lacking
+    if again:
+        write_summed(folder, again, SUMMED)
+    made = {True: "made again from its checkpoint", False: "its checkpoint is there to make it again"}
+    _tell(run, [f"{name} was {fault}; {made[name in again]}" for name, fault in faults.items()])
+    return True
+
+
+def damaged_files(folder: Path) -> list[str]:
+    """The files of a run that are there and not what SHA256SUMS tells; that list itself, where it is none.
+
+    Nothing in a record of a time before the list. OSError for what may not be read.
+    """
+    try:
+        sums = read_sums(folder)
+    except Damaged:
+        return [SUMS]
+    damaged = []
+    for name in SUMMED if sums is not None else ():
+        try:
+            read_whole(folder, name)
+        except Damaged:
+            damaged.append(name)
+        except FileNotFoundError:
+            pass
+    return damaged
+
+
+def _lacking(folder: Path, run: Run, needs: Sequence[str]) -> dict[str, str]:
+    """Those of the needed files that this finished run has and should not lack: missing, or damaged."""
+    lacking = {}
+    for name in needs:
+        if (name == TRACE and not run.trace) or (name == SHUFFLED and not run.learn_mask):
+            continue
+        if not (folder / name).exists():
+            lacking[name] = "missing"
+        elif not _is_sound(folder, run, name):
+            lacking[name] = "damaged"
+    return lacking
+
+
+def _is_sound(folder: Path, run: Run, name: str) -> bool:
+    if name == SHUFFLED:
+        return read_shuffled(folder) is not None
+    if name == ACTIVATIONS:
+        return read_activations(folder) is not None
+    with suppress(FileNotFoundError, ValueError):
+        return int(read_table(folder, run, name)["epoch"].max()) == run.epochs
+    return False
+
+
+def _whole_history(folder: Path, run: Run, result: dict[str, Any]) -> History:
+    """The rows of a run that has ended with this result. ValueError or OSError without its last checkpoint."""
+    history = read_history(folder, run)
+    if result["status"] == FINISHED and len(history["epochs"]) < run.epochs:
+        raise ValueError(f"its checkpoint is of epoch {len(history['epochs'])} of {run.epochs}")
+    return history
+
+
+def _put_aside(folder: Path, run: Run) -> None:
+    """Keep the result under another name, so that the run is done again; not while somebody does it."""
+    with claimed(folder) as ours:
+        if ours:
+            aside = Path(tempfile.mkdtemp(dir=folder, prefix="put-aside-")) / RESULT
+            (folder / RESULT).replace(aside)
+            _tell(run, [f"it is done again; its result is kept as {aside}"])
+
+
+def _tell(run: Run, lines: Sequence[str]) -> None:
+    for line in lines:
+        tqdm.write(f"{run.name}: {line}", file=sys.stderr)
