@@ -178,7 +178,7 @@ class _Kept:
         """Digests, uint8 [N, 32], and for which files of this status they are known, bool [N]."""
         digests, known = np.zeros((len(self._names), 32), dtype=np.uint8), np.zeros(len(self._names), dtype=bool)
         kept = cache.read(self._file, "digests")
-        if kept is None:
+        if kept is None or kept.keys() != {"names", "status", "digests"}:
             return digests, known
         names = kept["names"].numpy().tobytes()
         if names == b"\0".join(self._names):

@@ -190,7 +190,7 @@ def _cached_images(found: Parts, image_size: int | None) -> tuple[Tensor, Part, 
         raise unreadable(error) from error
     fingerprint = _fingerprint(files, status, image_size)
     stored = cache.read(file, fingerprint)
-    if stored is None:
+    if stored is None or stored.keys() != {"pixels", "digests"}:
         pixels, digests = _decode(files, image_size)
         stored = {"pixels": pixels, "digests": digests}
         cache.write(file, fingerprint, stored)

@@ -11,12 +11,14 @@ from typing import Any
 
 from tqdm import tqdm
 
-from ..files import refuse_links
+from ..data.digest import DataDigest
+from ..files import refuse_links, write_json
 from ..sums import SUMS, Damaged, read_sums, read_whole, write_summed
 from ..training import Run
 from ..training.checkpoint import History, read_history
 from ..training.finished import read_activations, read_shuffled
 from ..training.record import ACTIVATIONS, FINISHED, RESULT, SHUFFLED, SUMMED, TRACE, tables
+from ..training.recorded_data import DATA, recorded_data
 from .claim import claimed
 from .records import read_result, read_table, run_folder
 
@@ -24,9 +26,9 @@ from .records import read_result, read_table, run_folder
 def is_done(run: Run, out: Path, needs: Sequence[str] = ()) -> bool:
     """Whether a run is done, for a command that needs these files of it.
 
-    Tables that are damaged, or needed and missing, are made again from the checkpoint; `shuffled.json` and
-    `activations.csv` are made by whoever needs them, from the checkpoint too. Where there is none that is whole, a run
-    that lacks what is needed is not done, and its result is put aside. All this is told to the user.
+    Tables and `data.json` that are damaged, or needed and missing, are made again from the checkpoint; `shuffled.json`
+    and `activations.csv` are made by whoever needs them, from the checkpoint too. Where there is none that is whole, a
+    run that lacks what is needed is not done, and its result is put aside. All this is told to the user.
     """
     folder = run_folder(out, run)
     try:
@@ -42,30 +44,38 @@ def is_done(run: Run, out: Path, needs: Sequence[str] = ()) -> bool:
     if not faults:
         return True
     try:
-        refuse_links(folder, out)
-        again = {name: text for name, text in tables(_whole_history(folder, run, result)).items() if name in faults}
+        history, data = _whole_history(folder, run, result)
     except (OSError, ValueError) as why:
         _tell(run, [f"{name} is {fault}, and cannot be made again: {why}" for name, fault in faults.items()])
         if lacking:
             _put_aside(folder, run)
         return not lacking
+    refuse_links(folder, out)
+    again = {name: text for name, text in tables(history).items() if name in faults}
     if again:
         write_summed(folder, again, SUMMED)
-    made = {True: "made again from its checkpoint", False: "its checkpoint is there to make it again"}
-    _tell(run, [f"{name} was {fault}; {made[name in again]}" for name, fault in faults.items()])
+    if DATA in faults and data:
+        write_json(folder / DATA, data.to_json())
+    for name, fault in faults.items():
+        later = name in (SHUFFLED, ACTIVATIONS)
+        _tell(run, [f"{name} is {fault}: {'what needs it makes it' if later else 'made'} again from the checkpoint"])
     return True
 
 
 def damaged_files(folder: Path) -> list[str]:
-    """The files of a run that are there and not what SHA256SUMS tells; that list itself, where it is none.
+    """The files of a run that are there and not what was written: by SHA256SUMS, or that list or `data.json` itself.
 
-    Nothing in a record of a time before the list. OSError for what may not be read.
+    Of a record of a time before these nothing is known. OSError for what may not be read.
     """
     try:
         sums = read_sums(folder)
     except Damaged:
         return [SUMS]
     damaged = []
+    try:
+        recorded_data(folder)
+    except Damaged:
+        damaged.append(DATA)
     for name in SUMMED if sums is not None else ():
         try:
             read_whole(folder, name)
@@ -99,12 +109,12 @@ def _is_sound(folder: Path, run: Run, name: str) -> bool:
     return False
 
 
-def _whole_history(folder: Path, run: Run, result: dict[str, Any]) -> History:
-    """The rows of a run that has ended with this result. ValueError or OSError without its last checkpoint."""
-    history = read_history(folder, run)
+def _whole_history(folder: Path, run: Run, result: dict[str, Any]) -> tuple[History, DataDigest | None]:
+    """`read_history` of a run that has ended with this result. ValueError or OSError without its last checkpoint."""
+    history, data = read_history(folder, run)
     if result["status"] == FINISHED and len(history["epochs"]) < run.epochs:
         raise ValueError(f"its checkpoint is of epoch {len(history['epochs'])} of {run.epochs}")
-    return history
+    return history, data
 
 
 def _put_aside(folder: Path, run: Run) -> None:

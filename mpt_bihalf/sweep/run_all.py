@@ -118,6 +118,9 @@ def _check(runs: list[Run], missing: list[Run], out: Path) -> dict[Data, str]:
     wanted, digests = {_data_of(run) for run in missing}, {}
     for of in dict.fromkeys(map(_data_of, runs)):
         name, root, image_size = of
+        seen = [run for run in runs if _data_of(run) == of]
+        if of not in wanted and not any((run_folder(out, run) / DATA).exists() for run in seen):
+            continue
         if of not in wanted and not is_here(name, root or None):
             _tell(f"{name} is not there: whether the runs on it saw the data that now are is not known")
             continue
@@ -126,16 +129,15 @@ def _check(runs: list[Run], missing: list[Run], out: Path) -> dict[Data, str]:
         for run in settings:
             if _data_of(run) == of:
                 check_fits(run, dataset)
-        for run in runs:
-            if _data_of(run) == of:
-                with suppress(PermissionError):  # as doing the run will tell
-                    check_data(run_folder(out, run), run, dataset.digest)
+        for run in seen:
+            with suppress(PermissionError):  # as doing the run will tell
+                check_data(run_folder(out, run), run, dataset.digest)
         if dataset.left_out:
             _tell(dataset.left_out)
     done = set(runs) - set(missing)
     unknown = sum(not (run_folder(out, run) / DATA).exists() for run in done)
     if unknown:
-        _tell(f"{unknown:,} of {len(done):,} done runs are older and do not tell what data they saw")
+        _tell(f"{unknown:,} of {len(done):,} done runs do not tell what data they saw: they are of an older version")
     return digests
 
 

@@ -164,6 +164,8 @@ def do_verify(options: Any) -> None:
         classes = cast(dict[str, Any], ticket.architecture)["num_classes"]
         if dataset.num_classes != classes:
             raise ValueError(f"{options.data}: {dataset.num_classes} classes, and the network tells {classes} apart")
+        if dataset.left_out:
+            _warn(dataset.left_out)
         run, result, differing = ticket.told("run"), ticket.told("result"), other_data(ticket, dataset)
         if differing and placeless(options.data) == run.get("data"):
             raise ValueError(f"{options.data} holds other data than the ticket's run was trained on: {differing}")

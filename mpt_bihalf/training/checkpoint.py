@@ -129,13 +129,13 @@ def load_checkpoint(
         return None
     with _named(path):
         content = _content(found, run)
-        recorded = DataDigest.from_json(content["data"]) if content.get("data") else None
+        recorded = _recorded(content)
         if data and recorded:
             refuse_other_data(folder, run, recorded, data)
         _load_model(model, content["model"])
         last = len(content["history"]["epochs"]) - (not content.get("step"))
         state = State.begin(run, model, optimizer, steps, last)
-        state.data = recorded or data
+        state.data = recorded
         state.history = _sound(content["history"], run, list(state.log.signs))
         if content.get("step"):
             _load_under_way(state, team, content["step"], **content["under_way"])
@@ -148,17 +148,19 @@ def load_checkpoint(
     return state
 
 
-def read_history(folder: Path, run: Run) -> History:
-    """The rows of all epochs that the run has come to by its last checkpoint, with nothing else of it looked at.
+def read_history(folder: Path, run: Run) -> tuple[History, DataDigest | None]:
+    """The rows of all epochs that the run has come to by its last checkpoint, and the data that it was trained on.
 
-    Raises FileNotFoundError where there is none, ValueError as `load_checkpoint`.
+    Nothing else of it is looked at. Raises FileNotFoundError where there is none, ValueError as `load_checkpoint`.
     """
     found = _read(folder / CHECKPOINT)
     if found is None:
         raise FileNotFoundError(f"{folder} has no {CHECKPOINT}")
     with _named(folder / CHECKPOINT):
-        history = _content(found, run)["history"]
-        return _sound(history, run, [*dict.fromkeys(row["layer"] for row in history["layers"])])
+        content = _content(found, run)
+        history = content["history"]
+        layers = [*dict.fromkeys(row["layer"] for row in history["layers"])]
+        return _sound(history, run, layers), _recorded(content)
 
 
 def _content(found: bytes, run: Run) -> dict[str, Any]:
@@ -169,6 +171,10 @@ def _content(found: bytes, run: Run) -> dict[str, Any]:
     if Run.from_dict(content["run"]).hash != run.hash:
         raise ValueError("it belongs to another run")
     return content
+
+
+def _recorded(content: dict[str, Any]) -> DataDigest | None:
+    return DataDigest.from_json(content["data"]) if content.get("data") else None
 
 
 @contextmanager

@@ -239,8 +239,9 @@ def resume(team: Team, run: Run, folder: Path, dataset: Dataset, record: Record,
         record.put_aside(fault)
         model, optimizer = build(run, dataset)  # loading may have got half-way
         state = None
-    state = state or State.begin(run, model, optimizer, steps)
-    state.data = data
+    if state is None:
+        state = State.begin(run, model, optimizer, steps)
+        state.data = data
     return state
 
 
