@@ -15,7 +15,7 @@ class Architectures(MethodComparison):
     recipes = ARCHITECTURES
 
     out: str = "runs/architectures"
-    """folder for runs, results.csv (a row a trial), tables, figure and curves"""
+    """folder for runs, results.csv (a row a run), tables, figure and curves"""
 
 
 def main() -> None:

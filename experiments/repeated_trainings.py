@@ -25,7 +25,7 @@ class RepeatedTrainings(Experiment):
     recipes = REPEATED_TRAININGS
 
     out: str = "runs/repeated_trainings"
-    """folder for runs, results.csv (a row a training), table, figure and curves"""
+    """folder for runs, results.csv (a row a run), table, figure and curves"""
 
 
 def main() -> None:

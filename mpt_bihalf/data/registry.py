@@ -32,8 +32,8 @@ FOLDERS: dict[str, Loader] = {
     "folder": load_folder,
     "imagenet": load_imagenet_from,
 }
-# Whether those that may be missing lie in a folder.
-WHERE: dict[str, Callable[[Path], bool]] = {
+# Of those that are downloaded or laid down by the user: whether a folder has them.
+IS_HERE: dict[str, Callable[[Path], bool]] = {
     "fashion-mnist": fashion_mnist_is_here,
     "cifar10": cifar10_is_here,
     "cifar100": cifar100_is_here,
@@ -71,7 +71,7 @@ def is_here(name: str, data_root: str | None = None) -> bool:
     path = name.partition(":")[2]
     if path:
         return os.path.isdir(Path(path).expanduser())
-    look = WHERE.get(name)
+    look = IS_HERE.get(name)
     return look is None or look(data_folder(data_root))
 
 

@@ -49,7 +49,7 @@ class MethodComparison(Experiment):
     tune_trials: int = 2
     """runs of each point of the grid of --tune"""
     out: str = "runs/method_comparison"
-    """folder for runs, results.csv (a row a trial), tables, figure and curves"""
+    """folder for runs, results.csv (a row a run), tables, figure and curves"""
 
     def runs(self) -> list[Run]:
         """The trials of all arms, as they are without tuning. Raises ValueError, naming the option at fault."""

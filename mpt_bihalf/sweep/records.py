@@ -109,7 +109,7 @@ def in_order(runs: list[Run]) -> list[Run]:
 def read_layers(out: Path, runs: list[Run]) -> pd.DataFrame:
     """The figures of every layer and epoch of these runs, with their names and the fields of `SETTING` beside them.
 
-    A run whose table is missing or not sound has none.
+    A run whose table is missing or not sound has none; of a finished one the user is told.
     """
     return _read_rows(out, runs, LAYERS)
 
@@ -122,9 +122,16 @@ def read_trace(out: Path, runs: list[Run]) -> pd.DataFrame:
 def _read_rows(out: Path, runs: list[Run], name: str) -> pd.DataFrame:
     frames = []
     for run in runs:
-        with suppress(FileNotFoundError, ValueError):
-            frame = read_table(run_folder(out, run), run, name)
-            frames.append(frame.assign(run=run.name, **{field: getattr(run, field) for field in SETTING}))
+        folder = run_folder(out, run)
+        try:
+            frame = read_table(folder, run, name)
+        except (FileNotFoundError, ValueError) as fault:
+            ended = (read_result(folder, run) or {}).get("status") == FINISHED
+            if ended and (run.trace or name != TRACE):
+                why = "" if isinstance(fault, FileNotFoundError) else f" ({fault})"
+                tqdm.write(f"{run.name}: {name} is missing{why}, and the run is left out", file=sys.stderr)
+            continue
+        frames.append(frame.assign(run=run.name, **{field: getattr(run, field) for field in SETTING}))
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
 
 
@@ -158,18 +165,13 @@ def read_table(folder: Path, run: Run, name: str) -> pd.DataFrame:
 
 
 def having(records: list[dict[str, Any]], *tables: pd.DataFrame) -> list[dict[str, Any]]:
-    """The records without those of finished runs that have no rows in one of the tables, which are told to the user.
+    """The records without those of finished runs that have no rows in one of the tables.
 
-    Raises ValueError where none is left.
+    tables: as `read_layers` and `read_trace` have them. Raises ValueError where no record is left.
     """
-    kept = []
-    for row in records:
-        if row["status"] != FINISHED or all("run" in table and (table["run"] == row["run"]).any() for table in tables):
-            kept.append(row)
-        else:
-            told = "missing: what the run left of its layers is not there any more; it is left out"
-            tqdm.write(f"{row['run']}: {told}", file=sys.stderr)
-    if not kept:
+    names = [set(table["run"]) if "run" in table else set() for table in tables]
+    kept = [row for row in records if row["status"] != FINISHED or all(row["run"] in some for some in names)]
+    if records and not kept:
         raise ValueError("no run has left what is to be shown")
     return kept
 
