@@ -6,7 +6,7 @@ import io
 from functools import cache
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image
 
 from .dataset import DataError
 
@@ -16,6 +16,16 @@ UNDECODED = ("BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF")
 SIXTEEN_BITS = {"PNG": ("I;16", "I;16B", "I"), "PPM": ("I",), "JPEG2000": ("I;16",)}
 SIXTEEN_BITS["TIFF"] = ("I;16", "I;16L", "I;16B", "I;16N")
 TIFF_BITS, TIFF_PHOTOMETRIC = 258, 262
+# By EXIF's orientation: what brings the first row to the top and the first column to the left.
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 @cache
@@ -59,10 +69,11 @@ def _as_rgb(image: Image.Image) -> Image.Image:
 def _upright(image: Image.Image) -> Image.Image:
     """The image turned and mirrored as its orientation says."""
     try:
-        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+        turn = UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:  # damaged metadata say nothing
         return image
-    return image if orientation == 1 else ImageOps.exif_transpose(image)
+    # Pillow's own exif_transpose writes all the metadata anew, and fails where one of them is damaged.
+    return image if turn is None else image.transpose(turn)
 
 
 def _eight_bits(image: Image.Image, source: Image.Image) -> Image.Image:
