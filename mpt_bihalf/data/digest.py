@@ -87,7 +87,7 @@ class DataDigest:
         try:
             parts = {name: Part(**content[name]) for name in ("train", "test")}
             digest = cls(content["format"], tuple(content["classes"]), **parts)
-            whole = content.keys() == digest.to_json().keys() and content["sha256"] == digest.sha256
+            whole = content == digest.to_json()
             words = (*digest.classes, *(word for part in parts.values() for word in (part.labels, part.contents)))
             counts = (digest.format, digest.train.images, digest.test.images)
             whole &= all(isinstance(word, str) for word in words) and all(type(count) is int for count in counts)
@@ -134,7 +134,7 @@ def file_status(file: str) -> tuple[int, int, int, int]:
 
 
 def digest_files(root: Path, names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Sizes in bytes, int64 [N], and SHA-256, uint8 [N, 32], of files below root.
+    """Sizes in bytes, int64 [N], and SHA-256, uint8 [N, 32], of the files of a part, `part/class/...` below root.
 
     A file whose name and `file_status` are those of an earlier pass is not read again: digests are kept in the cache
     folder, some every so often, so that an interrupted pass goes on. Raises OSError for a file that cannot be read.
@@ -168,10 +168,11 @@ def _digests(paths: list[str]) -> list[bytes]:
 
 
 class _Kept:
-    """The digests of files below one folder, in a file of the cache."""
+    """The digests of the files of one part, in a file of the cache: in one for both, each would replace the other's."""
 
     def __init__(self, root: Path, names: Sequence[str]) -> None:
-        mark = hashlib.sha256(os.fsencode(root)).hexdigest()[:32]
+        part = os.path.join(root, names[0].partition(os.sep)[0])
+        mark = hashlib.sha256(os.fsencode(part)).hexdigest()[:32]
         self._file, self._names = cache_root() / f"digests-{mark}.pt", [os.fsencode(name) for name in names]
 
     def look_up(self, status: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
