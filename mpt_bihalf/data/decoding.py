@@ -7,6 +7,7 @@ from functools import cache
 
 import numpy as np
 from PIL import ExifTags, Image
+from PIL.PngImagePlugin import PngImageFile
 
 from .dataset import DataError
 
@@ -16,6 +17,8 @@ UNDECODED = ("BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF")
 SIXTEEN_BITS = {"PNG": ("I;16", "I;16B", "I"), "PPM": ("I",), "JPEG2000": ("I;16",)}
 SIXTEEN_BITS["TIFF"] = ("I;16", "I;16L", "I;16B", "I;16N")
 TIFF_BITS, TIFF_PHOTOMETRIC = 258, 262
+# By Pillow's raw mode, how many levels of a grey PNG's pixel one of its transparent grey stands for.
+KEY_LEVELS = {"L;2": 85, "L;4": 17}
 # By EXIF's orientation: what brings the first row to the top and the first column to the left.
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -49,6 +52,7 @@ def read_image(file: str, content: bytes | None = None) -> Image.Image:
     """
     try:
         with Image.open(file if content is None else io.BytesIO(content)) as image:
+            _scale_key(image)
             image.load()
             return _as_rgb(image)
     except Exception as error:  # Pillow's decoders raise nearly anything on damaged files
@@ -64,6 +68,18 @@ def _as_rgb(image: Image.Image) -> Image.Image:
         shown.alpha_composite(upright.convert("RGBA"))
         upright = shown
     return upright.convert("RGB")
+
+
+def _scale_key(image: Image.Image) -> None:
+    """Bring the transparent colour of a PNG to 8 bits, as its pixels are: Pillow leaves it in the bits of the file."""
+    key = image.info.get("transparency")
+    if key is None or not isinstance(image, PngImageFile):
+        return
+    raw_mode = image.tile[0][3]
+    if raw_mode in KEY_LEVELS:
+        image.info["transparency"] = key * KEY_LEVELS[raw_mode]
+    elif raw_mode == "RGB;16B":
+        image.info["transparency"] = tuple(value >> 8 for value in key)
 
 
 def _upright(image: Image.Image) -> Image.Image:
