@@ -6,7 +6,7 @@ import io
 from functools import cache
 
 import numpy as np
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, UnidentifiedImageError
 from PIL.PngImagePlugin import PngImageFile
 
 from .dataset import DataError
@@ -55,6 +55,8 @@ def read_image(file: str, content: bytes | None = None) -> Image.Image:
             _scale_key(image)
             image.load()
             return _as_rgb(image)
+    except UnidentifiedImageError as error:  # its own words name an object in memory
+        raise DataError(f"cannot read image {file} (of no format that Pillow reads): replace or remove it") from error
     except Exception as error:  # Pillow's decoders raise nearly anything on damaged files
         raise DataError(f"cannot read image {file} ({error}): replace or remove it") from error
 
