@@ -12,9 +12,9 @@ CACHE_VARIABLE = "MPT_BIHALF_CACHE"
 
 def cache_root() -> Path:
     """The folder named by the environment variable MPT_BIHALF_CACHE, or else the user's cache folder."""
-    return Path(os.environ.get(CACHE_VARIABLE) or user_cache_dir("mpt_bihalf")).expanduser()
+    return Path(os.path.expanduser(os.environ.get(CACHE_VARIABLE) or user_cache_dir("mpt_bihalf")))
 
 
 def data_folder(data_root: str | os.PathLike[str] | None) -> Path:
     """The folder that data sets are looked for in and downloaded to: `data_root`, or "data" in the cache folder."""
-    return cache_root() / "data" if data_root is None else Path(data_root).expanduser()
+    return cache_root() / "data" if data_root is None else Path(os.path.expanduser(data_root))

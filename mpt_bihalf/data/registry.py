@@ -70,7 +70,7 @@ def is_here(name: str, data_root: str | None = None) -> bool:
     """Whether the data set of that name lies where it is looked for, whole or not, so that nothing is downloaded."""
     path = name.partition(":")[2]
     if path:
-        return os.path.isdir(Path(path).expanduser())
+        return os.path.isdir(os.path.expanduser(path))
     look = IS_HERE.get(name)
     return look is None or look(data_folder(data_root))
 

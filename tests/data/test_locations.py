@@ -25,3 +25,4 @@ def test_without_it_the_users_own_is_taken(monkeypatch: pytest.MonkeyPatch, empt
 def test_a_data_root_is_taken_as_given() -> None:
     assert data_folder("~/images") == Path.home() / "images"
     assert data_folder("images") == Path("images")
+    assert data_folder("~nobody-of-this-name/images") == Path("~nobody-of-this-name/images")

@@ -1,10 +1,21 @@
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 
 import pytest
 
-from mpt_bihalf.data import DATASETS, FOLDERS, DataError, check_name, load_dataset, own_augmentation, short_data
+from mpt_bihalf.data import (
+    DATASETS,
+    FOLDERS,
+    DataError,
+    check_name,
+    fashion_mnist,
+    is_here,
+    load_dataset,
+    own_augmentation,
+    short_data,
+)
 from mpt_bihalf.data.registry import AUGMENTED
 
 
@@ -54,6 +65,36 @@ def test_a_folder_is_found_by_its_prefix(monkeypatch: pytest.MonkeyPatch) -> Non
     load_dataset("folder:a:b/c", image_size=5)
     load_dataset("imagenet:a:b/c")
     assert calls == [("folder", Path("a:b/c"), 5), ("imagenet", Path("a:b/c"), None)]
+
+
+def test_a_data_set_is_here_where_its_folder_is_and_nothing_is_downloaded(
+    tmp_path: Path, cache_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(socket, "socket", pytest.fail)
+    monkeypatch.setattr(fashion_mnist, "DEBIAN_FOLDER", tmp_path / "debian")
+    missing = {"fashion-mnist", "cifar10", "cifar100", "imagenet"}
+    for root in (None, str(tmp_path / "root")):
+        assert {name for name in DATASETS if not is_here(name, root)} == missing
+    assert list(cache_folder.iterdir()) == []
+    root = tmp_path / "root"
+    for folder in ("imagenet", "cifar-10-batches-py", "cifar-100-python"):
+        (root / folder).mkdir(parents=True)
+    for file in fashion_mnist.FILES:
+        (root / file).write_text("")
+    assert all(is_here(name, str(root)) for name in DATASETS)
+    monkeypatch.setitem(DATASETS, "mine", pytest.fail)
+    assert is_here("mine")
+
+
+def test_a_folder_is_here_where_it_lies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "there").mkdir()
+    for prefix in FOLDERS:
+        assert is_here(f"{prefix}:{tmp_path / 'there'}") and is_here(f"{prefix}:~/there")
+        assert not is_here(f"{prefix}:{tmp_path / 'nowhere'}")
+        with pytest.raises(DataError, match="cannot read"):
+            load_dataset(f"{prefix}:~nobody-of-this-name/there")
+        assert not is_here(f"{prefix}:~nobody-of-this-name/there")
 
 
 @pytest.mark.parametrize(
