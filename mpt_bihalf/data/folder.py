@@ -95,7 +95,7 @@ class Parts:
             more = ", ..." * (len(self.other) > MOST_NAMES)
             told.append(f"{_count(self.other.total(), 'file')} of no image format that Pillow reads ({endings}{more})")
         if self.aside:
-            names = ", ".join(self.aside[:MOST_NAMES]) + ", ..." * (len(self.aside) > MOST_NAMES)
+            names = ", ".join(sorted(self.aside)[:MOST_NAMES]) + ", ..." * (len(self.aside) > MOST_NAMES)
             told.append(f"{len(self.aside):,} hidden or of a program's own ({names})")
         if self.loose:
             told.append(f"{_count(self.loose, 'file')} in no class's folder")
@@ -111,7 +111,7 @@ def list_parts(path: Path) -> Parts:
 
     Raises DataError where a part is missing or empty, or the classes of the two differ.
     """
-    path = Path(os.path.abspath(path.expanduser()))
+    path = Path(os.path.abspath(os.path.expanduser(path)))
     found = Parts(path)
     test = "test" if os.path.isdir(path / "test") or not os.path.isdir(path / "val") else "val"
     classes, found.train = _list(found, "train")

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, features
 from torchvision.datasets import ImageFolder
 
 from mpt_bihalf.data import DataError, Dataset, ImageSet, folder, load_dataset, own_augmentation
@@ -204,9 +205,82 @@ def test_a_missing_part_is_named(images: Path, missing: str) -> None:
     assert str(images / (missing or "train")) in str(error.value)
 
 
-def test_a_class_without_images_is_named(images: Path) -> None:
-    (images / "train" / "emu").mkdir()
-    with pytest.raises(DataError, match="emu"):
+def test_nested_folders_are_in_torchvisions_order(images: Path) -> None:
+    for seed, name in enumerate(("b/a/0", "b.c/0", "b/0", "B/0", "a/z", "0a", "b0")):
+        put(images / "train" / "cat" / f"{name}.png", seed=seed)
+    assert_same(load(images).train, images / "train")
+
+
+@pytest.mark.parametrize("ending", [".gif", ".jfif", ".bmp", ".webp", ".TIF", ".JPG"])
+def test_whatever_pillow_reads_is_among_the_images(images: Path, ending: str) -> None:
+    if ending == ".webp" and not features.check("webp"):
+        pytest.skip("Pillow without WebP")
+    file = images / "train" / "cat" / f"z{ending}"
+    put(file, seed=9)
+    dataset = load(images)
+    assert len(dataset.train) == 11
+    expected = np.asarray(Image.open(file).convert("RGB"))
+    assert np.array_equal(dataset.train.images[5].permute(1, 2, 0).numpy(), expected)
+    assert dataset.left_out == ""
+
+
+def test_what_is_left_out_is_told_and_no_class(images: Path) -> None:
+    clean = load(images)
+    assert clean.left_out == ""
+    train, cat = images / "train", images / "train" / "cat"
+    for name in ("notes.txt", "more.TXT", "Thumbs.db", "LICENSE", ".DS_Store"):
+        (cat / name).write_text("")
+    for folder_name in (".git", "__MACOSX", "cat/.thumbnails"):
+        put(train / folder_name / "0.png")
+    put(train / "loose.png")
+    (images / "test" / "README").write_text("")
+    (images / "README.md").write_text("")
+    dataset = load(images)
+    assert dataset.classes == ("cat", "dog")
+    assert torch.equal(dataset.train.images, clean.train.images)
+    assert dataset.digest == clean.digest
+    start, other, aside, loose = dataset.left_out.replace(": ", "; ", 1).split("; ")
+    assert start == f"left out of {images}"
+    assert other == "4 files of no image format that Pillow reads (.txt 2, without an ending 1, .db 1)"
+    hidden = "train/.git, train/__MACOSX, train/cat/.DS_Store, train/cat/.thumbnails"
+    assert aside == f"4 hidden or of a program's own ({hidden})"
+    assert loose == "2 files in no class's folder"
+
+
+def test_many_left_out_are_counted_and_some_named(images: Path) -> None:
+    for number in range(7):
+        (images / "test" / "dog" / f".{number}").write_text("")
+        (images / "test" / "dog" / f"0.x{number}").write_text("")
+    told = load(images).left_out
+    assert told.count(", ...") == 2 and "\n" not in told
+    assert "7 files of no image format" in told and "7 hidden" in told
+
+
+@pytest.mark.parametrize("inside", ["", ".hidden.png", "text.txt", ".git/0.png"])
+def test_a_class_without_an_image_in_it_is_named(images: Path, inside: str) -> None:
+    for part in ("train", "test"):
+        (images / part / "emu").mkdir()
+    put(images / "train" / "emu" / "0.png")
+    if inside.endswith(".png"):
+        put(images / "test" / "emu" / inside)
+    elif inside:
+        (images / "test" / "emu" / inside).write_text("")
+    with pytest.raises(DataError, match="test has no image of class emu: it is to hold one folder of images a class"):
+        load(images)
+
+
+@pytest.mark.parametrize("name", ["train", "train/cat", "test/dog/deep"])
+def test_a_folder_that_cannot_be_read_is_no_empty_one(images: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(images / "test" / "dog" / "deep" / "0.png")
+    scandir = os.scandir
+
+    def forbidden(path: str) -> object:
+        if os.fspath(path) == str(images / name):
+            raise PermissionError(errno.EACCES, "Permission denied", os.fspath(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", forbidden)
+    with pytest.raises(DataError, match=rf"^cannot read .*Permission denied: '{images / name}'$"):
         load(images)
 
 
