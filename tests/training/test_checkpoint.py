@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import signal
@@ -13,11 +14,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from mpt_bihalf.data import Dataset
+from mpt_bihalf.data import Dataset, ImageSet
 from mpt_bihalf.signals import Stopped
 from mpt_bihalf.training import Progress, Run, train
-from mpt_bihalf.training.checkpoint import CHECKPOINT, State, load_checkpoint, save_checkpoint
+from mpt_bihalf.training.checkpoint import (
+    CHECKPOINT,
+    COMMENT_SIZE,
+    State,
+    load_checkpoint,
+    read_history,
+    save_checkpoint,
+)
 from mpt_bihalf.training.loop import build_model, build_optimizer
+from mpt_bihalf.training.recorded_data import DATA, OtherData
 
 ENDS = ("result.json", "metrics.csv", "layers.csv", "trace.csv", "config.json")
 
@@ -194,7 +203,7 @@ def begun(halfway: tuple[Run, Path, dict[str, bytes]], tmp_path: Path) -> tuple[
 
 def load(folder: Path, run: Run, dataset: Dataset) -> State | None:
     model = build_model(run, dataset)
-    return load_checkpoint(folder, run, model, build_optimizer(run, model), 4)
+    return load_checkpoint(folder, run, model, build_optimizer(run, model), 4, data=dataset.digest)
 
 
 def starts_over(run: Run, folder: Path, dataset: Dataset) -> bool:
@@ -367,3 +376,112 @@ def test_settings_of_a_loss_scaler_stay_the_runs_own(stopped: Callable[..., tupl
     state = load(folder, run, small)
     assert state is not None
     assert (state.scaler.get_growth_factor(), state.scaler.get_scale()) == (2.0, 2.0)
+
+
+def refused(folder: Path, run: Run, content: bytes) -> bool:
+    """Whether this, in the place of the checkpoint, is no checkpoint; it is seen before the network is asked for."""
+    (folder / CHECKPOINT).write_bytes(content)
+    with pytest.raises(ValueError, match="is no checkpoint to go on from"):
+        read_history(folder, run)
+    return True
+
+
+@pytest.fixture
+def tiny(tmp_path: Path, small: Dataset) -> tuple[Run, Path]:
+    """A finished run whose checkpoint has few bytes."""
+    run = Run(method="mpt-sign", width=0.05, batch_size=150, epochs=1, threads=1, device="cpu")
+    train(run, tmp_path / "tiny", small)
+    return run, tmp_path / "tiny"
+
+
+def test_no_byte_of_a_checkpoint_can_change_unnoticed(tiny: tuple[Run, Path]) -> None:
+    run, folder = tiny
+    whole = (folder / CHECKPOINT).read_bytes()
+    end = len(whole) - COMMENT_SIZE - 22  # the archive's last record and the sum after it
+    for number, place in enumerate([*range(0, end, end // 150), *range(end, len(whole))]):
+        changed = bytearray(whole)
+        changed[place] ^= 1 << number % 8
+        assert refused(folder, run, bytes(changed)), place
+
+
+def test_no_checkpoint_can_be_cut_or_lengthened_unnoticed(tiny: tuple[Run, Path]) -> None:
+    run, folder = tiny
+    whole = (folder / CHECKPOINT).read_bytes()
+    for size in (1, 21, 22, 72, 1000, len(whole) // 2, *range(len(whole) - COMMENT_SIZE - 25, len(whole))):
+        assert refused(folder, run, whole[:size]), size
+    assert refused(folder, run, whole + b"\0")
+    assert refused(folder, run, b"\0" + whole)
+
+
+def test_other_programs_read_a_checkpoint_and_its_sum_is_that_of_all_before_it(begun: tuple[Run, Path]) -> None:
+    _, folder = begun
+    content = (folder / CHECKPOINT).read_bytes()
+    with zipfile.ZipFile(folder / CHECKPOINT) as archive:
+        assert archive.testzip() is None
+        assert archive.comment == b"SHA-256 " + hashlib.sha256(content[:-72]).hexdigest().encode()
+    for mapped in (False, True):
+        assert torch.load(folder / CHECKPOINT, weights_only=True, mmap=mapped)["step"] == 2
+
+
+def test_a_checkpoint_of_a_time_before_the_sum_and_the_digest_goes_on(
+    begun: tuple[Run, Path], halfway: tuple[Run, Path, dict[str, bytes]], small: Dataset
+) -> None:
+    run, folder = begun
+    content = torch.load(folder / CHECKPOINT, weights_only=True)
+    del content["data"]
+    torch.save(content, folder / CHECKPOINT)
+    (folder / DATA).unlink()
+    assert not starts_over(run, folder, small)
+    assert {name: (folder / name).read_bytes() for name in ENDS} == halfway[2]
+    assert torch.load(folder / CHECKPOINT, weights_only=True)["data"] == small.digest.to_json()
+
+
+def test_the_history_is_read_without_the_network(begun: tuple[Run, Path], tmp_path: Path) -> None:
+    run, folder = begun
+    history = read_history(folder, run)
+    assert history == torch.load(folder / CHECKPOINT, weights_only=True)["history"]
+    assert {kind: len(rows) for kind, rows in history.items()} == {"epochs": 1, "layers": 5, "trace": 20}
+    with pytest.raises(FileNotFoundError, match=f"{tmp_path} has no {CHECKPOINT}"):
+        read_history(tmp_path, run)
+    with pytest.raises(ValueError, match="another run"):
+        read_history(folder, replace(run, seed=2))
+    edit(folder / CHECKPOINT, (*EPOCH, "test_top1"), NAN)
+    with pytest.raises(ValueError, match="is no checkpoint to go on from"):
+        read_history(folder, run)
+
+
+@pytest.mark.parametrize("told", [True, False], ids=["told by data.json too", "told by the checkpoint alone"])
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda data: replace(data, train=turned(data.train)), "training images have other names, sizes or classes"),
+        (lambda data: replace(data, classes=(*data.classes, "ten")), "class 'ten' is new"),
+        (lambda data: replace(data, test=data.test.take(torch.arange(122))), "there are 122 test images, not 123"),
+    ],
+    ids=["labels", "classes", "images"],
+)
+def test_other_data_are_refused_and_the_checkpoint_stays(
+    change: Callable[[Dataset], Dataset], said: str, told: bool, begun: tuple[Run, Path], small: Dataset
+) -> None:
+    run, folder = begun
+    if not told:
+        (folder / DATA).unlink()
+    other, before = change(small), files_of(folder)
+    if not told:
+        with pytest.raises(OtherData, match=said):
+            load(folder, run, other)
+    with pytest.raises(OtherData) as fault:
+        train(run, folder, other)
+    assert said in str(fault.value) and "\n" not in str(fault.value)
+    assert files_of(folder) == before
+
+
+def turned(images: Any) -> ImageSet:
+    """The same images with the labels of their neighbours."""
+    return ImageSet(images.images, images.labels.roll(1))
+
+
+def files_of(folder: Path) -> dict[str, tuple[bytes, int]]:
+    """The bytes and the time of each file of a folder."""
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return {str(path): (path.read_bytes(), path.stat().st_mtime_ns) for path in files}
