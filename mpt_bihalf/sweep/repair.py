@@ -48,14 +48,18 @@ def is_done(run: Run, out: Path, needs: Sequence[str] = ()) -> bool:
     except (OSError, ValueError) as why:
         _tell(run, [f"{name} is {fault}, and cannot be made again: {why}" for name, fault in faults.items()])
         if lacking:
-            _put_aside(folder, run)
+            _put_aside(folder, out, run)
         return not lacking
-    refuse_links(folder, out)
     again = {name: text for name, text in tables(history).items() if name in faults}
-    if again:
-        write_summed(folder, again, SUMMED)
-    if DATA in faults and data:
-        write_json(folder / DATA, data.to_json())
+    try:
+        refuse_links(folder, out)
+        if again:
+            write_summed(folder, again, SUMMED)
+        if DATA in faults and data:
+            write_json(folder / DATA, data.to_json())
+    except (OSError, ValueError) as why:  # a link, or nothing that may be written
+        _tell(run, [f"{name} is {fault}, and cannot be written: {why}" for name, fault in faults.items()])
+        return True
     for name, fault in faults.items():
         later = name in (SHUFFLED, ACTIVATIONS)
         _tell(run, [f"{name} is {fault}: {'what needs it makes it' if later else 'made'} again from the checkpoint"])
@@ -117,13 +121,15 @@ def _whole_history(folder: Path, run: Run, result: dict[str, Any]) -> tuple[Hist
     return history, data
 
 
-def _put_aside(folder: Path, run: Run) -> None:
+def _put_aside(folder: Path, out: Path, run: Run) -> None:
     """Keep the result under another name, so that the run is done again; not while somebody does it."""
-    with claimed(folder) as ours:
-        if ours:
-            aside = Path(tempfile.mkdtemp(dir=folder, prefix="put-aside-")) / RESULT
-            (folder / RESULT).replace(aside)
-            _tell(run, [f"it is done again; its result is kept as {aside}"])
+    with suppress(OSError, ValueError):  # a link, or nothing that may be written, as doing the run will tell
+        refuse_links(folder, out)
+        with claimed(folder) as ours:
+            if ours:
+                aside = Path(tempfile.mkdtemp(dir=folder, prefix="put-aside-")) / RESULT
+                (folder / RESULT).replace(aside)
+                _tell(run, [f"it is done again; its result is kept as {aside}"])
 
 
 def _tell(run: Run, lines: Sequence[str]) -> None:
