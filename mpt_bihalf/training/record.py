@@ -82,6 +82,8 @@ class Record:
         self._curves.end(finished=result["status"] == FINISHED)
         seconds = round(time.perf_counter() - self._started, 3)
         write_json(self._folder / TIMES, {"seconds": seconds, "from_epoch": self._first})
+        for name in (SHUFFLED, ACTIVATIONS):
+            (self._folder / name).unlink(missing_ok=True)  # worked out of a checkpoint before this one
         write_summed(self._folder, tables(history) | {RESULT: json_text(result)})
 
 
