@@ -16,11 +16,11 @@ from ..commandline import CommandFailed, one_line
 from ..data import is_here, load_dataset
 from ..training import Progress, Run
 from ..training.loop import check_fits, check_network, show_progress
-from ..training.recorded_data import DATA, check_data
+from ..training.recorded_data import check_data
 from .claim import held
 from .engines import EngineOptions, make_engine
 from .plan import write_plan
-from .records import read_result, run_folder
+from .records import read_result, run_folder, short_digest
 from .repair import is_done
 from .work import Outcome
 
@@ -135,9 +135,9 @@ def _check(runs: list[Run], missing: list[Run], out: Path) -> dict[Data, str]:
         if dataset.left_out:
             _tell(dataset.left_out)
     done = set(runs) - set(missing)
-    unknown = sum(not (run_folder(out, run) / DATA).exists() for run in done)
+    unknown = sum(not short_digest(run_folder(out, run)) for run in done)
     if unknown:
-        _tell(f"{unknown:,} of {len(done):,} done runs do not tell what data they saw: they are of an older version")
+        _tell(f"{unknown:,} of {len(done):,} done runs are older, or damaged, and do not tell what data they saw")
     return digests
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import threading
 from collections.abc import Callable
@@ -8,13 +9,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from mpt_bihalf.report import sweep_table
 from mpt_bihalf.sweep import EngineOptions, RunsFailed, read_records, run_all, work
 from mpt_bihalf.sweep.plan import find_plans, planned_runs
 from mpt_bihalf.sweep.records import run_folder
 from mpt_bihalf.training import Run
+from mpt_bihalf.training.loop import load_run_data
+from mpt_bihalf.training.recorded_data import DATA, OtherData
 
 Runs = Callable[..., list[Run]]
 SERIAL = EngineOptions(engine="serial")
@@ -181,3 +186,156 @@ def test_of_two_sweeps_started_together_each_run_is_done_by_one(
         assert all(run.name in text for text in told)
     run_all(wanted, tmp_path / "alone", SERIAL)
     assert read_records(tmp_path, wanted) == read_records(tmp_path / "alone", wanted)
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    """A folder of two classes, eight images of 8x8 to train and four to test of each."""
+    root, random = tmp_path / "images", np.random.default_rng(0)
+    for part, count in (("train", 8), ("test", 4)):
+        for label, name in enumerate(("dark", "light")):
+            (root / part / name).mkdir(parents=True)
+            for number in range(count):
+                pixels = random.integers(128 * label, 128 * label + 128, (8, 8, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(root / part / name / f"{number}.png")
+    return root
+
+
+@pytest.fixture
+def on_images(images: Path, runs: Runs) -> Runs:
+    """Short runs on the folder of images."""
+    settings = {"methods": ["sign"], "data": f"folder:{images}", "grid": ["batch_size=8", "width=0.05"]}
+    return lambda **options: runs(**{**settings, **options})
+
+
+def swap_test_labels(images: Path) -> None:
+    dark, light = images / "test" / "dark", images / "test" / "light"
+    dark.rename(images / "aside")
+    light.rename(dark)
+    (images / "aside").rename(light)
+
+
+def replace_an_image(images: Path) -> None:
+    shutil.copyfile(images / "train" / "light" / "0.png", images / "train" / "dark" / "0.png")
+
+
+def remove_an_image(images: Path) -> None:
+    (images / "train" / "dark" / "7.png").unlink()
+
+
+def add_a_class(images: Path) -> None:
+    for part in ("train", "test"):
+        shutil.copytree(images / part / "light", images / part / "white")
+
+
+CHANGES = {
+    swap_test_labels: "test images have other",
+    replace_an_image: "training images have other",
+    remove_an_image: "there are 15 training images, not 16",
+    add_a_class: "class 'white' is new",
+}
+
+
+def files_of(folder: Path) -> dict[str, tuple[bytes, int]]:
+    """The bytes and the time of each file of a folder."""
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return {str(path): (path.read_bytes(), path.stat().st_mtime_ns) for path in files}
+
+
+@pytest.mark.parametrize("state", ["done", "half done", "mixed"])
+@pytest.mark.parametrize("change", CHANGES)
+def test_other_data_than_a_run_saw_are_refused_before_anything_is_written(
+    change: Callable[[Path], None], state: str, tmp_path: Path, images: Path, on_images: Runs, trained: list[Run]
+) -> None:
+    out, wanted = tmp_path / "out", on_images()
+    run_all(wanted[:1] if state == "mixed" else wanted, out, SERIAL)
+    if state == "half done":
+        for run in wanted:
+            (run_folder(out, run) / "result.json").unlink()
+    change(images)
+    before = files_of(out)
+    trained.clear()
+    with pytest.raises(OtherData) as fault:
+        run_all(wanted, out, SERIAL)
+    assert CHANGES[change] in str(fault.value) and "\n" not in str(fault.value)
+    assert f"folder:{images} holds other data than {run_folder(out, wanted[0])} was trained on" in str(fault.value)
+    assert files_of(out) == before and trained == []
+
+
+def test_the_same_data_written_anew_are_no_others(
+    tmp_path: Path, images: Path, on_images: Runs, trained: list[Run], capsys: pytest.CaptureFixture[str]
+) -> None:
+    wanted = on_images()
+    run_all(wanted[:1], tmp_path / "out", SERIAL)
+    shutil.move(images, tmp_path / "moved")
+    shutil.copytree(tmp_path / "moved", images)
+    run_all(wanted, tmp_path / "out", SERIAL)
+    assert trained == wanted
+    assert len({row["data_digest"] for row in read_records(tmp_path / "out", wanted)}) == 1
+    assert capsys.readouterr().err == ""
+
+
+def test_each_run_is_told_the_digest_that_its_data_must_have(
+    tmp_path: Path, on_images: Runs, trained: list[Run]
+) -> None:
+    run_all(on_images(), tmp_path / "out", SERIAL)
+    assert {run.data_digest for run in trained} == {load_run_data(trained[0]).digest.sha256}
+
+
+def test_a_worker_that_sees_other_data_fails_its_run_with_the_reason(
+    tmp_path: Path, on_images: Runs, images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = on_images(trials=1)
+    kept_data = work.kept_data
+
+    def elsewhere(run: Run) -> Any:
+        replace_an_image(images)
+        return kept_data(run)
+
+    monkeypatch.setattr(work, "kept_data", elsewhere)
+    with pytest.raises(RunsFailed, match=r"1 of 1 runs failed, .* holds other data than asked for: SHA-256 "):
+        run_all(wanted, tmp_path / "out", SERIAL)
+    assert not (run_folder(tmp_path / "out", wanted[0]) / "checkpoint.pt").exists()
+
+
+def test_done_runs_do_without_their_data(
+    tmp_path: Path, images: Path, on_images: Runs, trained: list[Run], capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, wanted = tmp_path / "out", on_images()
+    run_all(wanted, out, SERIAL)
+    shutil.rmtree(images)
+    before = files_of(out)
+    capsys.readouterr()
+    run_all(wanted, out, SERIAL)
+    assert capsys.readouterr() == (
+        "2 of 2 runs are done already\n",
+        f"folder:{images} is not there: whether the runs on it saw the data that now are is not known\n",
+    )
+    assert files_of(out) == before
+    with pytest.raises(ValueError, match="cannot read"):
+        run_all(on_images(trials=3), out, SERIAL)
+    assert files_of(out) == before and len(trained) == 2
+
+
+def test_what_is_left_out_of_the_images_is_told_once(
+    tmp_path: Path, images: Path, on_images: Runs, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (images / "train" / "dark" / "notes.txt").write_text("x")
+    run_all(on_images(), tmp_path / "out", SERIAL)
+    told = f"left out of {images}: 1 file of no image format that Pillow reads (.txt 1)\n"
+    assert capsys.readouterr().err.count(told) == 1
+    run_all(on_images(), tmp_path / "out", SERIAL)
+    assert capsys.readouterr().err == told
+
+
+def test_done_runs_that_do_not_tell_their_data_are_counted(
+    tmp_path: Path, runs: Runs, trained: list[Run], capsys: pytest.CaptureFixture[str]
+) -> None:
+    wanted = runs(methods=["sign"], trials=3)
+    run_all(wanted, tmp_path, SERIAL)
+    (run_folder(tmp_path, wanted[0]) / DATA).unlink()
+    (run_folder(tmp_path, wanted[1]) / DATA).write_text("{}")
+    capsys.readouterr()
+    run_all(wanted, tmp_path, SERIAL)
+    assert capsys.readouterr().err == "2 of 3 done runs are older, or damaged, and do not tell what data they saw\n"
+    assert len(trained) == 3
