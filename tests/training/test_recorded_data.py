@@ -1,0 +1,198 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from mpt_bihalf.data import DataError, Dataset, ImageSet
+from mpt_bihalf.data.digest import DataDigest
+from mpt_bihalf.distributed import Team
+from mpt_bihalf.sums import Damaged
+from mpt_bihalf.training import Run, loop, train
+from mpt_bihalf.training.finished import activation_shares, evaluate_shuffled
+from mpt_bihalf.training.recorded_data import DATA, OtherData, check_data, recorded_data
+
+Place = tuple[Run, Path]
+
+
+@pytest.fixture
+def other(small: Dataset) -> Dataset:
+    """The small data with one test image of another class."""
+    assert isinstance(small.test, ImageSet)
+    labels = small.test.labels.clone()
+    labels[7] = (labels[7] + 1) % 10
+    return replace(small, test=ImageSet(small.test.images, labels))
+
+
+def files_of(folder: Path) -> dict[str, tuple[bytes, int]]:
+    """The bytes and the time of each file of a folder."""
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return {str(path): (path.read_bytes(), path.stat().st_mtime_ns) for path in files}
+
+
+def test_a_run_records_its_data_in_a_file_and_in_its_checkpoint_and_not_in_its_result(
+    trained: Callable[..., Place], small: Dataset
+) -> None:
+    _, folder = trained(holdout=0.2, width=0.1, epochs=1)
+    digest = small.digest.to_json()
+    assert json.loads((folder / DATA).read_text()) == digest
+    assert torch.load(folder / "checkpoint.pt", weights_only=True)["data"] == digest
+    assert recorded_data(folder) == small.digest
+    result = json.loads((folder / "result.json").read_text())
+    assert all(isinstance(value, int | float) for name, value in result.items() if name != "status")
+    assert json.loads((folder / "config.json").read_text())["data_digest"] == ""
+
+
+@pytest.mark.parametrize("at", [0, 2, 6], ids=["finished", "stopped in its first epoch", "stopped in its second"])
+def test_other_data_are_refused_before_anything_is_written(
+    at: int,
+    trained: Callable[..., Place],
+    stopped: Callable[..., Place],
+    small: Dataset,
+    other: Dataset,
+) -> None:
+    run, folder = stopped(at, width=0.1) if at else trained(width=0.1)
+    before = files_of(folder)
+    with pytest.raises(OtherData) as fault:
+        train(run, folder, other)
+    assert str(fault.value) == (
+        f"digits holds other data than {folder} was trained on: test images have other names, sizes or classes; "
+        "put those back, or choose another --out"
+    )
+    assert files_of(folder) == before
+    assert train(run, folder, small)["status"] == "finished"
+
+
+def test_a_run_that_has_come_to_nothing_may_begin_with_other_data(
+    trained: Callable[..., Place], other: Dataset
+) -> None:
+    run, folder = trained(width=0.1, epochs=1)
+    for name in ("result.json", "checkpoint.pt"):
+        (folder / name).unlink()
+    train(run, folder, other)
+    assert recorded_data(folder) == other.digest
+
+
+def test_a_finished_run_is_not_looked_at_with_other_data(trained: Callable[..., Place], other: Dataset) -> None:
+    run, folder = trained(method="mpt-sign", activations="binary", width=0.1, epochs=1)
+    before = files_of(folder)
+    for told in (True, False):
+        if not told:
+            (folder / DATA).unlink()
+            del before[str(folder / DATA)]
+        for look in (evaluate_shuffled, activation_shares):
+            with pytest.raises(OtherData, match="test images have other names"):
+                look(run, folder, lambda: other)
+    assert files_of(folder) == before
+
+
+def test_the_data_may_lie_elsewhere(trained: Callable[..., Place], small: Dataset) -> None:
+    run, folder = trained(width=0.1, epochs=1)
+    assert train(replace(run, data_root="/elsewhere"), folder, replace(small, name="moved"))["status"] == "finished"
+
+
+def test_what_is_recorded_may_be_older_than_digests_or_damaged(tmp_path: Path, small: Dataset) -> None:
+    assert recorded_data(tmp_path) is None
+    assert recorded_data(tmp_path / "nothing") is None
+    (tmp_path / "checkpoint.pt").touch()
+    text = json.dumps(small.digest.to_json())
+    for place in range(0, len(text), 7):
+        (tmp_path / DATA).write_text(text[:place] + chr(ord(text[place]) ^ 1) + text[place + 1 :])
+        with pytest.raises(Damaged, match=f"{tmp_path / DATA} is damaged"):
+            recorded_data(tmp_path)
+        check_data(tmp_path, Run(), small.digest)  # the checkpoint tells too
+    for damaged in ("", "[]", "{}", text[:-1], "[" * 100_000):
+        (tmp_path / DATA).write_text(damaged)
+        with pytest.raises(Damaged):
+            recorded_data(tmp_path)
+    (tmp_path / DATA).unlink()
+    (tmp_path / DATA).mkdir()
+    with pytest.raises(Damaged):
+        recorded_data(tmp_path)
+
+
+def test_a_run_takes_no_other_data_than_its_digest_asks_for(
+    tmp_path: Path, small: Dataset, other: Dataset, make_run: Callable[..., Run]
+) -> None:
+    run = make_run(epochs=1, width=0.1, data_digest=small.digest.sha256)
+    with pytest.raises(DataError) as fault:
+        train(run, tmp_path / "run", other)
+    assert str(fault.value) == (
+        f"digits holds other data than asked for: SHA-256 {other.digest.sha256}, not {small.digest.sha256}"
+    )
+    assert list(tmp_path.iterdir()) == []
+    train(run, tmp_path / "run", small)
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert config["data_digest"] == ""
+    plain = make_run(epochs=1, width=0.1)
+    assert (run.name, run.hash) == (plain.name, plain.hash) and run == plain
+    for wrong in ("x", "0" * 63, "A" * 64):
+        with pytest.raises(ValueError, match="64 hexadecimal digits"):
+            make_run(data_digest=wrong)
+
+
+class Two(Team):
+    """The first of two processes, of which the other has this digest."""
+
+    def __init__(self, theirs: DataDigest) -> None:
+        self.theirs = torch.tensor([*bytes.fromhex(theirs.sha256)], dtype=torch.uint8)
+
+    def gather(self, values: Tensor) -> Tensor:
+        return torch.stack([values, self.theirs])
+
+
+def test_processes_with_different_data_do_not_train_together(small: Dataset, other: Dataset) -> None:
+    loop.check_alike(Two(small.digest), Run(), small)
+    loop.check_alike(Team(), Run(), small)
+    for one, theirs in ((small, other), (other, small)):
+        with pytest.raises(DataError, match=r"^digits holds other data for process 1 than for the first$"):
+            loop.check_alike(Two(theirs.digest), Run(), one)
+
+
+@pytest.mark.parametrize("part", ["first", "other"])
+def test_each_process_of_a_run_compares_its_data_before_it_writes(
+    part: str,
+    tmp_path: Path,
+    small: Dataset,
+    other: Dataset,
+    make_run: Callable[..., Run],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    team = Two(other.digest)
+
+    @contextmanager
+    def together(*_: Any, **__: Any) -> Iterator[Team]:
+        yield team
+
+    monkeypatch.setattr(loop, "together", together)
+    monkeypatch.setattr(loop, "kept_data", lambda run: small)
+    begin = {
+        "first": lambda: train(make_run(), tmp_path, small),
+        "other": lambda: loop.take_part(make_run(), tmp_path, team),
+    }
+    with pytest.raises(DataError, match="other data for process 1"):
+        begin[part]()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_kept_data_are_read_anew_where_a_run_asks_for_others(
+    small: Dataset, other: Dataset, make_run: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [small]
+    monkeypatch.setattr(loop, "load_dataset", lambda *_: now[-1])
+    loop._kept_data.cache_clear()
+    try:
+        run = make_run(data_digest=small.digest.sha256)
+        assert loop.kept_data(run) is small
+        now.append(other)
+        assert loop.kept_data(run) is small
+        assert loop.kept_data(replace(run, data_digest=other.digest.sha256)) is other
+    finally:
+        loop._kept_data.cache_clear()
