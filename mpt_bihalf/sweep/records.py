@@ -152,9 +152,10 @@ def read_table(folder: Path, run: Run, name: str) -> pd.DataFrame:
     sound = list(frame) == columns and all(is_numeric_dtype(frame[column]) for column in figures) and len(frame)
     if sound:
         epochs, layers = frame["epoch"], list(dict.fromkeys(frame["layer"]))
+        last = epochs.iloc[-1]
         sound = (
-            list(dict.fromkeys(epochs)) == list(range(1, int(epochs.iloc[-1]) + 1))
-            and epochs.iloc[-1] <= run.epochs
+            1 <= last <= run.epochs
+            and list(dict.fromkeys(epochs)) == list(range(1, int(last) + 1))
             and list(frame["layer"]) == layers * (len(frame) // len(layers))
             and epochs.value_counts().nunique() == 1
             and frame[[*({*columns} - UNDEFINED - {"layer"})]].notna().all(axis=None)
