@@ -93,11 +93,13 @@ def told_apart(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     first = frame[known].drop_duplicates("data_digest").set_index("data_digest")["data"]
     names = frame["data"].where(~known, frame["data_digest"].map(first))
     for name in dict.fromkeys(frame["data"]):
-        under = list(dict.fromkeys(names[frame["data"] == name]))
-        if under != [name]:
-            notes.append(
-                f"{one_line(name)} holds the same data as {', '.join(map(one_line, under))}, and is shown as it"
-            )
+        under = frame["data"] == name
+        shown = list(dict.fromkeys(names[under & known]))
+        others = ", ".join(one_line(other) for other in shown if other != name)
+        if others:
+            notes.append(f"{one_line(name)} holds the same data as {others}, and is shown as it")
+        if len(shown) == 1:  # planned runs will see what the others saw
+            names = names.mask(under & (frame["status"] == MISSING), shown[0])
     several = frame[known].groupby(names[known])["data_digest"].nunique()
     for name in several[several > 1].index:
         notes.append(

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from mpt_bihalf.data.digest import DataDigest, Part
 from mpt_bihalf.report import draw_sweep, save_figure, sweep_table
 from mpt_bihalf.report.sweep_report import choose_view, chosen_records, records_of, sweep_report
 from mpt_bihalf.sweep import PruneSweep, read_records
@@ -26,11 +27,13 @@ ENDINGS = (".csv", ".md", ".pdf", ".png", ".tex", ".txt")
 
 @pytest.fixture
 def leave(tmp_path: Path) -> Leave:
-    """Leave a finished run in the folder, or with None one that diverged."""
+    """Leave a finished run in the folder, or with None one that diverged; seen: what tells its data from others."""
 
-    def do(run: Run, top1: float | None, **figures: float) -> None:
+    def do(run: Run, top1: float | None, seen: str = "", **figures: float) -> None:
         folder = run_folder(tmp_path, run)
         folder.mkdir(parents=True)
+        if seen:
+            (folder / "data.json").write_text(json.dumps(digest_of(seen).to_json()))
         (folder / "config.json").write_text(json.dumps(asdict(run)))
         result: dict[str, Any] = {"status": "diverged: NaN in layer '0' in epoch 2"}
         if top1 is not None:
@@ -39,6 +42,10 @@ def leave(tmp_path: Path) -> Leave:
         (folder / "result.json").write_text(json.dumps(result | figures))
 
     return do
+
+
+def digest_of(seen: str) -> DataDigest:
+    return DataDigest(1, ("a", "b"), Part(3, "labels", seen), Part(2, "labels", seen))
 
 
 def grid(**options: Any) -> list[Run]:
@@ -373,3 +380,52 @@ def test_of_very_many_panels_the_first_are_drawn_and_the_figure_says_so(tmp_path
     figure = draw_sweep(records_of(survey(tmp_path)))
     assert len(figure.axes) == 24
     assert "the first 24 of 30 panels" in figure.get_supxlabel()
+
+
+@pytest.mark.parametrize("kind", ["folder", "imagenet"])
+def test_equal_data_under_two_paths_are_one_setting_and_a_run_done_twice_counts_once(
+    kind: str, tmp_path: Path, leave: Leave, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (run,) = grid(methods=["mpt-sign"], rates="0.5", trials=1)
+    here, there = (replace(run, data=f"{kind}:/{place}/images") for place in ("here", "there"))
+    leave(here, 50.0, "x")
+    for seed, top1 in ((0, 10.0), (1, 52.0)):
+        leave(replace(there, seed=seed), top1, "x")
+    write_plan(tmp_path, [replace(there, seed=seed) for seed in range(3)])
+    text = report(tmp_path, capsys)
+    kept = min(here.name, there.name)
+    same, other = (here.data, there.data) if f"{there.data} holds" in text else (there.data, here.data)
+    assert f"{other} holds the same data as {same}, and is shown as it" in text
+    assert "1 runs repeat others on the same data and are counted once" in text
+    (row,) = rows(tmp_path / "report" / "test_top1.csv")
+    mean = (50.0 + 52.0) / 2 if same == here.data else (10.0 + 52.0) / 2
+    assert (row["data"], float(row["mean"])) == (same, mean), kept
+    assert [row[name] for name in ("finished", "missing", "trials")] == ["2", "1", "3"]
+
+
+@pytest.mark.parametrize("kind", ["folder", "imagenet"])
+def test_different_data_under_one_path_are_two_settings_with_names_of_their_own(
+    kind: str, tmp_path: Path, leave: Leave, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = [replace(run, data=f"{kind}:/images") for run in grid(methods=["mpt-sign"], rates="0.5", trials=4)]
+    for run, seen in zip(runs, ("x", "x", "y", ""), strict=True):
+        leave(run, 50.0 + run.seed, seen)
+    text = report(tmp_path, capsys)
+    assert f"{kind}:/images was 2 different data sets at different times: each is shown apart" in text
+    assert "1 older runs do not tell what data they saw" in text
+    found = {row["data"]: (float(row["mean"]), row["trials"]) for row in rows(tmp_path / "report" / "test_top1.csv")}
+    name = "folder:/images" if kind == "folder" else "imagenet"
+    x, y = (f"{name} ({digest_of(seen).sha256[:12]})" for seen in "xy")
+    assert found == {x: (50.5, "2"), y: (52.0, "1"), f"{kind}:/images": (53.0, "1")}
+    short = "images" if kind == "folder" else "imagenet"
+    assert all(f"{short} ({digest_of(seen).sha256[:12]})" in text for seen in "xy")
+
+
+def test_an_empty_field_of_a_setting_is_none_in_the_csv_file(
+    tmp_path: Path, leave: Leave, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (run,) = grid(methods=["mpt-sign"], rates="0.5", trials=1)
+    for skip in ((), ("first",)):
+        leave(replace(run, skip=skip), 50.0)
+    report(tmp_path, capsys)
+    assert [row["skip"] for row in rows(tmp_path / "report" / "test_top1.csv")] == ["none", "first"]
