@@ -72,6 +72,10 @@ def train(run: Run, folder: Path, dataset: Dataset | None = None, tell: Tell | N
     Where torchrun has started several processes, the first calls this, and all train the run together.
     """
     dataset = prepare(run, dataset)
+    if run.data_digest not in ("", dataset.digest.sha256):
+        raise DataError(
+            f"{run.data} holds other data than asked for: SHA-256 {dataset.digest.sha256}, not {run.data_digest}"
+        )
     check_data(folder, run, dataset.digest)
     with together(take_part, run, folder, device=torch.device(run.device)) as team:
         check_alike(team, run, dataset)
@@ -94,10 +98,6 @@ def prepare(run: Run, dataset: Dataset | None = None) -> Dataset:
     keep_freed_memory()
     check_network(run)
     dataset = (dataset or load_run_data(run)).to(torch.device(run.device)).decoded_by(decoders(run))
-    if run.data_digest not in ("", dataset.digest.sha256):
-        raise DataError(
-            f"{run.data} holds other data than asked for: SHA-256 {dataset.digest.sha256}, not {run.data_digest}"
-        )
     check_fits(run, dataset)
     return dataset.augmented(*run.augmentation)
 

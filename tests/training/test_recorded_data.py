@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from mpt_bihalf.data import DataError, Dataset, ImageSet
-from mpt_bihalf.data.digest import DataDigest
 from mpt_bihalf.distributed import Team
 from mpt_bihalf.sums import Damaged
 from mpt_bihalf.training import Run, loop, train
@@ -139,25 +138,27 @@ def test_a_run_takes_no_other_data_than_its_digest_asks_for(
 
 
 class Two(Team):
-    """The first of two processes, of which the other has this digest."""
+    """Two processes that have these data."""
 
-    def __init__(self, theirs: DataDigest) -> None:
-        self.theirs = torch.tensor([*bytes.fromhex(theirs.sha256)], dtype=torch.uint8)
+    def __init__(self, first: Dataset, second: Dataset) -> None:
+        self.digests = torch.tensor([[*bytes.fromhex(data.digest.sha256)] for data in (first, second)])
 
     def gather(self, values: Tensor) -> Tensor:
-        return torch.stack([values, self.theirs])
+        both = self.digests.to(values.dtype)
+        assert any(torch.equal(values, one) for one in both)
+        return both
 
 
 def test_processes_with_different_data_do_not_train_together(small: Dataset, other: Dataset) -> None:
-    loop.check_alike(Two(small.digest), Run(), small)
+    loop.check_alike(Two(small, small), Run(), small)
     loop.check_alike(Team(), Run(), small)
-    for one, theirs in ((small, other), (other, small)):
+    for mine in (small, other):
         with pytest.raises(DataError, match=r"^digits holds other data for process 1 than for the first$"):
-            loop.check_alike(Two(theirs.digest), Run(), one)
+            loop.check_alike(Two(small, other), Run(), mine)
 
 
-@pytest.mark.parametrize("part", ["first", "other"])
-def test_each_process_of_a_run_compares_its_data_before_it_writes(
+@pytest.mark.parametrize("part", ["first", "second"])
+def test_all_processes_of_a_run_end_by_the_same_error_before_anything_is_written(
     part: str,
     tmp_path: Path,
     small: Dataset,
@@ -165,17 +166,17 @@ def test_each_process_of_a_run_compares_its_data_before_it_writes(
     make_run: Callable[..., Run],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    team = Two(other.digest)
+    team, run = Two(small, other), make_run(data_digest=small.digest.sha256)
 
     @contextmanager
     def together(*_: Any, **__: Any) -> Iterator[Team]:
         yield team
 
     monkeypatch.setattr(loop, "together", together)
-    monkeypatch.setattr(loop, "kept_data", lambda run: small)
+    monkeypatch.setattr(loop, "kept_data", lambda run: other)
     begin = {
-        "first": lambda: train(make_run(), tmp_path, small),
-        "other": lambda: loop.take_part(make_run(), tmp_path, team),
+        "first": lambda: train(run, tmp_path, small),
+        "second": lambda: loop.take_part(run, tmp_path, team),
     }
     with pytest.raises(DataError, match="other data for process 1"):
         begin[part]()
