@@ -25,7 +25,7 @@ from mpt_bihalf.__main__ import main
 from mpt_bihalf.commandline import run_command
 from mpt_bihalf.data import ImageSet, load_dataset
 from mpt_bihalf.sweep.records import read_result, read_run
-from mpt_bihalf.tickets import Ticket, load_ticket, save_ticket, write_ticket
+from mpt_bihalf.tickets import Ticket, load_ticket, read_ticket, save_ticket, write_ticket
 
 Command = Callable[..., str]
 NAMES = ("zero", "one", "two", "three")  # by digit; a folder has them by name
@@ -272,3 +272,76 @@ def test_what_is_no_finished_run_or_no_ticket_is_refused(
     for command in (("export", tmp_path / "own", "--torch", tmp_path / "x"), ("transfer", tmp_path / "own")):
         ticket(*command, status=2)
     assert "classes" in ticket("show", made, "--json")
+
+
+@pytest.fixture
+def of_folder(ticket: Command, finished: Callable[..., Path], folder: Path, tmp_path: Path) -> Path:
+    """The ticket of a run on the folder of digits."""
+    ticket("make", finished(data=f"folder:{folder}", batch_size=16), "-o", tmp_path / "f.ticket")
+    return tmp_path / "f.ticket"
+
+
+def swap_test_labels(folder: Path) -> None:
+    first, second = folder / "test" / NAMES[0], folder / "test" / NAMES[1]
+    first.rename(folder / "aside")
+    second.rename(first)
+    (folder / "aside").rename(second)
+
+
+def test_changed_data_of_the_same_name_are_refused_with_what_changed(
+    ticket: Command, of_folder: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder.parent)  # a ticket tells no place
+    before = ticket("verify", of_folder, "--data", f"folder:{folder}")
+    assert "other data" not in before
+    swap_test_labels(folder)
+    refused = "error: folder:digits holds other data than the ticket's run was trained on: test images have other "
+    assert ticket("verify", of_folder, "--data", "folder:digits", status=2).startswith(refused)
+    told = ticket("transfer", of_folder, status=2)
+    assert told.startswith(refused) and told.endswith("; say --data\n")
+    assert "other data than the ticket's run was trained on: test images have other " in ticket(
+        "transfer", of_folder, "--data", f"folder:{folder}"
+    )
+    (folder / "train" / NAMES[0] / "0.png").unlink()
+    assert "there are 159 training images, not 160" in ticket(
+        "verify", of_folder, "--data", f"folder:{folder}", status=2
+    )
+    swap_test_labels(folder)
+    write_digits(folder, brightness=1.0)
+    assert ticket("verify", of_folder, "--data", f"folder:{folder}") == before
+
+
+def test_the_same_data_elsewhere_are_no_others(ticket: Command, of_folder: Path, folder: Path, tmp_path: Path) -> None:
+    before = ticket("verify", of_folder, "--data", f"folder:{folder}").rsplit(": ", 1)[1]
+    moved = folder.rename(tmp_path / "elsewhere")
+    assert ticket("verify", of_folder, "--data", f"folder:{moved}").rsplit(": ", 1)[1] == before
+    assert "other data" not in before
+
+
+def test_other_data_of_another_name_are_scored_and_said_to_be_others(
+    ticket: Command, of_folder: Path, tmp_path: Path
+) -> None:
+    dark = write_digits(tmp_path / "dark", brightness=0.2)
+    told = ticket("verify", of_folder, "--data", f"folder:{dark}")
+    assert re.search(r"test top-1 [\d.]+ %; its run had [\d.]+ % on folder:digits, which are other data\n", told)
+
+
+def test_a_ticket_that_does_not_tell_its_data_is_scored_on_any(
+    ticket: Command, of_folder: Path, folder: Path, tmp_path: Path
+) -> None:
+    for data in (None, {}, "x", {"sha256": "0" * 64}):
+        about = {name: value for name, value in read_ticket(of_folder).about.items() if name != "data"}
+        write_ticket(
+            replace(read_ticket(of_folder), about=about | ({} if data is None else {"data": data})), tmp_path / "b"
+        )
+        swap_test_labels(folder)
+        assert "other data" not in ticket("verify", tmp_path / "b", "--data", f"folder:{folder}")
+
+
+def test_a_run_whose_data_have_changed_makes_no_ticket(
+    ticket: Command, finished: Callable[..., Path], folder: Path, tmp_path: Path
+) -> None:
+    run = finished(data=f"folder:{folder}", batch_size=16)
+    swap_test_labels(folder)
+    assert "holds other data than" in ticket("make", run, "-o", tmp_path / "b", status=2)
+    assert not (tmp_path / "b").exists()
