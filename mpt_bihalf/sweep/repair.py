@@ -44,6 +44,7 @@ def is_done(run: Run, out: Path, needs: Sequence[str] = ()) -> bool:
     if not faults:
         return True
     try:
+        refuse_links(folder, out)
         history, data = _whole_history(folder, run, result)
     except (OSError, ValueError) as why:
         _tell(run, [f"{name} is {fault}, and cannot be made again: {why}" for name, fault in faults.items()])
@@ -52,17 +53,17 @@ def is_done(run: Run, out: Path, needs: Sequence[str] = ()) -> bool:
         return not lacking
     again = {name: text for name, text in tables(history).items() if name in faults}
     try:
-        refuse_links(folder, out)
         if again:
             write_summed(folder, again, SUMMED)
         if DATA in faults and data:
             write_json(folder / DATA, data.to_json())
-    except (OSError, ValueError) as why:  # a link, or nothing that may be written
-        _tell(run, [f"{name} is {fault}, and cannot be written: {why}" for name, fault in faults.items()])
-        return True
+    except OSError as why:
+        _tell(run, [f"{name} is {fault}, and cannot be made again: {why}" for name, fault in faults.items()])
+        return not lacking
     for name, fault in faults.items():
         later = name in (SHUFFLED, ACTIVATIONS)
-        _tell(run, [f"{name} is {fault}: {'what needs it makes it' if later else 'made'} again from the checkpoint"])
+        made = "its checkpoint is there to make it again" if later else "made again from its checkpoint"
+        _tell(run, [f"{name} was {fault}; {made}"])
     return True
 
 

@@ -16,7 +16,7 @@ from ..commandline import CommandFailed, one_line
 from ..data import is_here, load_dataset
 from ..training import Progress, Run
 from ..training.loop import check_fits, check_network, show_progress
-from ..training.recorded_data import check_data
+from ..training.recorded_data import DATA, check_data
 from .claim import held
 from .engines import EngineOptions, make_engine
 from .plan import write_plan
