@@ -90,9 +90,10 @@ def test_augmentation_and_statistics_are_the_fields(cifar: Cifar) -> None:
     }[cifar.name]
 
 
-def test_resizing_keeps_the_padding_in_proportion(cifar: Cifar) -> None:
+def test_resizing_keeps_the_padding_in_proportion_and_the_digest(cifar: Cifar) -> None:
     dataset = load_dataset(cifar.name, str(cifar.root), image_size=16)
     assert (dataset.image_size, dataset.crop_padding) == (16, 2)
+    assert dataset.digest == load_dataset(cifar.name, str(cifar.root)).digest
     assert dataset.train.images.shape[1:] == dataset.test.images.shape[1:] == (3, 16, 16)
 
 

@@ -53,4 +53,6 @@ def test_resized_digits_standardise_by_what_they_have_become() -> None:
     dataset = load_dataset("digits", image_size=16)
     assert dataset.train.images.shape == (1437, 1, 16, 16)
     assert abs(dataset.std[0] - (dataset.train.images.double() / 255).std(correction=0).item()) < 1e-12
-    assert torch.equal(dataset.test.labels, load_dataset("digits").test.labels)
+    plain = load_dataset("digits")
+    assert torch.equal(dataset.test.labels, plain.test.labels)
+    assert dataset.digest == plain.digest == dataset.to("cpu").digest

@@ -69,10 +69,16 @@ def test_statistics_classes_and_augmentation(tmp_path: Path) -> None:
     assert own_augmentation("fashion-mnist") == (dataset.flip, dataset.random_crop)
 
 
-def test_resizing_keeps_the_padding_in_proportion(tmp_path: Path) -> None:
+def test_resizing_keeps_the_padding_in_proportion_and_the_digest(tmp_path: Path) -> None:
     put(tmp_path)
     dataset = load_dataset("fashion-mnist", str(tmp_path), image_size=56)
     assert (dataset.image_size, dataset.in_channels, dataset.crop_padding) == (56, 1, 4)
+    whole = load_dataset("fashion-mnist", str(tmp_path)).digest
+    assert dataset.digest == whole
+    put(tmp_path, seed=1)
+    assert load_dataset("fashion-mnist", str(tmp_path)).digest.difference(whole) == (
+        "training images have other names, sizes or classes; test images have other names, sizes or classes"
+    )
 
 
 @pytest.mark.parametrize("file", FILES)
