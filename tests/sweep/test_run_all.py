@@ -337,5 +337,7 @@ def test_done_runs_that_do_not_tell_their_data_are_counted(
     (run_folder(tmp_path, wanted[1]) / DATA).write_text("{}")
     capsys.readouterr()
     run_all(wanted, tmp_path, SERIAL)
-    assert capsys.readouterr().err == "2 of 3 done runs are older, or damaged, and do not tell what data they saw\n"
+    counted, repaired = capsys.readouterr().err.splitlines()
+    assert counted == "2 of 3 done runs are older, or damaged, and do not tell what data they saw"
+    assert repaired == f"{wanted[1].name}: data.json was damaged; made again from its checkpoint"
     assert len(trained) == 3
