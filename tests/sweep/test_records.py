@@ -377,3 +377,10 @@ def test_a_result_without_a_validation_where_images_are_held_out_is_not_done(tmp
     assert read_result(tmp_path, RUN) is not None and read_result(tmp_path, held_out) is None
     (tmp_path / "result.json").write_text(json.dumps({**RESULT, "validation_top1": 70.0}))
     assert read_result(tmp_path, held_out) is not None
+
+
+def test_a_trace_that_lacks_a_step_in_one_epoch_is_no_table(tmp_path: Path) -> None:
+    lines = TRACE_CSV.splitlines(keepends=True)
+    (tmp_path / "trace.csv").write_text("".join(lines[: -len(NAMES)]))
+    with pytest.raises(ValueError, match="is none that the run leaves"):
+        read_table(tmp_path, RUN, "trace.csv")

@@ -69,6 +69,22 @@ def test_other_data_are_refused_before_anything_is_written(
     assert train(run, folder, small)["status"] == "finished"
 
 
+def test_a_result_or_a_checkpoint_alone_is_enough_to_refuse_other_data(
+    trained: Callable[..., Place], other: Dataset
+) -> None:
+    run, folder = trained(method="mpt-sign", width=0.1, epochs=1)
+    for name, content in (("checkpoint.pt", b""), ("checkpoint.pt", None), ("result.json", None)):
+        (folder / name).write_bytes(content) if content is not None else (folder / name).unlink()
+        if name == "result.json":
+            (folder / "checkpoint.pt").write_bytes(b"")
+        before = files_of(folder)
+        with pytest.raises(OtherData):
+            train(run, folder, other)
+        with pytest.raises(OtherData):
+            evaluate_shuffled(run, folder, lambda: other)
+        assert files_of(folder) == before
+
+
 def test_a_run_that_has_come_to_nothing_may_begin_with_other_data(
     trained: Callable[..., Place], other: Dataset
 ) -> None:
