@@ -303,7 +303,7 @@ def test_a_table_of_fewer_epochs_is_that_of_a_run_under_way_or_diverged(tmp_path
 def test_finished_runs_without_rows_are_left_out_by_name_and_never_as_diverged(
     tmp_path: Path, leave: Callable[[Run, str], None], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    runs = [Run(seed=seed, epochs=3) for seed in range(4)]
+    runs = [Run(seed=seed, epochs=3, trace=1) for seed in range(4)]
     for run in runs[:3]:
         leave(run, json.dumps(RESULT))
     leave(runs[3], json.dumps({"status": "diverged: NaN in layer '0' in epoch 1"}))
@@ -313,11 +313,13 @@ def test_finished_runs_without_rows_are_left_out_by_name_and_never_as_diverged(
     (run_folder(tmp_path, runs[1]) / "layers.csv").write_text(LAYERS_CSV.replace("0.1", "nan"))
     records, trace, layers = read_records(tmp_path, runs), read_trace(tmp_path, runs), read_layers(tmp_path, runs)
     assert [row["seed"] for row in having(records, trace)] == [0, 1, 3]
-    assert capsys.readouterr().err == (
-        f"{runs[2].name}: missing: what the run left of its layers is not there any more; it is left out\n"
-    )
     assert [row["seed"] for row in having(records, trace, layers)] == [0, 3]
-    assert [line.split(":")[0] for line in capsys.readouterr().err.splitlines()] == [runs[1].name, runs[2].name]
+    no_trace, odd_layers, no_layers = capsys.readouterr().err.splitlines()
+    assert no_trace == f"{runs[2].name}: trace.csv is missing, and the run is left out"
+    assert (
+        odd_layers.startswith(f"{runs[1].name}: layers.csv is missing (") and "none that the run leaves" in odd_layers
+    )
+    assert no_layers == f"{runs[2].name}: layers.csv is missing, and the run is left out"
     with pytest.raises(ValueError, match="no run has left what is to be shown"):
         having(records[:3], pd.DataFrame())
 
