@@ -14,8 +14,12 @@ from .dataset import DataError
 # Formats that Pillow knows but cannot decode by itself: it needs another program or library, or only tells what it is.
 UNDECODED = ("BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF")
 # Where a mode of more than 8 bits stands for unsigned 16 bits.
-SIXTEEN_BITS = {"PNG": ("I;16", "I;16B", "I"), "PPM": ("I",), "JPEG2000": ("I;16",)}
-SIXTEEN_BITS["TIFF"] = ("I;16", "I;16L", "I;16B", "I;16N")
+SIXTEEN_BITS = {
+    "JPEG2000": ("I;16",),
+    "PNG": ("I;16", "I;16B", "I"),
+    "PPM": ("I",),
+    "TIFF": ("I;16", "I;16L", "I;16B", "I;16N"),
+}
 TIFF_BITS, TIFF_PHOTOMETRIC = 258, 262
 # By Pillow's raw mode, how many levels of a grey PNG's pixel one of its transparent grey stands for.
 KEY_LEVELS = {"L;2": 85, "L;4": 17}
@@ -65,7 +69,7 @@ def _as_rgb(image: Image.Image) -> Image.Image:
     upright = _upright(image)
     if image.mode.startswith("I;16") or image.mode in ("I", "F"):
         return _eight_bits(upright, image).convert("RGB")
-    if "transparency" in image.info or image.mode in ("LA", "La", "PA", "RGBA", "RGBa"):
+    if "transparency" in image.info or image.mode in ("LA", "PA", "RGBA", "RGBa"):
         shown = Image.new("RGBA", upright.size, "white")
         shown.alpha_composite(upright.convert("RGBA"))
         upright = shown
@@ -98,8 +102,9 @@ def _eight_bits(image: Image.Image, source: Image.Image) -> Image.Image:
     """An image of one channel and more than 8 bits, as 8 bits. source: as it was opened."""
     kind = source.format or ""
     if source.mode not in SIXTEEN_BITS.get(kind, ()):
-        told = f"{kind} with values of no known range, Pillow's mode {source.mode}; save it with 8 or 16 bits"
-        raise ValueError(told)
+        raise ValueError(
+            f"{kind} with values of no known range, Pillow's mode {source.mode}; save it with 8 or 16 bits"
+        )
     values = np.asarray(image)
     tags = getattr(source, "tag_v2", {})  # of TIFF
     highest = 2 ** tags.get(TIFF_BITS, (16,))[0] - 1

@@ -31,7 +31,7 @@ CHECKPOINT = "checkpoint.pt"
 # A checkpoint is a zip archive, and its comment, which ends the file, the SHA-256 of all before it.
 COMMENT = b"SHA-256 "
 COMMENT_SIZE = len(COMMENT) + 64
-# What ends the archives that torch writes, as a number of bytes, and their last record, of 22 bytes.
+# The last two bytes of an archive without a comment, the length of it, and the signature of the 22 bytes that they end.
 NO_COMMENT, END_OF_ARCHIVE = b"\0\0", b"PK\5\6"
 
 History = dict[str, list[dict[str, Any]]]
