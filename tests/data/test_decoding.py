@@ -238,14 +238,14 @@ def test_of_several_frames_it_is_the_first() -> None:
         assert (decoded(content) == (200, 0, 0)).all()
 
 
-@pytest.mark.parametrize("kind", ["PNG", "JPEG", "BMP", "TIFF", "GIF", "PPM"])
-@pytest.mark.parametrize("mode", ["RGB", "L", "1", "P", "CMYK"])
+MODES = {"PNG": "RGB L 1 P", "JPEG": "RGB L CMYK", "BMP": "RGB L 1 P", "TIFF": "RGB L 1 P CMYK", "GIF": "RGB L P"}
+MODES["PPM"] = "RGB L 1"
+
+
+@pytest.mark.parametrize(("kind", "mode"), [(kind, mode) for kind, modes in MODES.items() for mode in modes.split()])
 def test_other_images_are_as_pillow_converts_them(kind: str, mode: str, tmp_path: Path) -> None:
     file = tmp_path / "image"
-    try:
-        Image.fromarray(COLOURS).convert(mode).save(file, kind)
-    except (OSError, ValueError):
-        pytest.skip(f"no {kind} is {mode}")
+    Image.fromarray(COLOURS).convert(mode).save(file, kind)
     expected = np.asarray(Image.open(file).convert("RGB"))
     assert np.array_equal(np.asarray(read_image(str(file))), expected)
     assert np.array_equal(decoded(file.read_bytes()), expected)
