@@ -36,6 +36,7 @@ BAD = {
     "--model": [*NAMES, "conv3", "conv4,conv2", "conv8"],
     "--data": [*NAMES, "folder:", "folder:/nonexistent", "folder:/dev/null", "folder:a\0b"],
     "--image-size": [*WHOLE, "7", "1000000", "9" * 30],
+    "--data-digest": ["x", "0" * 63, "A" * 64],
     "--augment": ["", "nothing", "flip"],
     "--flip": ["", "nothing", "true"],
     "--crop-padding": ["", "nothing", "4"],

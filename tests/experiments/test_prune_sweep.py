@@ -3,17 +3,22 @@ from __future__ import annotations
 import csv
 import os
 import subprocess
+import sys
 import urllib.request
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
 
 import pytest
 import torch
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mpt_bihalf import METHODS
+from mpt_bihalf.__main__ import main
+from mpt_bihalf.commandline import run_command
 from mpt_bihalf.training import loop
 
 Sweep = Callable[..., int]
@@ -285,3 +290,41 @@ def test_every_method_killed_at_many_moments_ends_as_one_left_alone(
     delays = [0.05 * i for i in range(len(METHODS))]
     for folder in check_kills(arguments, delays, tmp_path, command, sweep, kill_in_epoch):
         assert_each_epoch_once(folder, 8)
+
+
+def test_images_that_change_under_a_sweep_are_refused_and_the_report_tells_both_apart(
+    sweep: Sweep, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images, out = tmp_path / "images", tmp_path / "out"
+    for part, label, number in product(("train", "test"), ("dark", "light"), range(6)):
+        (images / part / label).mkdir(parents=True, exist_ok=True)
+        grey = 20 * number + 128 * (label == "light")
+        Image.new("RGB", (8, 8), (grey, grey, grey)).save(images / part / label / f"{number}.gif")
+    (images / "train" / ".git").mkdir()
+    options = [*VALID, "--data", f"folder:{images}", "--grid", "batch_size=4", "width=0.05", "--out", str(out)]
+    assert sweep(*options) == 0
+    assert f"left out of {images}: 1 hidden or of a program's own (train/.git)" in capsys.readouterr().err
+    assert sweep(*options) == 0 and "1 of 1 runs are done already" in capsys.readouterr().out
+
+    dark, light = images / "test" / "dark", images / "test" / "light"
+    dark.rename(images / "aside")
+    light.rename(dark)
+    (images / "aside").rename(light)
+    before = snapshot(out)
+    assert sweep(*options) == 2
+    told = capsys.readouterr().err
+    assert_one_line(told)
+    assert "holds other data than" in told and "test images have other contents" in told
+    assert snapshot(out) == before
+
+    assert sweep(*options, "--seed", "1") == 0  # a run of its own, on what lies there now
+    with (out / "results.csv").open(newline="") as file:
+        first, second = csv.DictReader(file)
+    assert (first["seed"], second["seed"]) == ("1", "0") and first["data_digest"] != second["data_digest"]
+    assert first["data_root"] == first["skip"] == first["milestones"] == "none"
+    capsys.readouterr()
+    monkeypatch.setattr(sys, "argv", ["mpt_bihalf", "report", str(out)])
+    run_command(main)
+    told = capsys.readouterr().out
+    assert "was 2 different data sets at different times: each is shown apart" in told
+    assert told.count("images (") >= 2 and "mean ±" not in told
