@@ -110,7 +110,7 @@ def told_apart(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
         names = names.where(~known | (names != name), short + " (" + frame["data_digest"] + ")")
     untold = int(((frame["status"] != MISSING) & ~known).sum())
     if untold:
-        notes.append(f"{untold:,} runs do not tell what data they saw")
+        notes.append(f"runs that do not tell what data they saw: {untold:,}")
     frame = frame.assign(data=names)
     done = frame.sort_values("status", key=lambda status: status == MISSING, kind="stable")
     same = done[done["data_digest"] != ""].duplicated([*SETTING, "seed"])

@@ -409,7 +409,7 @@ def test_different_data_under_one_path_are_two_settings_with_names_of_their_own(
         leave(run, 50.0 + run.seed, seen)
     text = report(tmp_path, capsys)
     assert f"{kind}:/images was 2 different data sets at different times: each is shown apart" in text
-    assert "1 older runs do not tell what data they saw" in text
+    assert "runs that do not tell what data they saw: 1" in text
     found = {row["data"]: (float(row["mean"]), row["trials"]) for row in rows(tmp_path / "report" / "test_top1.csv")}
     name = "folder:/images" if kind == "folder" else "imagenet"
     x, y = (f"{name} ({digest_of(seen).sha256[:12]})" for seen in "xy")
