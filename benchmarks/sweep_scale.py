@@ -25,12 +25,16 @@ from typing import Any
 from measuring import show
 
 from mpt_bihalf.commandline import parse, run_command
+from mpt_bihalf.data import load_dataset
+from mpt_bihalf.sums import SUMS, sum_of
 from mpt_bihalf.sweep import EngineOptions
 from mpt_bihalf.sweep.engines.local import LocalEngine
 from mpt_bihalf.sweep.plan import write_plan
 from mpt_bihalf.sweep.records import run_folder
 from mpt_bihalf.sweep.work import Outcome
 from mpt_bihalf.training import Run
+from mpt_bihalf.training.record import RESULT
+from mpt_bihalf.training.recorded_data import DATA
 
 EPOCHS = 10
 NETWORKS = ("conv2", "conv4", "conv6", "conv8")
@@ -96,7 +100,7 @@ def overhead(options: SweepScale) -> Iterator[dict[str, Any]]:
 
 def make_records(out: Path, count: int) -> None:
     """Leave in `out` what a sweep of `count` runs leaves: nine in ten done, some diverged, the rest missing."""
-    chance = random.Random(0)
+    chance, data = random.Random(0), load_dataset("digits").digest
     runs = list(islice(grid(), count))
     write_plan(out, runs, ["python", "experiments/prune_sweep.py"])
     for run in runs[: math.ceil(0.9 * count)]:
@@ -115,6 +119,9 @@ def make_records(out: Path, count: int) -> None:
             ("times", {"seconds": 60.0, "from_epoch": 0}),
         ):
             (folder / f"{name}.json").write_text(json.dumps(content, indent=2) + "\n")
+        if (folder / RESULT).exists():
+            (folder / SUMS).write_text(f"{sum_of((folder / RESULT).read_bytes())}  {RESULT}\n")
+        (folder / DATA).write_text(json.dumps(data.to_json()))
 
 
 def grid() -> Iterator[Run]:
