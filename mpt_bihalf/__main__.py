@@ -21,7 +21,7 @@ from .sweep.status import OVER, status_json, status_text, survey
 from .tickets.command import add_ticket
 from .training import Run, train
 from .training.loop import check_fits, check_network, load_run_data
-from .training.recorded_data import check_data
+from .training.recorded_data import check_asked, check_data
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +83,7 @@ def do_train(options: Any) -> None:
     check_network(run)
     dataset = load_run_data(run)
     check_fits(run, dataset)
+    check_asked(run, dataset.digest)
     check_data(folder, run, dataset.digest)
     if dataset.left_out:
         print(dataset.left_out, file=sys.stderr)

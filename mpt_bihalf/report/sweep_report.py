@@ -11,6 +11,7 @@ import pandas as pd
 from pandas.api.types import is_bool_dtype, is_numeric_dtype
 
 from ..commandline import one_line
+from ..data import short_data
 from ..files import output_folder, write_csv, write_text
 from ..sweep.experiment import words
 from ..sweep.records import named_nothing, record
@@ -90,30 +91,30 @@ def told_apart(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     Of a run that was done twice, on the same data under two paths, the first done record is kept.
     """
     known, notes = frame["data_digest"] != "", []
-    first = frame[known].drop_duplicates("data_digest").set_index("data_digest")["data"]
-    names = frame["data"].where(~known, frame["data_digest"].map(first))
-    for name in dict.fromkeys(frame["data"]):
-        under = frame["data"] == name
-        shown = list(dict.fromkeys(names[under & known]))
-        others = ", ".join(one_line(other) for other in shown if other != name)
-        if others:
-            notes.append(f"{one_line(name)} holds the same data as {others}, and is shown as it")
-        if len(shown) == 1:  # planned runs will see what the others saw
-            names = names.mask(under & (frame["status"] == MISSING), shown[0])
-    several = frame[known].groupby(names[known])["data_digest"].nunique()
-    for name in several[several > 1].index:
-        notes.append(
-            f"{one_line(name)} was {several[name]} different data sets at different times: each is shown apart"
-        )
-        kind, colon, _ = name.partition(":")
-        short = kind if colon and kind != "folder" else name
-        names = names.where(~known | (names != name), short + " (" + frame["data_digest"] + ")")
+    paths = frame[known].groupby("data_digest", sort=False)["data"].unique()
+    names = frame["data"].where(~known, frame["data_digest"].map({digest: those[0] for digest, those in paths.items()}))
+    for first, *others in paths:
+        for other in others:
+            notes.append(f"{one_line(other)} holds the same data as {one_line(first)}, and is shown as it")
+    for name, digests in frame[known].groupby("data", sort=False)["data_digest"].unique().items():
+        if len(digests) > 1:
+            notes.append(f"{one_line(name)} was {len(digests)} different data sets at different times")
+        else:  # planned runs will see what the others saw
+            names = names.mask((frame["data"] == name) & (frame["status"] == MISSING), paths[digests[0]][0])
+    short = names.map(short_data)
+    for name, digests in frame[known].groupby(short[known], sort=False)["data_digest"].unique().items():
+        if len(digests) > 1:
+            notes.append(f"{one_line(name)} is {len(digests)} different data sets: each is shown apart, by its digest")
+            here = known & (short == name)
+            place = names.where(names.str.startswith("folder:"), name)  # of other kinds a title has no path
+            names = names.where(~here, place + " (" + frame["data_digest"] + ")")
     untold = int(((frame["status"] != MISSING) & ~known).sum())
     if untold:
         notes.append(f"runs that do not tell what data they saw: {untold:,}")
     frame = frame.assign(data=names)
-    done = frame.sort_values("status", key=lambda status: status == MISSING, kind="stable")
-    same = done[done["data_digest"] != ""].duplicated([*SETTING, "seed"])
+    order = (frame["status"] == MISSING) * 2 + (frame["data_digest"] == "")
+    done = frame.loc[order.sort_values(kind="stable").index]
+    same = done.duplicated([*SETTING, "seed"])
     repeats = same[same].index
     if len(repeats):
         notes.append(f"{len(repeats):,} runs repeat others on the same data and are counted once")

@@ -6,6 +6,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +18,19 @@ from ..sums import SUMS, Damaged, read_sums, read_whole, write_summed
 from ..training import Run
 from ..training.checkpoint import History, read_history
 from ..training.finished import read_activations, read_shuffled
-from ..training.record import ACTIVATIONS, FINISHED, RESULT, SHUFFLED, SUMMED, TRACE, tables
+from ..training.record import ACTIVATIONS, CONFIG, FINISHED, RESULT, SHUFFLED, SUMMED, TRACE, tables
 from ..training.recorded_data import DATA, recorded_data
 from .claim import claimed
-from .records import read_result, read_table, run_folder
+from .records import read_result, read_run, read_table, run_folder
 
 
-def is_done(run: Run, out: Path, needs: Sequence[str] = ()) -> bool:
-    """Whether a run is done, for a command that needs these files of it.
+def is_done(run: Run, out: Path, needs: Sequence[str] = (), again: bool = True) -> bool:
+    """Whether a run is done, for a command that needs these files of it, or that can not be done again.
 
     Tables and `data.json` that are damaged, or needed and missing, are made again from the checkpoint; `shuffled.json`
     and `activations.csv` are made by whoever needs them, from the checkpoint too. Where there is none that is whole, a
     run that lacks what is needed is not done, and its result is put aside. All this is told to the user.
+    `config.json` is written anew where it is not the run's. again: whether the run's data are there to do it again.
     """
     folder = run_folder(out, run)
     try:
@@ -39,8 +41,11 @@ def is_done(run: Run, out: Path, needs: Sequence[str] = ()) -> bool:
     if result is None:
         _tell(run, [f"{name} is damaged" for name in damaged if name in (SUMS, RESULT)])
         return False
+    _mend_configuration(folder, out, run)
     lacking = _lacking(folder, run, needs) if result["status"] == FINISHED else {}
     faults = dict.fromkeys(damaged, "damaged") | lacking
+    if (folder / SUMS).exists() and not (folder / DATA).exists():
+        faults[DATA] = "missing"
     if not faults:
         return True
     try:
@@ -48,23 +53,40 @@ def is_done(run: Run, out: Path, needs: Sequence[str] = ()) -> bool:
         history, data = _whole_history(folder, run, result)
     except (OSError, ValueError) as why:
         _tell(run, [f"{name} is {fault}, and cannot be made again: {why}" for name, fault in faults.items()])
-        if lacking:
+        if lacking and again:
             _put_aside(folder, out, run)
-        return not lacking
-    again = {name: text for name, text in tables(history).items() if name in faults}
+        elif not lacking:
+            _tell(run, [f"to do it again, and have its files whole, remove {folder / RESULT}"])
+        return not (lacking and again)
+    made_again = {name: text for name, text in tables(history).items() if name in faults}
     try:
-        if again:
-            write_summed(folder, again, SUMMED)
+        if made_again:
+            write_summed(folder, made_again, SUMMED)
         if DATA in faults and data:
             write_json(folder / DATA, data.to_json())
     except OSError as why:
         _tell(run, [f"{name} is {fault}, and cannot be made again: {why}" for name, fault in faults.items()])
         return not lacking
-    for name, fault in faults.items():
-        later = name in (SHUFFLED, ACTIVATIONS)
-        made = "its checkpoint is there to make it again" if later else "made again from its checkpoint"
-        _tell(run, [f"{name} was {fault}; {made}"])
+    made = dict.fromkeys((SHUFFLED, ACTIVATIONS), "its checkpoint is there to make it again")
+    made |= dict.fromkeys(made_again, "made again from its checkpoint")
+    if data:
+        made[DATA] = "made again from its checkpoint"
+    _tell(run, [f"{name} was {fault}; {made[name]}" for name, fault in faults.items() if name in made])
     return True
+
+
+def seen_data(folder: Path, run: Run) -> DataDigest | None:
+    """What the run in this folder was trained on, by its record, or by its checkpoint where that is damaged or gone.
+
+    None where neither tells, and in a record of a time before digests.
+    """
+    with suppress(Damaged, OSError):
+        recorded = recorded_data(folder)
+        if recorded is not None or not (folder / SUMS).exists():
+            return recorded
+    with suppress(OSError, ValueError):
+        return read_history(folder, run)[1]
+    return None
 
 
 def damaged_files(folder: Path) -> list[str]:
@@ -89,6 +111,17 @@ def damaged_files(folder: Path) -> list[str]:
         except FileNotFoundError:
             pass
     return damaged
+
+
+def _mend_configuration(folder: Path, out: Path, run: Run) -> None:
+    """Write the run's configuration where that in the folder is another's, or none."""
+    with suppress(OSError, ValueError):
+        if read_run(folder).name == run.name:
+            return
+    with suppress(OSError, ValueError):  # a link, or nothing that may be written
+        refuse_links(folder, out)
+        write_json(folder / CONFIG, asdict(replace(run, data_digest="")))
+        _tell(run, [f"{CONFIG} was damaged; written again"])
 
 
 def _lacking(folder: Path, run: Run, needs: Sequence[str]) -> dict[str, str]:

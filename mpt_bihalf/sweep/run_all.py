@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,12 @@ from ..commandline import CommandFailed, one_line
 from ..data import is_here, load_dataset
 from ..training import Progress, Run
 from ..training.loop import check_fits, check_network, show_progress
-from ..training.recorded_data import DATA, check_data
+from ..training.recorded_data import check_asked, has_begun, refuse_other_data
 from .claim import held
 from .engines import EngineOptions, make_engine
 from .plan import write_plan
-from .records import read_result, run_folder, short_digest
-from .repair import is_done
+from .records import read_result, run_folder
+from .repair import is_done, seen_data
 from .work import Outcome
 
 # What a data set is loaded by: its name, the folder it is looked for in, the size that images are brought to.
@@ -44,8 +44,8 @@ def run_all(runs: list[Run], out: Path, options: EngineOptions | None = None, ne
     """
     options = options or EngineOptions()
     without = {run: None for run in runs if _result(run, out) is None}
-    digests = _check(runs, list(without), out)
-    missing = [run for run in runs if not is_done(run, out, needs)]
+    digests = _check(runs, list(without), out, needs)
+    missing = [run for run in runs if not is_done(run, out, needs, again=_data_of(run) in digests)]
     missing = [replace(run, data_digest=digests.get(_data_of(run), "")) for run in missing]
     if not missing:
         print(f"{len(runs)} of {len(runs)} runs are done already")
@@ -107,22 +107,24 @@ def _given_up(runs: list[Run], out: Path, bars: _Bars) -> list[Run]:
     return []
 
 
-def _check(runs: list[Run], missing: list[Run], out: Path) -> dict[Data, str]:
+def _check(runs: list[Run], missing: list[Run], out: Path, needs: Sequence[str]) -> dict[Data, str]:
     """The digests of the data. ValueError for a missing run that cannot be, or one that has seen other data than these.
 
-    Where no run is missing, data that are not there any more are passed over.
+    Where no run is missing, data that are not there any more are passed over; and those of records that do not tell
+    what they saw too, unless files of these are needed, for which they may have to be done again.
     """
     settings = list(dict.fromkeys(replace(run, seed=0) for run in missing))
     for run in settings:
         check_network(run)
     wanted, digests = {_data_of(run) for run in missing}, {}
+    recorded = {run: seen_data(run_folder(out, run), run) for run in runs}
     for of in dict.fromkeys(map(_data_of, runs)):
         name, root, image_size = of
         seen = [run for run in runs if _data_of(run) == of]
-        if of not in wanted and not any((run_folder(out, run) / DATA).exists() for run in seen):
+        if of not in wanted and not needs and not any(recorded[run] or run.data_digest for run in seen):
             continue
         if of not in wanted and not is_here(name, root or None):
-            _tell(f"{name} is not there: whether the runs on it saw the data that now are is not known")
+            _tell(f"{name} is not there: what its runs came to is shown, and their data are not compared")
             continue
         dataset = load_dataset(name, root or None, image_size or None)
         digests[of] = dataset.digest.sha256
@@ -130,12 +132,14 @@ def _check(runs: list[Run], missing: list[Run], out: Path) -> dict[Data, str]:
             if _data_of(run) == of:
                 check_fits(run, dataset)
         for run in seen:
-            with suppress(PermissionError):  # as doing the run will tell
-                check_data(run_folder(out, run), run, dataset.digest)
+            check_asked(run, dataset.digest)
+            told, folder = recorded[run], run_folder(out, run)
+            if told and has_begun(folder):
+                refuse_other_data(folder, run, told, dataset.digest)
         if dataset.left_out:
             _tell(dataset.left_out)
     done = set(runs) - set(missing)
-    unknown = sum(not short_digest(run_folder(out, run)) for run in done)
+    unknown = sum(not recorded[run] for run in done)
     if unknown:
         _tell(f"{unknown:,} of {len(done):,} done runs are older, or damaged, and do not tell what data they saw")
     return digests

@@ -8,14 +8,15 @@ from typing import Any
 
 from torch import nn
 
-from ..data import Dataset, short_data
+from ..data import DataError, Dataset, short_data
 from ..data.digest import DataDigest
 from ..devices import HOST
 from ..sweep.records import read_result, read_run
 from ..training import Run
 from ..training.finished import finished_model
 from ..training.loop import load_run_data
-from ..training.record import FINISHED
+from ..training.record import FINISHED, RESULT
+from ..training.recorded_data import OtherData
 from .file import network_of
 from .ticket import Ticket
 
@@ -40,10 +41,14 @@ def trained_model(folder: Path) -> tuple[Run, nn.Module, Dataset]:
     run = read_run(folder)
     result = read_result(folder, run)
     if result is None or result["status"] != FINISHED:
-        raise ValueError(
-            f"the run in {str(folder)!r} is not finished: {result['status'] if result else 'go on with it'}"
-        )
-    model, dataset = finished_model(run, folder, load_run_data(run), HOST)
+        damaged = f"its {RESULT} is damaged: give its command again" if (folder / RESULT).exists() else "go on with it"
+        raise ValueError(f"the run in {str(folder)!r} is not finished: {result['status'] if result else damaged}")
+    try:
+        model, dataset = finished_model(run, folder, load_run_data(run), HOST)
+    except (OtherData, DataError):
+        raise
+    except ValueError as fault:
+        raise ValueError(f"{fault}; to do the run again, remove its {RESULT} and give its command again") from fault
     return run, model.eval(), dataset
 
 

@@ -30,7 +30,7 @@ from ..weights import binarize_weights, find_nan
 from .checkpoint import State, load_checkpoint
 from .config import Run
 from .record import DIVERGED, FINISHED, NoRecord, Record
-from .recorded_data import OtherData, check_data
+from .recorded_data import OtherData, check_asked, check_data
 from .schedule import learning_rate, start_epoch, start_step
 
 # Images and pixels of a batch in evaluation, at most.
@@ -72,10 +72,7 @@ def train(run: Run, folder: Path, dataset: Dataset | None = None, tell: Tell | N
     Where torchrun has started several processes, the first calls this, and all train the run together.
     """
     dataset = prepare(run, dataset)
-    if run.data_digest not in ("", dataset.digest.sha256):
-        raise DataError(
-            f"{run.data} holds other data than asked for: SHA-256 {dataset.digest.sha256}, not {run.data_digest}"
-        )
+    check_asked(run, dataset.digest)
     check_data(folder, run, dataset.digest)
     with together(take_part, run, folder, device=torch.device(run.device)) as team:
         check_alike(team, run, dataset)

@@ -31,8 +31,19 @@ def check_data(folder: Path, run: Run, data: DataDigest) -> None:
     """OtherData where the run in this folder has come to something on other data than these."""
     with suppress(Damaged):  # the checkpoint tells too
         recorded = recorded_data(folder)
-        if recorded is not None and any((folder / name).exists() for name in ("result.json", "checkpoint.pt")):
+        if recorded is not None and has_begun(folder):
             refuse_other_data(folder, run, recorded, data)
+
+
+def check_asked(run: Run, data: DataDigest) -> None:
+    """OtherData where the run asks for other data than these."""
+    if run.data_digest not in ("", data.sha256):
+        raise OtherData(f"{run.data} holds other data than asked for: SHA-256 {data.sha256}, not {run.data_digest}")
+
+
+def has_begun(folder: Path) -> bool:
+    """Whether a run has come to something in this folder that depends on its data."""
+    return any((folder / name).exists() for name in ("result.json", "checkpoint.pt"))
 
 
 def refuse_other_data(folder: Path, run: Run, recorded: DataDigest, data: DataDigest) -> None:
@@ -40,5 +51,5 @@ def refuse_other_data(folder: Path, run: Run, recorded: DataDigest, data: DataDi
     if data.sha256 != recorded.sha256:
         raise OtherData(
             f"{run.data} holds other data than {folder} was trained on: {data.difference(recorded)}; "
-            "put those back, or choose another --out"
+            "put those back, or do the run anew in another folder"
         )

@@ -408,7 +408,7 @@ def test_different_data_under_one_path_are_two_settings_with_names_of_their_own(
     for run, seen in zip(runs, ("x", "x", "y", ""), strict=True):
         leave(run, 50.0 + run.seed, seen)
     text = report(tmp_path, capsys)
-    assert f"{kind}:/images was 2 different data sets at different times: each is shown apart" in text
+    assert f"{kind}:/images was 2 different data sets at different times" in text
     assert "runs that do not tell what data they saw: 1" in text
     found = {row["data"]: (float(row["mean"]), row["trials"]) for row in rows(tmp_path / "report" / "test_top1.csv")}
     name = "folder:/images" if kind == "folder" else "imagenet"
@@ -426,3 +426,31 @@ def test_an_empty_field_of_a_setting_is_none_in_the_csv_file(
         leave(replace(run, skip=skip), 50.0)
     report(tmp_path, capsys)
     assert [row["skip"] for row in rows(tmp_path / "report" / "test_top1.csv")] == ["none", "first"]
+
+
+def test_different_data_in_folders_of_one_name_have_names_of_their_own(
+    tmp_path: Path, leave: Leave, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (run,) = grid(methods=["mpt-sign"], rates="0.5", trials=1)
+    for place, seen, top1 in (("a", "x", 50.0), ("b", "y", 60.0)):
+        leave(replace(run, data=f"folder:/{place}/images"), top1, seen)
+    leave(replace(run, data="folder:/a/images", seed=1), 62.0, "y")  # what lies in b now lay in a before
+    text = report(tmp_path, capsys)
+    assert "folder:/a/images was 2 different data sets at different times" in text
+    x, y = (f"images ({digest_of(seen).sha256[:12]})" for seen in "xy")
+    assert x in text and y in text
+    found = sorted((row["mean"], row["trials"]) for row in rows(tmp_path / "report" / "test_top1.csv"))
+    assert found == [("50.0", "1"), ("61.0", "2")]
+
+
+def test_a_run_whose_data_are_not_known_is_no_second_trial_of_the_same_seed(
+    tmp_path: Path, leave: Leave, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (run,) = grid(methods=["mpt-sign"], rates="0.5", trials=1)
+    here, there = (replace(run, data=f"folder:/{place}/images") for place in ("here", "there"))
+    leave(here, 50.0, "")
+    leave(replace(here, seed=1), 51.0, "x")
+    leave(there, 50.0, "x")
+    report(tmp_path, capsys)
+    (row,) = rows(tmp_path / "report" / "test_top1.csv")
+    assert (row["mean"], row["trials"]) == ("50.5", "2")

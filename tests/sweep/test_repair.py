@@ -168,7 +168,10 @@ def test_without_a_checkpoint_a_run_is_done_where_what_it_lacks_is_not_needed(
     others = [other for other in (TRACE, LAYERS, SHUFFLED, ACTIVATIONS) if other != name]
     for needs in ([], others):
         assert is_done(RUN, out, needs)
-        assert told() == [f"{name} is damaged, and cannot be made again: {folder} has no {CHECKPOINT}"]
+        assert told() == [
+            f"{name} is damaged, and cannot be made again: {folder} has no {CHECKPOINT}",
+            f"to do it again, and have its files whole, remove {folder / RESULT}",
+        ]
     assert files_of(folder, whole) == before
 
 
@@ -312,3 +315,13 @@ def test_the_list_tells_of_every_file_that_decides(folder: Path) -> None:
     listed = dict(line.split("  ")[::-1] for line in (folder / SUMS).read_text().splitlines())
     assert listed == {name: sum_of((folder / name).read_bytes()) for name in (*TABLES, RESULT, *DERIVED)}
     assert json.loads((folder / RESULT).read_text())["status"] == "finished"
+
+
+@pytest.mark.parametrize("text", ["", "{", "null", "another's"])
+def test_a_damaged_configuration_is_written_again(text: str, out: Path, told: Told) -> None:
+    config = run_folder(out, RUN) / "config.json"
+    whole = config.read_text()
+    config.write_text(whole.replace('"seed": 0', '"seed": 1') if text == "another's" else text)
+    assert is_done(RUN, out)
+    assert config.read_text() == whole
+    assert told() == ["config.json was damaged; written again"]

@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from mpt_bihalf.report import sweep_table
+from mpt_bihalf.sums import SUMS
 from mpt_bihalf.sweep import EngineOptions, RunsFailed, read_records, run_all, work
 from mpt_bihalf.sweep.plan import find_plans, planned_runs
 from mpt_bihalf.sweep.records import run_folder
@@ -309,7 +310,7 @@ def test_done_runs_do_without_their_data(
     run_all(wanted, out, SERIAL)
     assert capsys.readouterr() == (
         "2 of 2 runs are done already\n",
-        f"folder:{images} is not there: whether the runs on it saw the data that now are is not known\n",
+        f"folder:{images} is not there: what its runs came to is shown, and their data are not compared\n",
     )
     assert files_of(out) == before
     with pytest.raises(ValueError, match="cannot read"):
@@ -337,7 +338,44 @@ def test_done_runs_that_do_not_tell_their_data_are_counted(
     (run_folder(tmp_path, wanted[1]) / DATA).write_text("{}")
     capsys.readouterr()
     run_all(wanted, tmp_path, SERIAL)
-    counted, repaired = capsys.readouterr().err.splitlines()
-    assert counted == "2 of 3 done runs are older, or damaged, and do not tell what data they saw"
-    assert repaired == f"{wanted[1].name}: data.json was damaged; made again from its checkpoint"
+    assert capsys.readouterr().err.splitlines() == [
+        f"{run.name}: data.json was {fault}; made again from its checkpoint"
+        for run, fault in zip(wanted, ("missing", "damaged"), strict=False)
+    ]
+    for run in wanted[:2]:
+        (run_folder(tmp_path, run) / SUMS).unlink()
+        (run_folder(tmp_path, run) / DATA).unlink()
+    run_all(wanted, tmp_path, SERIAL)
+    assert capsys.readouterr().err == "2 of 3 done runs are older, or damaged, and do not tell what data they saw\n"
     assert len(trained) == 3
+
+
+def test_a_checkpoint_tells_of_the_data_where_the_record_does_not_any_more(
+    tmp_path: Path, images: Path, on_images: Runs
+) -> None:
+    run_all(on_images(trials=1), tmp_path / "out", SERIAL)
+    (folder,) = (tmp_path / "out" / "runs").iterdir()
+    swap_test_labels(images)
+    for damaged in (True, False):
+        (folder / DATA).write_text("x") if damaged else (folder / DATA).unlink()
+        with pytest.raises(OtherData, match="test images have other contents"):
+            run_all(on_images(trials=1), tmp_path / "out", SERIAL)
+
+
+def test_a_sweep_that_asks_for_other_data_is_refused(tmp_path: Path, on_images: Runs) -> None:
+    with pytest.raises(OtherData, match=f"holds other data than asked for: SHA-256 .*, not {'a' * 64}"):
+        run_all([replace(run, data_digest="a" * 64) for run in on_images(trials=1)], tmp_path / "out", SERIAL)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_result_stays_where_the_data_to_do_its_run_again_are_gone(
+    tmp_path: Path, images: Path, on_images: Runs, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_all(on_images(trials=1), tmp_path / "out", SERIAL)
+    (folder,) = (tmp_path / "out" / "runs").iterdir()
+    for name in ("layers.csv", "checkpoint.pt"):
+        (folder / name).unlink()
+    images.rename(tmp_path / "elsewhere")
+    run_all(on_images(trials=1), tmp_path / "out", SERIAL, needs=["layers.csv"])
+    assert (folder / "result.json").exists()
+    assert "layers.csv is missing, and cannot be made again" in capsys.readouterr().err

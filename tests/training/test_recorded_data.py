@@ -63,7 +63,7 @@ def test_other_data_are_refused_before_anything_is_written(
         train(run, folder, other)
     assert str(fault.value) == (
         f"digits holds other data than {folder} was trained on: test images have other names, sizes or classes; "
-        "put those back, or choose another --out"
+        "put those back, or do the run anew in another folder"
     )
     assert files_of(folder) == before
     assert train(run, folder, small)["status"] == "finished"
@@ -137,7 +137,7 @@ def test_a_run_takes_no_other_data_than_its_digest_asks_for(
     tmp_path: Path, small: Dataset, other: Dataset, make_run: Callable[..., Run]
 ) -> None:
     run = make_run(epochs=1, width=0.1, data_digest=small.digest.sha256)
-    with pytest.raises(DataError) as fault:
+    with pytest.raises(OtherData) as fault:
         train(run, tmp_path / "run", other)
     assert str(fault.value) == (
         f"digits holds other data than asked for: SHA-256 {other.digest.sha256}, not {small.digest.sha256}"
