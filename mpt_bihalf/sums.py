@@ -38,9 +38,9 @@ def read_sums(folder: Path) -> dict[str, str] | None:
 
 
 def read_whole(folder: Path, name: str) -> bytes:
-    """The content of a file. Damaged where it is not what the list says; FileNotFoundError where there is none.
+    """The content of a file; in a folder without the list nothing vouches for it.
 
-    Where there is no list, whatever it is.
+    Raises Damaged where it is not what the list says, FileNotFoundError where there is none.
     """
     try:
         content = read_bytes(folder / name, LARGEST_FILE)

@@ -204,7 +204,7 @@ def unreadable(error: OSError) -> DataError:
 
 
 def _fingerprint(files: Sequence[str], status: np.ndarray, image_size: int | None) -> str:
-    """Of every file's absolute path and `file_status`, and of what is made of them."""
+    """A digest of the path and `file_status` of every file, of the image size and of the decoder's format."""
     digest = hashlib.sha256(repr((FORMAT, image_size)).encode())
     digest.update(b"\0".join(map(os.fsencode, files)))
     digest.update(status.data)

@@ -314,7 +314,7 @@ class Finished:
         self._data, self._sums = recorded_data(self.folder), read_sums(self.folder)
 
     def damage(self, name: str, content: bytes) -> str:
-        """Let the readers of this file read another content; what they make of it. All is as before in the end."""
+        """What the readers of this file say of another content. The file is as before in the end."""
         (self.folder / name).write_bytes(content)
         told = {CHECKPOINT: self.checkpoint, DATA: self._data_json, CONFIG: self._config, SUMS: self._sums_list}.get(
             name, lambda: self._summed(name)
