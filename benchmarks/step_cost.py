@@ -24,9 +24,9 @@ from torch.optim import Optimizer
 from mpt_bihalf import METHODS, create_model
 from mpt_bihalf.commandline import parse, run_command
 from mpt_bihalf.devices import keep_freed_memory
+from mpt_bihalf.parametrization import binary_layers
 from mpt_bihalf.training.config import Run
 from mpt_bihalf.training.loop import build_network, build_optimizer, train_step
-from mpt_bihalf.weights import binary_layers
 
 CONTROL = "dense again"
 

@@ -2,24 +2,17 @@
 
 from . import measures
 from .activations import ACTIVATION_GRADIENTS, BinaryActivation
+from .bake import bake_weights
 from .binarizers import BINARIZERS
 from .bop import Bop, parameter_groups
 from .gradients import LATENT_GRADIENTS, SCORE_GRADIENTS, Ede
 from .masks import MASKS, global_score_masks, score_mask
 from .methods import METHODS, Method
 from .models import MODELS, create_model
+from .parametrization import binary_layers, find_nan
 from .scales import SCALES
 from .transport import binarize
-from .weights import (
-    bake_weights,
-    binarize_weights,
-    binary_layers,
-    binary_weights,
-    find_nan,
-    set_progress,
-    set_prune_rate,
-    shuffle_scores,
-)
+from .weights import binarize_weights, binary_weights, set_progress, set_prune_rate, shuffle_scores
 
 __version__ = "0.1.0"
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD
 
-from .weights import binary_layers
+from .parametrization import binary_layers
 
 
 class Bop(SGD):

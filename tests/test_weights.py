@@ -27,7 +27,7 @@ from mpt_bihalf import (
     parameter_groups,
     shuffle_scores,
 )
-from mpt_bihalf.weights import BinaryWeight
+from mpt_bihalf.parametrization import BinaryWeight
 from tests.reference import (
     BIT_RATIO_METHODS,
     MASKED_METHODS,

@@ -6,7 +6,8 @@ import torch
 from torch import nn
 
 from ..activations import Estimator, find_estimator
-from ..weights import BINARIZABLE, draw_latent
+from ..binarizable import BINARIZABLE
+from ..initialise import draw_latent
 from . import vgg
 from .conv import conv_network
 from .design import Design, Network

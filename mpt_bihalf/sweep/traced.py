@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from ..parametrization import binary_layers
 from ..training import Run
 from ..training.loop import check_network
-from ..weights import binary_layers
 from .experiment import Experiment, refuse_dense
 
 

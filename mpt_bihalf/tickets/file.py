@@ -22,9 +22,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from ..files import write_whole
+from ..parametrization import binary_layers
 from ..training import Run
 from ..training.loop import build_network
-from ..weights import binary_layers
 from .coding import Decoder, encode
 from .images import ImageSpec
 from .ticket import BinaryLayer, Ticket, with_defaults

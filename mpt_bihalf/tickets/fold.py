@@ -20,7 +20,7 @@ from torch.nn.utils import parametrize
 
 from ..activations import BinaryActivation
 from ..batch_norm import SyncBatchNorm
-from ..weights import BINARIZABLE
+from ..binarizable import BINARIZABLE
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, SyncBatchNorm)
 NOTHING = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)  # in evaluation

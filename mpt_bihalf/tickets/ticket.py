@@ -9,8 +9,9 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
+from ..bake import bake_weights
 from ..models import create_model
-from ..weights import bake_weights, binary_layers
+from ..parametrization import binary_layers
 from .images import ImageSpec
 
 Model = TypeVar("Model", bound=nn.Module)

@@ -8,11 +8,12 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from ..binarizable import BINARIZABLE
 from ..data import Dataset, Images, evaluation_batches
+from ..parametrization import binary_layers
 from ..report.tables import Table
 from ..training.finished import evaluate_test
 from ..training.loop import evaluation_batch
-from ..weights import BINARIZABLE, binary_layers
 from .file import drawn_network
 from .ticket import BinaryLayer, Ticket
 

@@ -17,11 +17,11 @@ from ..data import check_name, own_augmentation, short_data
 from ..devices import check_shared, pick_device
 from ..distributed import launched
 from ..gradients import LATENT_GRADIENTS, SCORE_GRADIENTS, Ede
+from ..initialise import INITS
 from ..masks import SCOPES
 from ..methods import METHODS, Method, find_method
 from ..models import find_network
 from ..scales import SCALES
-from ..weights import INITS
 
 # What a run's result does not depend on, so that it is left out of the hash.
 WHERE = ("data_root", "workers", "data_digest")

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from .. import measures
-from ..weights import binary_layers, binary_weights
+from ..parametrization import binary_layers
+from ..weights import binary_weights
 
 Figures = dict[str, Any]
 

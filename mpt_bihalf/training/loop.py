@@ -25,8 +25,9 @@ from ..devices import autocast, fused_optimizers, keep_freed_memory, reproducibl
 from ..distributed import ALONE, Team, launched, together
 from ..gradients import Ede, Gradient
 from ..models import create_model, find_network
+from ..parametrization import find_nan
 from ..signals import Stopped, stop_when_asked
-from ..weights import binarize_weights, find_nan
+from ..weights import binarize_weights
 from .checkpoint import State, load_checkpoint
 from .config import Run
 from .record import DIVERGED, FINISHED, NoRecord, Record
