@@ -12,7 +12,7 @@ from .models import MODELS, create_model
 from .parametrization import binary_layers, find_nan
 from .scales import SCALES
 from .transport import binarize
-from .weights import binarize_weights, binary_weights, set_progress, set_prune_rate, shuffle_scores
+from .weights import binarize_weights, binary_weights, forget, set_progress, set_prune_rate, shuffle_scores
 
 __version__ = "0.1.0"
 
@@ -36,6 +36,7 @@ __all__ = [
     "binary_weights",
     "create_model",
     "find_nan",
+    "forget",
     "global_score_masks",
     "measures",
     "parameter_groups",

@@ -16,6 +16,7 @@ from typing import Any
 from .commandline import Parser, curves_command, run_command
 from .files import output_folder, refuse_links
 from .sweep.claim import claimed
+from .sweep.records import read_result
 from .sweep.shown import Shown
 from .sweep.status import OVER, status_json, status_text, survey
 from .tickets.command import add_ticket
@@ -80,7 +81,8 @@ def do_train(options: Any) -> None:
     out = output_folder(options.where.out)
     folder = out / run.name
     refuse_links(folder, out)
-    check_network(run)
+    if read_result(folder, run) is None:
+        check_network(run)
     dataset = load_run_data(run)
     check_fits(run, dataset)
     check_asked(run, dataset.digest)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from copy import deepcopy
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -22,16 +22,20 @@ def bake_weights(model: Model) -> Model:
     """
     refuse_nan(model)
     baked = deepcopy(model)
+    layers: list[Any] = [module for module in baked.modules() if is_binarized(module)]
     with torch.no_grad():
-        used = {id(module): cast(Tensor, module.weight).clone() for module in baked.modules() if is_binarized(module)}
-    for module in baked.modules():
-        if id(module) in used:
-            # deepcopy shares the class that torch made for the parametrized layer, and removal edits the class.
-            parametrized = type(module)
-            module.__class__ = type(parametrized.__name__, parametrized.__bases__, dict(vars(parametrized)))
-            parametrize.remove_parametrizations(module, "weight", leave_parametrized=False)
-            module.weight = nn.Parameter(used[id(module)])
-            for name in list(module._parameters):  # the weight first again, as in a layer that was never parametrized
-                if name != "weight":
-                    module._parameters[name] = module._parameters.pop(name)
+        used = {id(_latent(layer)): nn.Parameter(layer.weight.clone(), requires_grad=False) for layer in layers}
+    for layer, weight in [(layer, used[id(_latent(layer))]) for layer in layers]:
+        # deepcopy shares the class that torch made for the parametrized layer, and removal edits the class.
+        parametrized = type(layer)
+        layer.__class__ = type(parametrized.__name__, parametrized.__bases__, dict(vars(parametrized)))
+        parametrize.remove_parametrizations(layer, "weight", leave_parametrized=False)
+        layer.weight = weight
+        for name in list(layer._parameters):  # the weight first again, as in a layer that was never parametrized
+            if name != "weight":
+                layer._parameters[name] = layer._parameters.pop(name)
     return baked
+
+
+def _latent(layer: Any) -> Tensor:
+    return cast(Tensor, layer.parametrizations.weight.original)

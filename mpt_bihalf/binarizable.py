@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
@@ -48,7 +49,30 @@ def layers_to_binarize(model: nn.Module, skip: Sequence[str] | str) -> dict[str,
             raise ValueError(f"layer {name!r} has no weight yet: run the model once on an input before binarizing it")
         if layer.weight.numel() == 0:
             raise ValueError(f"layer {name!r} has an empty weight, {tuple(layer.weight.shape)}")
+    _refuse_shared_elsewhere(model, layers)
     return layers
+
+
+def _refuse_shared_elsewhere(model: nn.Module, layers: dict[str, Any]) -> None:
+    """Raise ValueError where a weight of these layers is held by something else too; by several of them it may be."""
+    owners = defaultdict(list)
+    for owner, module in model.named_modules():
+        for kind, parameter in module._parameters.items():
+            if parameter is not None:
+                owners[_place(parameter)].append((owner, kind, parameter))
+    for name, layer in layers.items():
+        for owner, kind, parameter in owners[_place(layer.weight)]:
+            if owner not in layers or kind != "weight" or parameter is not layer.weight:
+                other = f"{owner}.{kind}".lstrip(".")
+                raise ValueError(
+                    f"layer {name!r} shares its weight with {other!r}, which would not follow it: "
+                    f"name {name!r} in skip, or give it a weight of its own"
+                )
+
+
+def _place(parameter: nn.Parameter) -> int:
+    """Where a parameter lies: what two have alike that are one, or views of one memory."""
+    return id(parameter) if parameter.is_meta else parameter.data_ptr() or id(parameter)
 
 
 def _on_shortcut(name: str, layer: nn.Module) -> bool:

@@ -23,6 +23,7 @@ constexpr int64_t BLOCK = 256;            // elements looked at together
 constexpr int64_t CHUNK = 64 * BLOCK;     // elements a thread takes at once
 constexpr int64_t HINT = 3;               // numbers that say where to look in a row
 constexpr int64_t SUMS = 128;             // sums of a row that are kept side by side
+constexpr int64_t WORDS = 1024;           // words of 32 bits that a fingerprint adds up before it mixes them
 constexpr float INFINITE = std::numeric_limits<float>::infinity();
 
 struct Cut {
@@ -249,6 +250,20 @@ void top_of_rows(const float *x, const uint8_t *among, int64_t rows, int64_t siz
     }
 }
 
+// Every bit of z bears on every bit of what it gives (the finaliser of splitmix64).
+inline uint64_t mixed(uint64_t z) {
+    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
+    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
+    return z ^ (z >> 31);
+}
+
+struct Multipliers {
+    uint32_t of[WORDS];
+    Multipliers() {
+        for (int64_t i = 0; i < WORDS; i++) of[i] = (uint32_t)(mixed(i + 1) >> 32);
+    }
+};
+
 }  // namespace
 
 extern "C" {
@@ -279,6 +294,29 @@ void mpt_count(const uint8_t *mask, int64_t rows, int64_t size, int64_t *totals)
         }
         totals[row] = total;
     }
+}
+
+// A number that tells contents of this memory apart: words times multipliers, added up in blocks; each sum is mixed with the
+// block's place. Another content has the same with a chance near 2^-32. A word that is not whole ends in zeros.
+uint64_t mpt_fingerprint(const uint8_t *memory, int64_t bytes) {
+    static const Multipliers multipliers;
+    const int64_t words = bytes / 4, blocks = (words + WORDS - 1) / WORDS;
+    uint32_t rest = 0;
+    std::memcpy(&rest, memory + 4 * words, bytes % 4);
+    uint64_t total = mixed(rest + ((uint64_t)bytes << 32));
+#pragma omp parallel for schedule(static) reduction(+ : total) if (words > CHUNK)
+    for (int64_t block = 0; block < blocks; block++) {
+        const int64_t count = std::min(WORDS, words - block * WORDS);
+        const uint8_t *start = memory + 4 * block * WORDS;
+        uint64_t sum = 0;
+        for (int64_t i = 0; i < count; i++) {
+            uint32_t word;
+            std::memcpy(&word, start + 4 * i, 4);
+            sum += (uint64_t)word * multipliers.of[i];
+        }
+        total += mixed(sum + mixed(block + 1));
+    }
+    return total;
 }
 
 // The sum of abs(w) over the mask in units of 1 / units, each below 2^30 and rounded down: exact, so in any order the same.

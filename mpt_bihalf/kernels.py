@@ -38,6 +38,8 @@ HINT = 3  # numbers that say where to look in a row: a middle, a half width, how
 
 SUMS = 128  # sums of a row that are kept side by side
 
+WORDS = 1024  # words of 32 bits that a fingerprint adds up before it mixes them
+
 SIGN_BIT = torch.iinfo(torch.int32).min
 
 
@@ -63,6 +65,8 @@ def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
     pointer, count = ctypes.c_void_p, ctypes.c_int64
     library.mpt_largest.argtypes = [pointer, ctypes.c_int, pointer, count, count, *[pointer] * 4]
     library.mpt_count.argtypes = [pointer, count, count, pointer]
+    library.mpt_fingerprint.argtypes = [pointer, count]
+    library.mpt_fingerprint.restype = ctypes.c_uint64
     library.mpt_masked_magnitude.argtypes = [pointer, pointer, ctypes.c_float, count]
     library.mpt_masked_magnitude.restype = count
     library.mpt_signed.argtypes = [pointer, pointer, pointer, count, count, pointer]
@@ -86,10 +90,12 @@ def suit(*tensors: Tensor | None) -> bool:
 
 
 def plain(tensor: Tensor) -> bool:
-    """Whether this is a tensor with memory of its own, whose use no graph records; not one of vmap's, say."""
+    """Whether this is a tensor with memory of its own, whose use no graph records; not one of vmap's or a trace's."""
     functorch = torch._C._functorch
     return (
         type(tensor) in (Tensor, torch.nn.Parameter)
+        and not torch.jit.is_tracing()
+        and not torch.compiler.is_compiling()
         and not (tensor.requires_grad and torch.is_grad_enabled())
         and not functorch.is_functorch_wrapped_tensor(tensor)
         and not functorch.is_legacy_batchedtensor(tensor)
@@ -126,6 +132,28 @@ def count(mask: Tensor) -> Tensor:
     totals = torch.empty(mask.shape[0], dtype=torch.int64, device=mask.device)
     _call("count", mask, *mask.shape, totals)
     return totals
+
+
+def fingerprint(tensor: Tensor) -> int:
+    """A number that tells what the host's memory holds: other values of this tensor have it with a chance near 2^-32.
+
+    tensor: of any dtype and layout, plain and in the host's memory; looked at bit by bit.
+    """
+    memory = _in_memory(tensor).view(torch.uint8)
+    if compiled():
+        return _call("fingerprint", memory, memory.numel())
+    size, whole = memory.numel(), memory.numel() // 4
+    words = memory[: 4 * whole].numpy().view(np.uint32)
+    in_blocks = whole // WORDS * WORDS
+    blocks = [*_few(words[:in_blocks].reshape(-1, WORDS))]
+    if in_blocks < whole:
+        blocks.append(np.pad(words[in_blocks:], (0, in_blocks + WORDS - whole))[None])
+    multipliers = _mixed(np.arange(1, WORDS + 1, dtype=np.uint64)) >> np.uint64(32)
+    sums = [part.astype(np.uint64) @ multipliers for part in blocks]
+    places = _mixed(np.arange(1, -(-whole // WORDS) + 1, dtype=np.uint64))
+    rest = int.from_bytes(memory[4 * whole :].numpy().tobytes(), "little") + (size << 32)
+    parts = [_mixed(np.concatenate([places[:0], *sums]) + places), _mixed(np.array([rest], np.uint64))]
+    return int(np.concatenate(parts).sum(dtype=np.uint64))
 
 
 def masked_magnitude(weight: Tensor, mask: Tensor, units: float) -> int:
@@ -204,11 +232,50 @@ def through_standardised(g: Tensor, y: Tensor, gate: Tensor, factor: Tensor, sha
 
 
 def _call(name: str, *arguments: Tensor | float | None) -> int:
-    given = [argument.data_ptr() if isinstance(argument, Tensor) else argument for argument in arguments]
-    return getattr(compiled(), f"mpt_{name}")(*given)
+    function = getattr(compiled(), f"mpt_{name}")
+    result: int = function(*map(_given, function.argtypes, arguments))
+    return result
+
+
+def _given(kind: type, argument: Tensor | float | None) -> int | float | None:
+    """An argument as a loop takes it: the address of memory that it can read, or a number that is one."""
+    if kind is not ctypes.c_void_p:
+        if isinstance(argument, Tensor) or argument is None:
+            raise TypeError(f"a compiled loop takes a number here, not {argument!r}")
+        return argument
+    if argument is None:
+        return None
+    if not (
+        isinstance(argument, Tensor) and host_reads_free(argument) and argument.is_contiguous() and plain(argument)
+    ):
+        raise TypeError("a compiled loop takes a plain contiguous tensor in the host's memory here")
+    return argument.data_ptr()
 
 
 Array = NDArray[Any]
+
+
+def _in_memory(tensor: Tensor) -> Tensor:
+    """The values in a row, in the order in which they lie there; copied where there are gaps between them."""
+    flat = tensor.detach()
+    if not flat.is_contiguous():
+        order = sorted(range(flat.dim()), key=lambda axis: (flat.stride(axis), flat.shape[axis] == 1), reverse=True)
+        flat = flat.permute(order).contiguous()
+    return flat.reshape(-1)
+
+
+def _few(rows: Array) -> Iterator[Array]:
+    """The rows in parts that stay in a cache."""
+    at_once = max(1, BLOCK // rows.shape[1])
+    return (rows[first : first + at_once] for first in range(0, len(rows), at_once))
+
+
+@np.errstate(over="ignore")
+def _mixed(z: Array) -> Array:
+    """Every bit of z bears on every bit of what it gives (the finaliser of splitmix64)."""
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))
 
 
 def _row_sums(rows: Array) -> Array:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
-from weakref import ref
 
 from torch import Tensor
 
@@ -20,11 +20,6 @@ if TYPE_CHECKING:
     from .masks import GlobalRanking
 
 
-def version(tensor: Tensor) -> int:
-    """Another after each change in place that torch sees; 0 of a tensor of inference mode, which has none."""
-    return 0 if tensor.is_inference() else tensor._version
-
-
 @dataclass(eq=False)
 class Latent:
     """What mask rules, binarizers and gradients may look at in one layer.
@@ -33,7 +28,7 @@ class Latent:
     scores: S, of the same shape, or None where a method has none.
     prune_rate: fraction pruned, in [0, 1). p_pos: prior of +1, in [0, 1].
     scope: what scores are ranked within: `layer`, `filter` or `global`; for the last, `ranking` ranks all layers and
-    `index` is the place of this one among them.
+    `index` is the place of this one among them; `all_scores` stand in the place of those that they have, if given.
     progress: how far the training is, epoch / epochs in [0, 1), for gradients with a schedule.
     hints: where selections ended a step ago; they save time and change nothing.
     spare: memory for a gradient.
@@ -52,8 +47,8 @@ class Latent:
     progress: float = 0.0
     hints: dict[str, Tensor] = field(default_factory=dict)
     spare: Spare = field(default_factory=Spare)
+    all_scores: Sequence[Tensor] = ()
     seen: int = field(default=1, init=False)
-    _counted: tuple[ref[Tensor], int, int] | None = field(default=None, init=False)  # a mask, its state, its count
 
     def largest(
         self,
@@ -73,18 +68,6 @@ class Latent:
         """`selection.largest_of_both`, likewise."""
         hints = self.hints[name] = fitting(self.hints.get(name), values, 2)
         return largest_of_both(values, counts, among, absolute, hints)
-
-    def keeping(self, count: int, mask: Tensor) -> Tensor:
-        """`mask`, of which its rule knows how many it keeps."""
-        self._counted = ref(mask), version(mask), count
-        return mask
-
-    def known_count(self, mask: Tensor) -> int | None:
-        """How many `mask` keeps; None where its rule has not said so, or it was changed since."""
-        if self._counted is None:
-            return None
-        known, state, count = self._counted
-        return count if known() is mask and version(mask) == state else None
 
     def take_over(self, other: Latent) -> None:
         """Take what was worked out of the same W from `other`."""

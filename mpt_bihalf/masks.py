@@ -6,17 +6,19 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
+from decimal import Decimal
 from typing import Any, TypeAlias, cast
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
+from .contents import contents
 from .counts import Number, fraction_within, kept_count, round_half_up
 from .filters import filters
-from .latent import Latent, version
+from .latent import Latent
 from .selection import largest
 from .transport import check_rankable
 
@@ -77,12 +79,43 @@ def check_places(sizes: Sequence[int], prune_rate: Number) -> None:
         )
 
 
+def refuse_empty(layers: Mapping[str, tuple[MaskRule, Tensor, str]], prune_rate: Number) -> None:
+    """Raise ValueError where a mask rule keeps no weight of a layer at `prune_rate`, with the highest rate that does.
+
+    layers: by name the rule, the weight and the scope. Of a rule that is none of `MASKS` nothing is known.
+    """
+    ranked = {name: size for name, of in layers.items() if (size := _ranked_size(*of))}
+    empty = [name for name, size in ranked.items() if not kept_count(size, prune_rate)]
+    if empty:
+        first, smallest = ranked[empty[0]], min(ranked[name] for name in empty)
+        of_each = " of each filter" if first < layers[empty[0]][1].numel() else ""
+        others = f", nor any of {len(empty) - 1} more layers" if len(empty) > 1 else ""
+        raise ValueError(
+            f"prune_rate {prune_rate} keeps none of the {first} weights{of_each} of layer {empty[0]!r}{others}: "
+            f"take at most {_highest_rate(smallest)}, or name such layers in skip"
+        )
+
+
+def _ranked_size(rule: MaskRule, weight: Tensor, scope: str) -> int:
+    """How many weights of a layer the rule ranks together; 0 where it spares one of each layer, or is not known."""
+    if rule in (extremes, balanced) or (rule is edge_popup and scope == "filter"):
+        return weight[0].numel()
+    return weight.numel() if rule is magnitude or (rule is edge_popup and scope == "layer") else 0
+
+
+def _highest_rate(size: int) -> Decimal:
+    """The highest rate, in four digits or as many as it takes, at which one of so many weights is kept."""
+    digits = max(4, len(str(2 * size)))
+    # One is kept below 1 - 1 / (2 size), where round_half_up would still round down.
+    return Decimal(((2 * size - 1) * 10**digits - 1) // (2 * size)).scaleb(-digits)
+
+
 def edge_popup(latent: Latent) -> Tensor:
     """The weights of largest abs(S), within the layer, the filter, or all layers (Ramanujan et al. 2020)."""
     scores = _scores_of(latent)
     if latent.scope == "global":
         assert latent.ranking is not None, "scope 'global' needs the ranking that all layers share"
-        return latent.ranking.mask_of(latent.index)
+        return latent.ranking.mask_of(latent.index, latent.all_scores)
     return _ranked(latent, scores, latent.scope)
 
 
@@ -100,7 +133,7 @@ def extremes(latent: Latent) -> Tensor:
     kept = kept_count(rows.shape[1], latent.prune_rate)
     negative = kept - round_half_up(latent.p_pos, kept)
     lowest = ~latent.largest(rows, rows.shape[1] - negative, "above_lowest")
-    return latent.keeping(kept * len(rows), latent.top_of_kept | lowest.view(latent.weight.shape))
+    return latent.top_of_kept | lowest.view(latent.weight.shape)
 
 
 def balanced(latent: Latent) -> Tensor:
@@ -114,7 +147,7 @@ def balanced(latent: Latent) -> Tensor:
     kept = kept_count(scores.shape[1], latent.prune_rate)
     quota = round_half_up(latent.p_pos, kept)
     mask = latent.largest_of_both(scores, (quota, kept - quota), "balanced", positive, absolute=True)
-    return latent.keeping(kept * len(scores), mask.view(latent.weight.shape))
+    return mask.view(latent.weight.shape)
 
 
 class GlobalRanking:
@@ -124,22 +157,31 @@ class GlobalRanking:
         self.prune_rate = prune_rate
         self.layers = list(layers)  # each with `scores`, in the model's order
         self._masks: dict[int, Tensor] = {}  # of the layers that have not asked yet in this pass
-        self._versions: tuple[tuple[int, int], ...] = ()
-        # torch's fused optimizers change a tensor without a new version, so their steps have to be heard of.
+        self._ranked: list[Any] | None = None  # the scores that these masks are of, and what they held
+        # Off the host torch's fused optimizers write without a note of it, so their steps have to be heard of.
         forget = weakref.WeakMethod(self.forget)
         hook = register_optimizer_step_post_hook(lambda *_: (call := forget()) and call())
         weakref.finalize(self, hook.remove)
 
-    def mask_of(self, index: int) -> Tensor:
-        """The mask of the layer at this place: bool, shape of its scores."""
-        scores = [cast(Tensor, layer.scores) for layer in self.layers]
-        versions = tuple((id(s), version(s)) for s in scores)
-        # A layer that asks again starts a new pass: scores written through `.data` have no new version either.
-        mask = self._masks.pop(index, None) if versions == self._versions else None
+    def scores(self) -> list[Tensor]:
+        """Those of all layers, in the model's order."""
+        return [cast(Tensor, layer.scores) for layer in self.layers]
+
+    def mask_of(self, index: int, scores: Sequence[Tensor] = ()) -> Tensor:
+        """The mask of the layer at this place: bool, shape of its scores.
+
+        scores: of all layers, in the place of those that they have.
+        """
+        if scores:
+            return _ranked_together(scores, self.prune_rate)[index]
+        scores = self.scores()
+        # A layer that asks again starts a new pass: off the host not all writes are seen.
+        mask = self._masks.pop(index, None) if self._masks and _held(scores) == self._ranked else None
         if mask is None:
             masks = dict(enumerate(_ranked_together(scores, self.prune_rate)))
             mask = masks.pop(index)
-            self._masks, self._versions = masks, versions
+            self._ranked = _held(scores)
+            self._masks = masks if self._ranked is not None else {}
         return mask
 
     def forget(self) -> None:
@@ -152,6 +194,12 @@ class GlobalRanking:
         return copy
 
 
+def _held(scores: Sequence[Tensor]) -> list[Any] | None:
+    """Which tensors these are and what they hold; None where that cannot be told."""
+    held = [contents(s) for s in scores]
+    return None if None in held else [*map(id, scores), *held]
+
+
 def _scores_of(latent: Latent) -> Tensor:
     assert latent.scores is not None, "this mask rule needs scores"
     return latent.scores
@@ -160,8 +208,7 @@ def _scores_of(latent: Latent) -> Tensor:
 def _ranked(latent: Latent, values: Tensor, scope: str) -> Tensor:
     rows = filters(values) if scope == "filter" else values.reshape(1, -1)
     kept = kept_count(rows.shape[1], latent.prune_rate)
-    mask = latent.largest(rows, kept, "ranked", absolute=True)
-    return latent.keeping(kept * len(rows), mask.view(values.shape))
+    return latent.largest(rows, kept, "ranked", absolute=True).view(values.shape)
 
 
 def _ranked_together(scores: Sequence[Tensor], prune_rate: Number) -> list[Tensor]:

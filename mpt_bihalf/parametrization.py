@@ -6,7 +6,9 @@ keeps it, `layer.parametrizations.weight.original`; the scores, if any, are `lay
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from fractions import Fraction
 from typing import Any, cast
 
 import torch
@@ -14,11 +16,13 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from . import kernels
+from .contents import contents
 from .counts import Number
 from .devices import autocast
 from .latent import Latent
 from .masks import GlobalRanking
 from .methods import Method
+from .provenance import EXTRA_STATE, Provenance
 from .scales import scale_of
 from .spare import Spare
 
@@ -26,7 +30,10 @@ from .spare import Spare
 class BinaryWeight(nn.Module):
     """The parametrization: latent weight in, alpha * B out (`binary` gives B itself).
 
+    Layers that share one weight share this module too.
+
     scores: trained float tensor in the shape of the weight under the frozen-weight methods, else None.
+    prune_rate: the one in force; given_prune_rate: that of `binarize_weights`.
     progress: how far the training is (`set_progress`), for gradients with a schedule.
     """
 
@@ -35,22 +42,34 @@ class BinaryWeight(nn.Module):
     def __init__(self, method: Method, weight: Tensor, prune_rate: Number, p_pos: Number, scope: str) -> None:
         super().__init__()
         self.method = method
-        self.prune_rate, self.p_pos, self.scope = prune_rate, p_pos, scope
+        self.prune_rate, self.given_prune_rate, self.p_pos, self.scope = prune_rate, prune_rate, p_pos, scope
         self.ranking: GlobalRanking | None = None
         self.index = 0
         self.progress = 0.0
         self.register_parameter("scores", nn.Parameter(torch.zeros_like(weight)) if self._frozen else None)
         self._hints: dict[str, Tensor] = {}
         self._spare = Spare()
-        self._before: tuple[Tensor, tuple[int, int], Latent] | None = None  # weight, its state, what came of it
+        self._before: tuple[Tensor, tuple[int, ...], Latent] | None = None  # weight, its contents, what came of it
 
     @property
     def _frozen(self) -> bool:
         return self.method.trains == "scores"
 
     def forward(self, weight: Tensor) -> Tensor:
-        latent, mask, positive, alpha = self._decide(weight)
-        return cast(Tensor, _StraightThrough.apply(weight, self.scores, positive, mask, alpha, latent, self.method))
+        if torch.compiler.is_exporting():
+            raise RuntimeError(
+                "a binarized model decides its weights anew in each pass and is no graph: export bake_weights(model)"
+            )
+        if torch.jit.is_tracing():
+            with _untraced(), torch.no_grad():
+                return self._use(weight)  # a constant of the trace
+        return _without_compiler(self._use, weight) if torch.compiler.is_compiling() else self._use(weight)
+
+    def _use(self, weight: Tensor) -> Tensor:
+        # Transforms (torch.func) lend each layer other scores; those of all are then an argument, to be unwrapped too.
+        transformed = self.ranking is not None and torch._C._are_functorch_transforms_active()
+        all_scores = self.ranking.scores() if self.ranking is not None and transformed else ()
+        return cast(Tensor, _StraightThrough.apply(weight, self.scores, _Pass(self), *all_scores)[0])
 
     def right_inverse(self, weight: Tensor) -> Tensor:
         """Assigning to `layer.weight` sets the latent weight."""
@@ -65,37 +84,78 @@ class BinaryWeight(nn.Module):
 
         mask: bool in the weight's shape, what to keep in the place of what the method would keep.
         """
-        _, mask, positive, alpha = self._decide(weight, mask)
-        return kernels.signed(positive, mask, weight.new_ones(())), alpha
+        with torch.no_grad():
+            mask, positive, alpha = self._decide(self.look_at(weight, self.scores), mask)
+            return kernels.signed(positive, mask, weight.new_ones(())), alpha
 
-    @torch.no_grad()
-    def _decide(self, weight: Tensor, mask: Tensor | None = None) -> tuple[Latent, Tensor | None, Tensor, Tensor]:
+    def _decide(self, latent: Latent, mask: Tensor | None = None) -> tuple[Tensor | None, Tensor, Tensor]:
         assert self.method.binarizer is not None
         # Mixed precision is for the layers: what is kept, its sign and its scale are not decided in fewer digits.
-        with autocast(weight.device, None):
-            latent = self._look_at(weight)
+        with autocast(latent.weight.device, None):
             if mask is None and self.method.mask is not None:
                 mask = self.method.mask(latent)
-            return latent, mask, self.method.binarizer(latent, mask), scale_of(self.method.scale, latent, mask)
+            return mask, self.method.binarizer(latent, mask), scale_of(self.method.scale, latent, mask)
 
-    def _look_at(self, weight: Tensor) -> Latent:
-        """A Latent of this weight. As long as a frozen W does not change, what follows from it is worked out once.
-
-        Changes are seen by the tensor's version, as autograd sees them: write to W under `torch.no_grad()`, not through
-        `.data`.
-        """
-        scores = None if self.scores is None else self.scores.detach()
-        settings = self.prune_rate, self.p_pos, self.scope
+    def look_at(self, weight: Tensor, scores: Tensor | None, all_scores: Sequence[Tensor] = ()) -> Latent:
+        """A Latent of these. As long as a frozen W holds the same, what follows from it is worked out once."""
         latent = Latent(
-            weight.detach(), scores, *settings, self.ranking, self.index, self.progress, self._hints, self._spare
+            weight.detach(),
+            None if scores is None else scores.detach(),
+            self.prune_rate,
+            self.p_pos,
+            self.scope,
+            self.ranking,
+            self.index,
+            self.progress,
+            self._hints,
+            self._spare,
+            all_scores,
         )
         # Tensors made in inference mode could not be used in training.
         if self._frozen and not weight.is_inference() and not torch.is_inference_mode_enabled():
-            now = (weight._version, 0 if weight.is_meta else weight.data_ptr())
+            now = contents(weight)
             if self._before is not None and self._before[0] is weight and self._before[1] == now:
                 latent.take_over(self._before[2])
-            self._before = weight, now, latent
+            self._before = None if now is None else (weight, now, latent)
         return latent
+
+    def get_extra_state(self) -> Tensor:
+        """What the weights in use depend on beside the tensors: float32, see `provenance`."""
+        return Provenance.of(self).to_tensor()
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Take on the pruning rate in force when the state was made: one that rises goes on from there."""
+        rate = Provenance.from_tensor(state).prune_rate
+        if rate is not None:
+            self.set_prune_rate(Fraction(rate))
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, local_metadata: Any, strict: bool, *lists: list[str]
+    ) -> None:
+        try:
+            # One of before it was written says nothing, and is taken for one of this model's method.
+            stored = Provenance.from_tensor(state_dict.setdefault(prefix + EXTRA_STATE, self.get_extra_state()))
+            fault = Provenance.of(self).difference(stored)
+        except ValueError as unreadable:
+            fault = str(unreadable)
+        errors = lists[-1]
+        if fault and fault not in errors:  # it is that of the other layers too
+            errors.append(fault)
+        if not fault:
+            super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, *lists)
+
+    def set_prune_rate(self, prune_rate: Number) -> None:
+        """Prune this fraction from now on, and of all layers that are ranked together."""
+        self.prune_rate = prune_rate
+        if self.ranking is not None:
+            self.ranking.prune_rate = prune_rate
+            self.ranking.forget()
+
+    def forget(self) -> None:
+        """Work out anew, in the next pass, what follows from W and from the scores of all layers."""
+        self._before = None
+        if self.ranking is not None:
+            self.ranking.forget()
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_before": None}  # that is of this weight, not of a copy's
@@ -104,31 +164,80 @@ class BinaryWeight(nn.Module):
         return f"{self.method.name}, prune_rate={self.prune_rate}, p_pos={self.p_pos}, scope={self.scope}"
 
 
+@contextmanager
+def _untraced() -> Iterator[None]:
+    """Within, `torch.jit.trace` notes nothing: what comes of it is a constant to the trace."""
+    tracer: Any = torch._C
+    state = tracer._get_tracing_state()
+    tracer._set_tracing_state(None)
+    try:
+        yield
+    finally:
+        tracer._set_tracing_state(state)
+
+
+def _without_compiler(function: Callable[..., Tensor], *arguments: Any) -> Tensor:
+    """What the function gives, worked out between the graphs of `torch.compile`: so with the bits of eager mode."""
+    return cast(Tensor, torch.compiler.disable(function)(*arguments))
+
+
+class _Pass:
+    """One use of a layer's weight: what the backward pass needs to know of it that is no tensor.
+
+    latent: of what the forward pass saw; None where a transform has made several passes of one.
+    """
+
+    def __init__(self, part: BinaryWeight) -> None:
+        self.part = part
+        self.progress = part.progress
+        self.latent: Latent | None = None
+
+
 class _StraightThrough(torch.autograd.Function):
-    """Forward alpha * B; backward the method's rule for what it trains."""
+    """Forward alpha * B; backward the method's rule for what it trains.
+
+    Inputs: W, S or None, the `_Pass`, and S of all layers where these are ranked together under a transform. Outputs:
+    alpha * B, the signs (bool), alpha.
+    """
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        weight: Tensor,
-        scores: Tensor | None,
-        positive: Tensor,
-        mask: Tensor | None,
-        alpha: Tensor,
-        latent: Latent,
-        method: Method,
-    ) -> Tensor:
-        ctx.save_for_backward(weight, scores, positive, alpha)  # lets autograd notice a change before the backward pass
-        ctx.latent, ctx.method = latent, method
+    def forward(weight: Tensor, scores: Tensor | None, this: _Pass, *all_scores: Tensor) -> tuple[Tensor, ...]:
+        latent = this.latent = this.part.look_at(weight, scores, all_scores)
+        mask, positive, alpha = this.part._decide(latent)
         used = kernels.signed(positive, mask, alpha, latent.spare)
-        return used.contiguous(memory_format=_layout(weight))
+        return used.contiguous(memory_format=_layout(weight)), positive, alpha
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        _, _, positive, alpha = ctx.saved_tensors
-        gradient = ctx.method.gradient(grads[0], ctx.latent, positive, alpha)
-        of_weight, of_scores = (None, gradient) if ctx.method.trains == "scores" else (gradient, None)
-        return of_weight, of_scores, None, None, None, None, None
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        weight, scores, ctx.this, *_ = inputs
+        _, positive, alpha = output
+        ctx.mark_non_differentiable(positive, alpha)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(weight, scores, positive, alpha)  # lets autograd notice a change before the backward pass
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        weight, scores, positive, alpha = ctx.saved_tensors
+        this = ctx.this
+        method = this.part.method
+        of_nobody = [None] * (len(ctx.needs_input_grad) - 2)
+        if grads[0] is None:
+            return None, None, *of_nobody
+        latent = this.latent or Latent(
+            weight.detach(), scores if scores is None else scores.detach(), progress=this.progress
+        )
+        gradient = method.gradient(grads[0], latent, positive, alpha)
+        return (None, gradient, *of_nobody) if method.trains == "scores" else (gradient, None, *of_nobody)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> Any:
+        """Each of the weights by itself, as in a pass of its own."""
+        outputs = []
+        for i in range(info.batch_size):
+            each = [x if dim is None else x.select(dim, i) for x, dim in zip(inputs, in_dims, strict=True)]
+            each[2] = _Pass(inputs[2].part)
+            outputs.append(_StraightThrough.apply(*each))
+        return tuple(map(torch.stack, zip(*outputs, strict=True))), (0, 0, 0)
 
 
 def _layout(weight: Tensor) -> torch.memory_format:
@@ -137,10 +246,15 @@ def _layout(weight: Tensor) -> torch.memory_format:
 
 
 def binary_layers(model: nn.Module) -> Iterator[tuple[str, BinaryWeight, Tensor]]:
-    """The name, the parametrization and the latent weight of each binarized layer, in the model's order."""
+    """The name, the parametrization and the latent weight of each binarized layer, in the model's order.
+
+    Of layers that share one weight the first alone, as in `named_parameters`.
+    """
+    seen: set[nn.Module] = set()
     for name, module in model.named_modules():
         for part in _parametrizations(module):
-            if isinstance(part, BinaryWeight):
+            if isinstance(part, BinaryWeight) and part not in seen:
+                seen.add(part)
                 yield name, part, cast(Tensor, cast(Any, module).parametrizations.weight.original)
 
 

@@ -8,14 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 from . import kernels
-from .devices import HOST
 from .latent import Latent
 from .selection import count_kept
 from .standardise import Standard
@@ -23,32 +21,14 @@ from .standardise import Standard
 Scale: TypeAlias = Callable[[Tensor, Tensor | None], Tensor]
 
 
-@dataclass(frozen=True)  # equal after a copy too
-class Kaiming:
+def kaiming(weight: Tensor, mask: Tensor | None) -> Tensor:
     """sqrt(2 / (k D)): under random signs keeps the mean square of the activations over a ReLU layer (He et al. 2015).
 
     k = kept fraction, D = connections; for k = 1 in Li et al. 2022, section 3.3. Returns a 0-dim tensor of W's dtype.
     """
-
-    def __call__(self, weight: Tensor, mask: Tensor | None) -> Tensor:
-        kept = _kept(weight, mask)
-        return torch.where(kept > 0, self._of(kept, weight.shape[0]), 0).to(weight.dtype)
-
-    def of_layer(self, latent: Latent, mask: Tensor | None) -> Tensor:
-        weight = latent.weight
-        kept = weight.numel() if mask is None else latent.known_count(mask)
-        if not kept:
-            return self(weight, mask)
-        return weight.new_full((), self._known(kept, weight.shape[0], _wide(weight)))
-
-    @staticmethod
-    def _of(kept: Tensor, filters: int) -> Tensor:
-        return (2 * filters / kept).sqrt()  # k D = (K / (F D)) D = K / F with F filters
-
-    @staticmethod
-    @lru_cache(maxsize=1000)
-    def _known(kept: int, filters: int, dtype: torch.dtype) -> float:
-        return float(Kaiming._of(torch.tensor(kept, dtype=dtype, device=HOST), filters))
+    kept = _kept(weight, mask)
+    scale = (2 * weight.shape[0] / kept).sqrt()  # k D = (K / (F D)) D = K / F with F filters
+    return torch.where(kept > 0, scale, 0).to(weight.dtype)
 
 
 def l1(weight: Tensor, mask: Tensor | None) -> Tensor:
@@ -104,4 +84,4 @@ def _wide(weight: Tensor) -> torch.dtype:
     return torch.promote_types(weight.dtype, torch.float32)
 
 
-SCALES: dict[str, Scale] = {"kaiming": Kaiming(), "l1": l1, "power-of-two": PowerOfTwo()}
+SCALES: dict[str, Scale] = {"kaiming": kaiming, "l1": l1, "power-of-two": PowerOfTwo()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import TypeVar, cast
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from .counts import Number, fraction_within
 from .filters import filters
 from .gradients import LATENT_GRADIENTS, SCORE_GRADIENTS, Gradient
 from .initialise import INITS, draw_latent, draw_scores
-from .masks import SCOPES, GlobalRanking, check_places, edge_popup
+from .masks import SCOPES, GlobalRanking, check_places, edge_popup, refuse_empty
 from .methods import Method, find_method
 from .parametrization import BinaryWeight, binary_layers, refuse_nan
 from .scales import SCALES, Scale
@@ -41,6 +41,7 @@ def binarize_weights(
     score_gradient: str | Gradient | None = None,
     train_affine: bool = False,
     learn_mask: bool = True,
+    allow_empty: bool = False,
 ) -> Model:
     """Put a method on every convolution and linear weight of `model`, in place, and return the model.
 
@@ -64,8 +65,14 @@ def binarize_weights(
         By default those are frozen; the layers in `skip` stay as they are, trainable.
     learn_mask: False freezes the scores as they were drawn: a random mask of the same count, the control for what
         learning the mask brings.
+    allow_empty: let layers be of which the mask would keep nothing, whose output is a constant. By default an error.
 
-    Raises ValueError for anything unknown or out of range, and then leaves the model as it was.
+    Layers that hold one weight get one mask and one set of scores, and go on holding it. To give W other values
+    afterwards, assign to `layer.weight`, or write to `layer.parametrizations.weight.original`: `layer.weight` itself is
+    worked out anew each time it is read, so what `torch.nn.init` writes into it is lost.
+
+    Raises ValueError for anything unknown or out of range, for a layer of which nothing would be kept, and for a weight
+    that something else than these layers holds too; then the model is as it was.
 
     >>> model = binarize_weights(torchvision.models.resnet18(num_classes=10), "mpt-bihalf", prune_rate=0.5,
     ...                          skip=("first", "last", "downsample"))
@@ -78,33 +85,38 @@ def binarize_weights(
     if init not in INITS:
         raise ValueError(f"unknown init {init!r}; known: {', '.join(INITS)}")
     layers = layers_to_binarize(model, skip)
+    weights: dict[int, nn.Parameter] = {id(layer.weight): layer.weight for layer in layers.values()}
     if init == "keep":
         for name, layer in layers.items():
             check_rankable(layer.weight, f"the weight of layer {name!r}")
     ranking = GlobalRanking(prune_rate) if scope == "global" and method.mask is edge_popup else None
     if ranking is not None:
-        check_places([layer.weight.numel() for layer in layers.values()], prune_rate)
+        check_places([weight.numel() for weight in weights.values()], prune_rate)
+    if not allow_empty and method.mask is not None:
+        refuse_empty({name: (method.mask, layer.weight, scope) for name, layer in layers.items()}, prune_rate)
 
     generator = torch.default_generator if seed is None else torch.Generator().manual_seed(seed)
     if init != "keep":
-        for layer in layers.values():
-            draw_latent(layer.weight, 1.0 if method.mask is None else float(kept), init, generator)
+        for weight in weights.values():
+            draw_latent(weight, 1.0 if method.mask is None else float(kept), init, generator)
     if method.binarizer is None:
         return model
-    for index, layer in enumerate(layers.values()):
-        binary = BinaryWeight(method, layer.weight, prune_rate, p_pos, scope)
+    binary = {}
+    for index, (key, weight) in enumerate(weights.items()):
+        binary[key] = part = BinaryWeight(method, weight, prune_rate, p_pos, scope)
         if ranking is not None:
-            binary.ranking, binary.index = ranking, index
-            ranking.layers.append(binary)
-        if binary.scores is not None:
-            draw_scores(binary.scores, generator)
-            binary.scores.requires_grad_(learn_mask)
-            layer.weight.requires_grad_(False)
+            part.ranking, part.index = ranking, index
+            ranking.layers.append(part)
+        if part.scores is not None:
+            draw_scores(part.scores, generator)
+            part.scores.requires_grad_(learn_mask)
+            weight.requires_grad_(False)
         if method.trains == "signs":
             with torch.no_grad():
-                layer.weight.copy_(torch.where(layer.weight >= 0, 1, -1))
+                weight.copy_(torch.where(weight >= 0, 1, -1))
+    for layer in layers.values():
         # unsafe: shape and dtype are right by construction, and a global ranking can answer only once all are there.
-        parametrize.register_parametrization(layer, "weight", binary, unsafe=True)
+        parametrize.register_parametrization(layer, "weight", binary[id(layer.weight)], unsafe=True)
     if method.trains == "scores" and not train_affine:
         _freeze_affine(model, layers.values())
     return model
@@ -120,15 +132,32 @@ def set_progress(model: nn.Module, progress: float) -> None:
 def set_prune_rate(model: nn.Module, prune_rate: Number) -> None:
     """Prune this fraction of the masked layers from now on, in [0, 1); ValueError as `binarize_weights` raises it."""
     fraction_within(prune_rate, "prune_rate", below_one=True)
-    parts = [part for _, part, _ in binary_layers(model)]
-    rankings = {id(part.ranking): part.ranking for part in parts if part.ranking is not None}
-    for ranking in rankings.values():
-        check_places([cast(Tensor, layer.scores).numel() for layer in ranking.layers], prune_rate)
-    for ranking in rankings.values():
-        ranking.prune_rate = prune_rate
-        ranking.forget()
-    for part in parts:
-        part.prune_rate = prune_rate
+    check_kept(model, prune_rate)
+    for _, part, _ in binary_layers(model):
+        part.set_prune_rate(prune_rate)
+
+
+def check_kept(model: nn.Module, prune_rate: Number | None = None) -> None:
+    """Raise ValueError where a layer of a binarized model keeps no weight, at this rate or at that in force."""
+    parts = {name: (part, weight) for name, part, weight in binary_layers(model) if part.method.mask is not None}
+    for ranking in {id(part.ranking): part.ranking for part, _ in parts.values()}.values():
+        if ranking is not None:
+            rate = ranking.prune_rate if prune_rate is None else prune_rate
+            check_places([scores.numel() for scores in ranking.scores()], rate)
+    for name, (part, weight) in parts.items():
+        assert part.method.mask is not None
+        rate = part.prune_rate if prune_rate is None else prune_rate
+        refuse_empty({name: (part.method.mask, weight, part.scope)}, rate)
+
+
+def forget(model: nn.Module) -> None:
+    """Work out anew, in the next pass, what follows from frozen weights and from the scores of all layers.
+
+    For writes that cannot be seen on an accelerator without waiting for it: those of a collective
+    (`torch.distributed.broadcast(p, 0)`), through `.data`, or of another library. On the CPU the next pass sees all.
+    """
+    for _, part, _ in binary_layers(model):
+        part.forget()
 
 
 @torch.no_grad()
@@ -153,6 +182,7 @@ def binary_weights(model: nn.Module) -> dict[str, Tensor]:
     Raises ValueError, naming the layer, for a NaN in latent weights or scores.
     """
     refuse_nan(model)
+    forget(model)
     return {name: part.binary(weight) for name, part, weight in binary_layers(model)}
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..bake import bake_weights
 from ..models import create_model
 from ..parametrization import binary_layers
+from ..weights import forget
 from .images import ImageSpec
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -71,6 +72,7 @@ class Ticket:
         architecture is not the model's.
         """
         layers = {}
+        forget(model)
         with torch.no_grad():
             for name, part, weight in binary_layers(model):
                 binary, alpha = part.scaled_binary(weight)

@@ -21,6 +21,7 @@ from ..data.digest import DataDigest
 from ..devices import loss_scaler
 from ..distributed import ALONE, Team
 from ..files import write_whole
+from ..provenance import EXTRA_STATE
 from ..sums import sum_of
 from .config import Run
 from .log import MEASURED, TRACED, LayerLog, Trace
@@ -234,6 +235,8 @@ def _check_tensor(name: str, value: Any, like: Tensor) -> None:
 
 def _load_model(model: nn.Module, stored: dict[str, Tensor]) -> None:
     for name, own in model.state_dict().items():
+        if name.endswith(EXTRA_STATE):  # of the method, which `load_state_dict` compares; older ones have none
+            continue
         _check_tensor(name, stored[name], own)
         if stored[name].isnan().any():
             raise ValueError(f"its {name} has a NaN")

@@ -27,7 +27,7 @@ from ..gradients import Ede, Gradient
 from ..models import create_model, find_network
 from ..parametrization import find_nan
 from ..signals import Stopped, stop_when_asked
-from ..weights import binarize_weights
+from ..weights import binarize_weights, check_kept
 from .checkpoint import State, load_checkpoint
 from .config import Run
 from .record import DIVERGED, FINISHED, NoRecord, Record
@@ -94,7 +94,7 @@ def prepare(run: Run, dataset: Dataset | None = None) -> Dataset:
     torch.set_num_threads(run.threads)
     reproducible_kernels()
     keep_freed_memory()
-    check_network(run)
+    outline(run)
     dataset = (dataset or load_run_data(run)).to(torch.device(run.device)).decoded_by(decoders(run))
     check_fits(run, dataset)
     return dataset.augmented(*run.augmentation)
@@ -212,7 +212,12 @@ def check_fits(run: Run, dataset: Dataset) -> None:
         build_model(run, dataset)
 
 
-def check_network(run: Run) -> nn.Module:
+def check_network(run: Run) -> None:
+    """Raise ValueError for what is wrong whatever the data: as `outline`, and where a layer would keep nothing."""
+    check_kept(outline(run))
+
+
+def outline(run: Run) -> nn.Module:
     """The run's network as far as it is known without the data, with no memory for its weights.
 
     Raises ValueError for what can be told to be wrong by then: layers to skip, a given image size.
@@ -240,6 +245,8 @@ def resume(team: Team, run: Run, folder: Path, dataset: Dataset, record: Record,
     if state is None:
         state = State.begin(run, model, optimizer, steps)
         state.data = data
+    if state.epoch < run.epochs:
+        check_kept(model)
     return state
 
 
@@ -258,7 +265,10 @@ def build_model(run: Run, dataset: Dataset) -> nn.Module:
 
 
 def build_network(run: Run, num_classes: int, in_channels: int, image_size: int) -> nn.Module:
-    """The run's network for images and classes of these numbers, with its method on."""
+    """The run's network for images and classes of these numbers, with its method on.
+
+    Layers may keep nothing, as in records of before: `check_network` refuses that where a training begins.
+    """
     activations: str | Estimator = EdeActivation(run.ede_t0) if run.activations == "ede" else run.activations
     model = create_model(
         run.model, num_classes, in_channels, image_size, run.seed, width=run.width, activations=activations
@@ -278,6 +288,7 @@ def build_network(run: Run, num_classes: int, in_channels: int, image_size: int)
         score_gradient=run.score_gradient,
         train_affine=run.train_affine,
         learn_mask=run.learn_mask,
+        allow_empty=True,
     )
 
 

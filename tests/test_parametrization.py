@@ -1,0 +1,250 @@
+"""What a binarized layer does under other hands: writes, traces, compilers, transforms."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Callable
+from copy import deepcopy
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad, stack_module_state, vmap
+from torch.nn.functional import cross_entropy
+
+from mpt_bihalf import (
+    METHODS,
+    bake_weights,
+    binarize_weights,
+    binary_layers,
+    binary_weights,
+    contents,
+    forget,
+    kernels,
+)
+
+CASES = [
+    (name, scope)
+    for name, method in METHODS.items()
+    if name != "dense"
+    for scope in (("layer", "filter", "global") if method.scoped else ("layer",))
+]
+FROZEN = [(name, scope) for name, scope in CASES if METHODS[name].trains == "scores"]
+
+
+def network(seed: int = 0) -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return nn.Sequential(
+            nn.Conv2d(3, 6, 3, padding=1), nn.ReLU(), nn.Conv2d(6, 5, 2), nn.Flatten(), nn.Linear(45, 3)
+        )
+
+
+def binarized(method: str, scope: str, seed: int = 0) -> nn.Module:
+    return binarize_weights(network(seed), method, 0.5, scope=scope, seed=seed)
+
+
+X, Y = torch.randn(4, 3, 4, 4, generator=torch.Generator().manual_seed(0)), torch.arange(4) % 3
+
+
+@pytest.fixture(autouse=True, params=["compiled", "numpy"])
+def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.param == "numpy":
+        monkeypatch.setattr(kernels, "compiled", lambda: None)
+
+
+# Writes
+
+
+WRITES: dict[str, Callable[[Tensor, Tensor], object]] = {
+    "through data": lambda t, new: t.data.copy_(new),
+    "by NumPy": lambda t, new: t.detach().numpy().__setitem__(slice(None), new.numpy()),
+    "in place": lambda t, new: t.detach().copy_(new),
+    "other memory": lambda t, new: setattr(t, "data", new.clone()),
+}
+
+
+@pytest.mark.parametrize("write", list(WRITES))
+@pytest.mark.parametrize(("method", "scope"), FROZEN)
+def test_the_next_pass_sees_every_write_to_frozen_weights_and_scores(method: str, scope: str, write: str) -> None:
+    model, other = binarized(method, scope), binarized(method, scope, seed=1)
+    model(X)
+    next(iter(model.children())).weight.sum()  # of one layer alone, which leaves a global ranking half used
+    for (_, part, weight), (_, its, theirs) in zip(binary_layers(model), binary_layers(other), strict=True):
+        WRITES[write](weight, theirs.detach())
+        WRITES[write](part.scores, its.scores.detach())
+    for layer, theirs in zip(model.children(), other.children(), strict=True):
+        if hasattr(layer, "bias"):
+            layer.bias.data.copy_(theirs.bias.data)
+    assert torch.equal(model(X), other(X))
+
+
+@pytest.mark.parametrize("one", [0, 1, 2])
+def test_a_global_mask_follows_a_write_to_any_one_layer(one: int) -> None:
+    model, other = binarized("mpt-sign", "global"), binarized("mpt-sign", "global")
+    model[2].weight.sum()
+    for net in (model, other):
+        scores = [part.scores for _, part, _ in binary_layers(net)][one]
+        scores.data.mul_(10)
+    used = [layer.weight for layer in model if hasattr(layer, "weight")]
+    assert all(torch.equal(u, layer.weight) for u, layer in zip(used, other[::2], strict=False))
+
+
+@pytest.mark.parametrize("read", ["binary_weights", "bake_weights", "a pass after forget"])
+@pytest.mark.parametrize(("method", "scope"), FROZEN)
+def test_where_the_host_cannot_look_forget_makes_the_next_pass_see(
+    method: str, scope: str, read: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(contents, "host_reads_free", lambda tensor: False)  # as on an accelerator
+    model, other = binarized(method, scope), binarized(method, scope, seed=1)
+    model(X)
+    for (_, part, weight), (_, its, theirs) in zip(binary_layers(model), binary_layers(other), strict=True):
+        weight.data.copy_(theirs)
+        part.scores.data.copy_(its.scores)
+    expected = [bits for bits in binary_weights(other).values()]
+    if read == "binary_weights":
+        found = [*binary_weights(model).values()]
+    elif read == "bake_weights":
+        found = [layer.weight.sign() for layer in bake_weights(model) if hasattr(layer, "weight")]
+    else:
+        stale = [layer.weight.sign() for layer in model if hasattr(layer, "weight")]
+        assert method == "mpt-bihalf" or not all(map(torch.equal, stale, expected))  # so it matters
+        forget(model)
+        found = [layer.weight.sign() for layer in model if hasattr(layer, "weight")]
+    assert all(map(torch.equal, found, expected))
+
+
+# Traces, compilers, exporters
+
+
+@pytest.mark.parametrize(("method", "scope"), CASES)
+def test_a_trace_holds_the_weights_in_use(method: str, scope: str) -> None:
+    model = binarized(method, scope)
+    out = model(X)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`torch.jit", FutureWarning)
+        traced = torch.jit.trace(model, X)
+        assert torch.equal(traced(X), out)
+        file = io.BytesIO()
+        torch.jit.save(traced, file)
+        file.seek(0)
+        assert torch.equal(torch.jit.load(file)(X), out)
+    assert torch.equal(model(X), out)
+
+
+@pytest.mark.parametrize("dynamic", [None, True])
+@pytest.mark.parametrize(("method", "scope"), CASES)
+def test_a_compiled_model_decides_as_an_eager_one(method: str, scope: str, dynamic: bool | None) -> None:
+    model, eager = binarized(method, scope), binarized(method, scope)
+    torch._dynamo.reset()
+    # Its graphs run as they are: what a compiler of graphs rounds otherwise is not ours.
+    compiled = torch.compile(model, dynamic=dynamic, backend="eager")
+    for batch in (X, X[:3]):
+        assert torch.equal(compiled(batch), eager(batch))
+    cross_entropy(compiled(X), Y).backward()
+    cross_entropy(eager(X), Y).backward()
+    for one, other in zip(model.parameters(), eager.parameters(), strict=True):
+        assert (one.grad is None) == (other.grad is None)
+        assert one.grad is None or torch.equal(one.grad, other.grad)
+
+
+@pytest.mark.parametrize(("method", "scope"), CASES)
+def test_export_says_what_to_export(method: str, scope: str) -> None:
+    with pytest.raises(RuntimeError, match=r"export bake_weights\(model\)") as caught:
+        torch.export.export(binarized(method, scope), (X,))
+    assert len(str(caught.value).splitlines()) == 1
+
+
+# Transforms
+
+
+def trained_and_frozen(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    parameters = dict(model.named_parameters())
+    return tuple({n: p.detach() for n, p in parameters.items() if p.requires_grad is kind} for kind in (True, False))  # type: ignore
+
+
+@pytest.mark.parametrize(("method", "scope"), CASES)
+def test_a_functional_gradient_is_that_of_backward(method: str, scope: str) -> None:
+    model = binarized(method, scope)
+    trained, frozen = trained_and_frozen(model)
+    assert torch.equal(functional_call(model, {**frozen, **trained}, (X,)), model(X))
+    assert torch.equal(functional_call(model, model.state_dict(), (X,)), model(X))
+
+    def loss(trained: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
+        return cross_entropy(functional_call(model, {**frozen, **trained}, (x,)), y)
+
+    found, each = grad(loss)(trained, X, Y), vmap(grad(loss), (None, 0, 0))(trained, X[:, None], Y[:, None])
+    cross_entropy(model(X), Y).backward()
+    for name, parameter in model.named_parameters():
+        if name in trained:
+            assert parameter.grad is not None
+            torch.testing.assert_close(found[name], parameter.grad)
+            torch.testing.assert_close(each[name].mean(0), parameter.grad, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(("method", "scope"), CASES)
+def test_an_ensemble_under_vmap_is_its_models_side_by_side(method: str, scope: str) -> None:
+    models = [binarized(method, scope, seed) for seed in range(3)]
+    stacked, _ = stack_module_state(models)
+    names = trained_and_frozen(models[0])[0].keys()
+    trained = {name: value.detach() for name, value in stacked.items() if name in names}
+    frozen = {name: value.detach() for name, value in stacked.items() if name not in names}
+
+    def loss(trained: dict[str, Tensor], frozen: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        out = functional_call(models[0], {**frozen, **trained}, (X,))
+        return cross_entropy(out, Y), out
+
+    found, out = vmap(grad(loss, has_aux=True))(trained, frozen)
+    for i, model in enumerate(models):
+        own = model(X)
+        torch.testing.assert_close(out[i], own)
+        cross_entropy(own, Y).backward()
+        for name, parameter in model.named_parameters():
+            if name in names:
+                torch.testing.assert_close(found[name][i], parameter.grad, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize(("method", "scope"), CASES)
+def test_checkpointed_activations_have_the_same_gradients(method: str, scope: str, reentrant: bool) -> None:
+    model, other = binarized(method, scope), binarized(method, scope)
+    x = X.clone().requires_grad_()
+    cross_entropy(torch.utils.checkpoint.checkpoint(model, x, use_reentrant=reentrant), Y).backward()
+    cross_entropy(other(X), Y).backward()
+    for one, same in zip(model.parameters(), other.parameters(), strict=True):
+        assert one.grad is same.grad is None or torch.equal(one.grad, same.grad)
+
+
+@pytest.mark.parametrize(("method", "scope"), CASES)
+def test_an_averaged_model_is_binary_too(method: str, scope: str) -> None:
+    model, other = binarized(method, scope), binarized(method, scope, seed=1)
+    average = torch.optim.swa_utils.AveragedModel(model)
+    for net in (model, other):
+        net(X)
+        average.module(X)
+        average.update_parameters(net)
+    expected = deepcopy(model)
+    for mean, one, two in zip(expected.parameters(), model.parameters(), other.parameters(), strict=True):
+        mean.data.copy_(one.detach().lerp(two.detach(), 0.5))
+    assert all(
+        torch.equal(found, wanted)
+        for found, wanted in zip(binary_weights(average).values(), binary_weights(expected).values(), strict=True)
+    )
+
+
+# What goes to a compiled loop
+
+
+def test_no_size_and_no_address_goes_to_a_compiled_loop_unchecked() -> None:
+    if not kernels.compiled():
+        pytest.skip("no compiled loops")
+    mask, totals = torch.ones(2, 4, dtype=torch.bool), torch.empty(2, dtype=torch.int64)
+    with pytest.raises(TypeError, match="a number"):
+        kernels._call("count", mask, torch.tensor(2), 4, totals)
+    with pytest.raises(TypeError, match="a plain contiguous tensor"):
+        kernels._call("count", mask.T, 4, 2, totals)
+    with pytest.raises(TypeError, match="a plain contiguous tensor"):
+        kernels._call("count", mask.to("meta"), 2, 4, totals)
+    with pytest.raises(TypeError, match="a plain contiguous tensor"):
+        kernels._call("count", 1234, 2, 4, totals)  # type: ignore[arg-type]
