@@ -89,7 +89,7 @@ def refuse_empty(layers: Mapping[str, tuple[MaskRule, Tensor, str]], prune_rate:
     if empty:
         first, smallest = ranked[empty[0]], min(ranked[name] for name in empty)
         of_each = " of each filter" if first < layers[empty[0]][1].numel() else ""
-        others = f", nor any of {len(empty) - 1} more layers" if len(empty) > 1 else ""
+        others = f" (and of {len(empty) - 1} more)" if len(empty) > 1 else ""
         raise ValueError(
             f"prune_rate {prune_rate} keeps none of the {first} weights{of_each} of layer {empty[0]!r}{others}: "
             f"take at most {_highest_rate(smallest)}, or name such layers in skip"

@@ -16,7 +16,7 @@ from .counts import Number, fraction_within
 from .filters import filters
 from .gradients import LATENT_GRADIENTS, SCORE_GRADIENTS, Gradient
 from .initialise import INITS, draw_latent, draw_scores
-from .masks import SCOPES, GlobalRanking, check_places, edge_popup, refuse_empty
+from .masks import SCOPES, GlobalRanking, MaskRule, check_places, edge_popup, refuse_empty
 from .methods import Method, find_method
 from .parametrization import BinaryWeight, binary_layers, refuse_nan
 from .scales import SCALES, Scale
@@ -144,10 +144,13 @@ def check_kept(model: nn.Module, prune_rate: Number | None = None) -> None:
         if ranking is not None:
             rate = ranking.prune_rate if prune_rate is None else prune_rate
             check_places([scores.numel() for scores in ranking.scores()], rate)
+    at: dict[Number, dict[str, tuple[MaskRule, Tensor, str]]] = {}
     for name, (part, weight) in parts.items():
         assert part.method.mask is not None
-        rate = part.prune_rate if prune_rate is None else prune_rate
-        refuse_empty({name: (part.method.mask, weight, part.scope)}, rate)
+        of_rate = at.setdefault(part.prune_rate if prune_rate is None else prune_rate, {})
+        of_rate[name] = part.method.mask, weight, part.scope
+    for rate, layers in at.items():
+        refuse_empty(layers, rate)
 
 
 def forget(model: nn.Module) -> None:

@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import io
 import pickle
+import re
 from collections.abc import Callable, Iterator
 from copy import deepcopy
+from decimal import Decimal
 from math import sqrt
 from typing import Any
 
@@ -25,6 +27,7 @@ from mpt_bihalf import (
     find_nan,
     global_score_masks,
     parameter_groups,
+    set_prune_rate,
     shuffle_scores,
 )
 from mpt_bihalf.parametrization import BinaryWeight
@@ -123,7 +126,7 @@ def assert_binarized_as_specified(
 def test_weight_in_use_is_alpha_times_the_binary_weight(
     method: str, scope: str, rate: Any, p_pos: Any, device: torch.device
 ) -> None:
-    model = binarize_weights(small().to(device), method, rate, p_pos, scope)
+    model = binarize_weights(small().to(device), method, rate, p_pos, scope, allow_empty=True)
     assert_binarized_as_specified(model, method, rate, p_pos, scope)
 
 
@@ -215,11 +218,169 @@ def test_dense_leaves_a_plain_model() -> None:
     assert binary_weights(model) == {}
 
 
-def test_a_layer_whose_filters_lose_all_weights_is_used_as_zeros() -> None:
-    model = binarize_weights(nn.Linear(1, 4), "mpt-bihalf", 0.9, scope="filter")
+# Layers and filters that keep nothing
+
+
+def test_a_layer_whose_filters_lose_all_weights_is_used_as_zeros_where_that_is_allowed() -> None:
+    model = binarize_weights(nn.Linear(1, 4), "mpt-bihalf", 0.9, scope="filter", allow_empty=True)
     assert not model.weight.any()
     model(torch.ones(2, 1)).sum().backward()
     assert model.parametrizations.weight[0].scores.grad.isfinite().all()
+
+
+def test_a_single_filter_may_keep_nothing() -> None:
+    model = binarize_weights(nn.Linear(3, 40, bias=False), "mpt-bihalf", 0.9, seed=0)
+    kept = (binary_weights(model)[""] != 0).sum(1)
+    assert kept.min() == 0 and kept.sum() == 12
+
+
+def depthwise() -> nn.Sequential:
+    """Filters of 9, 4 and 36 weights."""
+    return nn.Sequential(nn.Conv2d(4, 4, 3, groups=4), nn.Conv2d(4, 9, 1), nn.Conv2d(36, 1, 1), nn.Linear(50, 2))
+
+
+@pytest.mark.parametrize("way", ["binarize_weights", "set_prune_rate", "on meta"])
+@pytest.mark.parametrize(
+    ("method", "scope", "rate", "told"),
+    [
+        (
+            "mpt-balanced",
+            "layer",
+            0.95,
+            r"the 9 weights of each filter of layer '0' \(and of 1 more\).* 0\.8749,",
+        ),
+        ("magnitude-bihalf", "layer", 0.95, r"of each filter of layer '0' \(and of 1 more\): take at most 0\.8749,"),
+        ("mpt-sign", "filter", "0.9", r"none of the 4 weights of each filter of layer '1': take at most 0\.8749,"),
+        ("mpt-bihalf", "filter", 0.99, r"layer '0' \(and of 3 more\): take at most 0\.8749,"),
+        ("mpt-sign", "layer", 0.987, r"none of the 36 weights of layer '0' \(and of 2 more\): take at most 0\.9861,"),
+        ("magnitude-sign", "layer", 0.99, r"none of the 36 weights of layer '0' \(and of 2 more\)"),
+    ],
+)
+def test_a_layer_that_would_keep_nothing_is_refused_with_the_highest_rate_that_fits(
+    method: str, scope: str, rate: Any, told: str, way: str
+) -> None:
+    if way == "set_prune_rate":
+        model = binarize_weights(depthwise(), method, 0.5, scope=scope)
+        with one_line_error(told):
+            set_prune_rate(model, rate)
+        assert {part.prune_rate for _, part, _ in binary_layers(model)} == {0.5}
+        return
+    with torch.device("meta" if way == "on meta" else "cpu"):
+        model = depthwise()
+    before = [] if way == "on meta" else [p.clone() for p in model.parameters()]
+    with one_line_error(told):
+        binarize_weights(model, method, rate, scope=scope)
+    assert not any(True for _ in binary_layers(model))
+    assert all(map(torch.equal, before, model.parameters()))
+    binarize_weights(model, method, rate, scope=scope, allow_empty=True)
+
+
+@pytest.mark.parametrize(("method", "scope"), [(m, s) for m, s in BINARY_METHODS_AND_SCOPES if m in MASKED_METHODS])
+def test_the_rate_that_an_error_names_is_the_highest(method: str, scope: str) -> None:
+    for size in (1, 2, 5, 9, 25, 27, 1152):
+        layer = nn.Linear(size, 1)
+        try:
+            binarize_weights(deepcopy(layer), method, 0.99999, scope=scope)
+        except ValueError as fault:
+            if scope == "global":
+                continue
+            highest = Decimal(re.search(r"at most (0\.\d+)", str(fault)).group(1))  # type: ignore[union-attr]
+        else:
+            raise AssertionError("nothing was kept")
+        assert binary_weights(binarize_weights(deepcopy(layer), method, highest, scope=scope))[""].any()
+        with pytest.raises(ValueError, match="keeps none"):
+            binarize_weights(deepcopy(layer), method, highest + Decimal("0.0001"), scope=scope)
+
+
+# Layers that share one weight
+
+
+class Tied(nn.Module):
+    """Two layers of one weight, a third, and a head tied to the embedding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(9, 6)
+        self.a, self.b, self.c = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 6)
+        self.b.weight = self.a.weight
+        self.head = nn.Linear(6, 9)
+        self.head.weight = self.embed.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.c(self.b(self.a(self.embed(x)).relu()).relu()).relu())
+
+
+TOKENS = torch.arange(9)
+
+
+def tied(method: str, scope: str = "layer", seed: int = 0) -> Tied:
+    return binarize_weights(Tied(), method, 0.5, scope=scope, skip=["head"], seed=seed)
+
+
+@pytest.mark.parametrize(("method", "scope"), BINARY_METHODS_AND_SCOPES)
+def test_layers_of_one_weight_have_one_mask_and_train_it_together(method: str, scope: str) -> None:
+    model = tied(method, scope)
+    assert list(binary_weights(model)) == ["a", "c"]
+    assert_binarized_as_specified(model, method, 0.5, 0.5, scope)
+    optimizer = sgd(model)
+    for _ in range(3):
+        step(model, TOKENS, optimizer)
+        assert torch.equal(model.a.weight, model.b.weight)
+        assert_binarized_as_specified(model, method, 0.5, 0.5, scope)
+    part = model.a.parametrizations.weight
+    assert part[0] is model.b.parametrizations.weight[0] and part.original is model.b.parametrizations.weight.original
+    trained = part.original if part[0].scores is None else part[0].scores
+    assert sum(p is trained for group in optimizer.param_groups for p in group["params"]) == 1
+
+
+@pytest.mark.parametrize("way", ["deepcopy", "state_dict", "to", "bake_weights"])
+@pytest.mark.parametrize(("method", "scope"), BINARY_METHODS_AND_SCOPES)
+def test_copies_keep_weights_shared(method: str, scope: str, way: str) -> None:
+    model = tied(method, scope)
+    step(model, TOKENS, sgd(model))
+    if way == "state_dict":
+        copy = tied(method, scope, seed=1)
+        copy.load_state_dict(model.state_dict())
+    else:
+        copy = {
+            "deepcopy": deepcopy,
+            "to": lambda m: deepcopy(m).double().float(),
+            "bake_weights": bake_weights,
+        }[way](model)
+    assert torch.equal(copy(TOKENS), model(TOKENS))
+    assert copy.head.weight is copy.embed.weight
+    if way == "bake_weights":
+        assert copy.a.weight is copy.b.weight
+        return
+    step(copy, TOKENS, sgd(copy))
+    assert torch.equal(copy.a.weight, copy.b.weight)
+    assert copy.a.parametrizations.weight.original is copy.b.parametrizations.weight.original
+
+
+def views_of_one_memory() -> nn.Module:
+    model = Tied()
+    model.c.weight = nn.Parameter(model.a.weight.data)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("model", "skip", "told"),
+    [
+        (Tied, [], "layer 'head' shares its weight with 'embed.weight'"),
+        (Tied, ["head", "b"], "layer 'a' shares its weight with 'b.weight'"),
+        (Tied, ["head", "a"], "layer 'b' shares its weight with 'a.weight'"),
+        (views_of_one_memory, ["head"], "layer 'a' shares its weight with 'c.weight'"),
+    ],
+)
+def test_a_weight_that_something_else_holds_too_is_refused_by_both_names(
+    model: Callable[[], nn.Module], skip: list[str], told: str
+) -> None:
+    plain = model()
+    before = tensors_of(plain)
+    for method in METHODS:
+        with one_line_error(f"{told}.*skip"):
+            binarize_weights(plain, method, skip=skip)
+    assert equal(tensors_of(plain), before) and all(p.requires_grad for p in plain.parameters())
 
 
 # Real training

@@ -214,7 +214,11 @@ def check_fits(run: Run, dataset: Dataset) -> None:
 
 def check_network(run: Run) -> None:
     """Raise ValueError for what is wrong whatever the data: as `outline`, and where a layer would keep nothing."""
-    check_kept(outline(run))
+    network = outline(run)
+    try:
+        check_kept(network)
+    except ValueError as fault:
+        raise ValueError(f"{run.method} on {run.model}: {fault}") from fault
 
 
 def outline(run: Run) -> nn.Module:
