@@ -3,7 +3,7 @@
 from mpt_bihalf.commandline import curves_command, parse, run_command
 from mpt_bihalf.files import output_folder, write_text
 from mpt_bihalf.report import draw_sweep, save_figure, sweep_table
-from mpt_bihalf.sweep import PruneSweep, read_records, run_all, write_results
+from mpt_bihalf.sweep import PruneSweep, noted, read_records, run_all, write_results
 
 
 def main() -> None:
@@ -18,6 +18,8 @@ def main() -> None:
     write_text(out / "table.txt", table + "\n")
     png, pdf = save_figure(draw_sweep(records), out / "prune_sweep")
     print(f"\n{table}\n")
+    for note in noted(records):
+        print(f"{note}\n")
     print(f"results: {results}\nfigure:  {png}, {pdf}\ncurves:  {curves_command(out / 'runs')}")
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .commandline import Parser, curves_command, run_command
+from .commandline import Parser, curves_command, one_line, run_command
 from .files import output_folder, refuse_links
 from .sweep.claim import claimed
 from .sweep.records import read_result
@@ -94,6 +94,8 @@ def do_train(options: Any) -> None:
             raise ValueError(f"another process is doing this run: {folder}")
         result = train(run, folder, dataset)
     print(json.dumps(result, indent=2))
+    if "note" in result:
+        print(f"note:   {one_line(result['note'])}")
     print(f"run:    {folder}\ncurves: {curves_command(folder)}")
 
 

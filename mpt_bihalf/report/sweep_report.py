@@ -14,7 +14,7 @@ from ..commandline import one_line
 from ..data import short_data
 from ..files import output_folder, write_csv, write_text
 from ..sweep.experiment import words
-from ..sweep.records import named_nothing, record
+from ..sweep.records import named_nothing, noted, record
 from ..sweep.shown import Shown
 from ..sweep.status import OVER, Survey, strangers_text
 from ..training import Run
@@ -47,6 +47,7 @@ def sweep_report(found: Survey, shown: Shown, columns: int | None = None) -> Non
     unfinished = "" if done.all() else f"{done.sum():,} of {len(frame):,} runs are done"
     others = [f"{count:,} {state}" for state, count in frame["state"].value_counts().items() if state not in OVER]
     notes += [f"{unfinished}; {', '.join(others)}"] * bool(unfinished) + pooled(frame, view)
+    notes += noted(frame.reindex(columns=["run", "note"]).to_dict("records"))
     if found.counts["unreadable"]:
         notes.append(f"{found.counts['unreadable']:,} runs may not be read and count as {MISSING}")
     if found.strangers:

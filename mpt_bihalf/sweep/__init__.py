@@ -3,7 +3,7 @@
 from .engines import EngineOptions
 from .experiment import Experiment
 from .prune import PruneSweep, parse_rates
-from .records import find_runs, having, read_layers, read_records, read_trace, write_results
+from .records import find_runs, having, noted, read_layers, read_records, read_trace, write_results
 from .run_all import RunsFailed, run_all
 from .traced import TracedExperiment
 
@@ -15,6 +15,7 @@ __all__ = [
     "TracedExperiment",
     "find_runs",
     "having",
+    "noted",
     "parse_rates",
     "read_layers",
     "read_records",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import sys
+from collections.abc import Iterable
 from contextlib import suppress
 from math import isfinite
 from pathlib import Path
@@ -36,6 +37,8 @@ COLUMNS = {
     TRACE: ["step", "epoch", "layer", "weights", "connections", *TRACED],
 }
 UNDEFINED = {"positive_share", "filter_share_lowest", "filter_share_highest", "cut_off"}
+# How many runs a line names.
+MOST_NAMED = 5
 # How many digits of a data set's digest stand in a table.
 SHORT = 12
 
@@ -59,10 +62,11 @@ def read_result(folder: Path, run: Run) -> dict[str, Any] | None:
         return None
     if result["status"].startswith(DIVERGED):
         return {"status": result["status"]}
-    figures = {name: value for name, value in result.items() if name != "status"}
+    figures = {name: value for name, value in result.items() if name not in ("status", "note")}
     wanted = {"epochs", *FIGURES, *(["validation_top1"] if run.holdout else [])}
     whole = result["status"] == FINISHED and set(figures) >= wanted and figures["epochs"] == run.epochs
     sound = all(name.isidentifier() and is_number(value) for name, value in figures.items())
+    sound &= isinstance(result.get("note", ""), str)
     return result if whole and sound and len(figures) <= MOST_FIGURES else None
 
 
@@ -198,6 +202,18 @@ def record(name: str, run: Run, result: dict[str, Any], folder: Path) -> dict[st
     """
     row = {"run": name, **_flat(vars(run)), "data_digest": short_digest(folder)}
     return row | {name: value for name, value in result.items() if name not in row or name == "epochs"}
+
+
+def noted(records: Iterable[dict[Any, Any]]) -> list[str]:
+    """A line for each note that stands in these records, which names the runs that have it."""
+    runs: dict[str, list[str]] = {}
+    for row in records:
+        if isinstance(row.get("note"), str):
+            runs.setdefault(one_line(row["note"]), []).append(one_line(row["run"]))
+    return [
+        f"{note}: {', '.join(names[:MOST_NAMED])}" + f" and {len(names) - MOST_NAMED:,} more" * (len(names) > MOST_NAMED)
+        for note, names in runs.items()
+    ]
 
 
 def short_digest(folder: Path) -> str:

@@ -62,6 +62,11 @@ class RunStatus:
     """when it failed, in seconds since 1970"""
 
     @property
+    def note(self) -> str:
+        """One line that the result has beside its figures; mostly none."""
+        return one_line((self.result or {}).get("note", ""))
+
+    @property
     def kind(self) -> Kind:
         """What runs have in common that take about the same time an epoch."""
         return (self.run.model, self.run.data) if self.run else ("", "")
@@ -259,12 +264,14 @@ def _run_json(found: Survey, status: RunStatus) -> dict[str, Any]:
     if status.state == "running":
         row |= {"seconds_left": found.seconds_left(status)}
     told = {"figures": status.figures, "claim": status.claim, "why": status.why, "when": status.when}
+    told["note"] = status.note
     return row | {name: value for name, value in told.items() if value}
 
 
 def status_text(found: Survey, columns: int = 100, lines: int = 50) -> str:
     """The survey as one screen of so many columns and lines; longer lists are cut, and say so."""
     lists = [(state, found.of(state)) for state in ("running", "failed", "interrupted", "unreadable", "diverged")]
+    lists.append(("noted", [status for status in found.of("done") if status.note]))
     shown = [(state, some) for state, some in lists if some]
     room = min(MOST_LINES, max(2, (lines - 12) // max(1, len(shown)) - 2))
     parts = ["\n".join(_summary(found, columns))]
@@ -322,7 +329,7 @@ def _row(found: Survey, status: RunStatus) -> dict[str, str]:
         row["by"] = f"{one_line(status.claim.get('host', '?'), 40)}:{status.claim.get('pid', '?')}"
     if status.state == "failed":
         row["when"] = f"{duration(found.now - status.when)} ago" if status.when else ""
-    return row | ({"why": status.why} if status.why else {})
+    return row | {name: line for name, line in (("note", status.note), ("why", status.why)) if line}
 
 
 def _fitting(rows: list[dict[str, str]], columns: int, lines: int) -> list[str]:
@@ -332,7 +339,7 @@ def _fitting(rows: list[dict[str, str]], columns: int, lines: int) -> list[str]:
         return [f"  {line.rstrip()}" for line in table[len(rows[0]) == 1 :]]
     told = []
     for row in rows[: max(2, lines // 2)]:
-        known = [value if name in ("when", "why") else f"{name} {value}" for name, value in row.items() if value]
+        known = [value if name in ("when", "why", "note") else f"{name} {value}" for name, value in row.items() if value]
         told += [f"  {row['run']}", f"    {one_line(', '.join(known[1:]), columns - 4)}"]
     return told
 

@@ -57,6 +57,8 @@ class State:
     """the rows of `metrics.csv`, `layers.csv` and `trace.csv`, of the epochs done"""
     data: DataDigest | None = None
     """of the data that it is trained on; None where that is not known, in a checkpoint of a time before digests"""
+    note: str = ""
+    """what the result is to say beside the figures of the last epoch done; mostly nothing"""
 
     @classmethod
     def begin(cls, run: Run, model: nn.Module, optimizer: Optimizer | None, steps: int, epoch: int = 0) -> State:
@@ -65,7 +67,7 @@ class State:
         device = next(model.parameters()).device
         scaler = loss_scaler(device, run.precision == "fp16")
         trace = Trace(model, run.trace, steps)
-        return cls(model, optimizer, scaler, steps, LayerLog(model), trace, torch.zeros(3, device=device))
+        return cls(model, optimizer, scaler, steps, LayerLog(model), trace, torch.zeros(3, dtype=torch.float32, device=device))
 
     @property
     def epoch(self) -> int:
@@ -96,6 +98,8 @@ def save_checkpoint(folder: Path, run: Run, state: State, totals: Tensor | None 
         "step": state.step,
         "under_way": None,
     }
+    if state.note:
+        content["note"] = state.note
     if state.step:
         totals = state.totals if totals is None else totals
         content["under_way"] = {"totals": totals, "signs": log.signs, "flips": trace.flips, "seen": trace.seen}
@@ -137,6 +141,9 @@ def load_checkpoint(
         last = len(content["history"]["epochs"]) - (not content.get("step"))
         state = State.begin(run, model, optimizer, steps, last)
         state.data = recorded
+        state.note = content.get("note", "")
+        if type(state.note) is not str:
+            raise ValueError("its note is none that the run leaves")
         state.history = _sound(content["history"], run, list(state.log.signs))
         if content.get("step"):
             _load_under_way(state, team, content["step"], **content["under_way"])

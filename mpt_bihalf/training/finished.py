@@ -113,7 +113,8 @@ class _PositiveShare:
 
 def evaluate_test(model: nn.Module, dataset: Dataset, precision: str = "fp32") -> dict[str, float]:
     """Loss, top-1 and top-5 on the test images."""
-    return evaluate(model, evaluation_batches(dataset.test, dataset, evaluation_batch(dataset)), "test", precision)
+    batches = evaluation_batches(dataset.test, dataset, evaluation_batch(dataset))
+    return evaluate(model, batches, "test", precision)[0]
 
 
 def finished_model(

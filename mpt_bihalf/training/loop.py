@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache, partial
 from math import ceil, isfinite
@@ -41,6 +41,7 @@ MOST_WORKERS = 16
 MIXED = {"bf16": torch.bfloat16, "fp16": torch.float16}
 NO_SCALER = GradScaler(enabled=False)
 FIGURES = [f"{split}_{figure}" for split in ("train", "test") for figure in ("loss", "top1", "top5")]
+CONSTANT = "the network gives the same logits for every test image"
 
 
 class Diverged(ArithmeticError):
@@ -65,7 +66,8 @@ def train(run: Run, folder: Path, dataset: Dataset | None = None, tell: Tell | N
     epoch; without it there is a progress bar. The folder gets `config.json`, `environment.json`, `metrics.csv` (a row
     an epoch, after each), `layers.csv` (a row a layer and epoch), `trace.csv` (a row a layer and traced step, with
     `run.trace`), `checkpoint.pt`, TensorBoard events, `times.json`, and `result.json` when the run is finished, or has
-    diverged: then its `status` says so and why, and there are no figures.
+    diverged: then its `status` says so and why, and there are no figures. A `note` there says where the network has
+    learned to look at no image (`CONSTANT`).
 
     SIGINT and SIGTERM, in the main thread, end it after the step under way: the checkpoint is written as of then, and
     Stopped is raised. Raises ValueError for data and models that do not fit the run.
@@ -132,21 +134,26 @@ def train_together(
                     state.step += 1
                     state.trace.look(state.step)
                     told(Progress(epoch * steps + state.step, total))
-                figures = {"epoch": epoch + 1, **_means(team.sum(state.totals), steps * run.batch_size, "train")}
+                figures = {"epoch": epoch + 1, **_means(team.sum(state.totals).tolist(), steps * run.batch_size, "train")}
                 team.level(model)
                 for split, images in (("validation", validation), ("test", dataset.test)):
                     if images is not None:
                         size = evaluation_batch(dataset)
                         batches = evaluation_batches(images, dataset, size, team.share)
                         rounds = ceil(len(images) / (size * team.processes))
-                        figures |= evaluate(model, stop.between(batches, rounds), split, run.precision, team)
+                        of_split, constant = evaluate(
+                            model, stop.between(batches, rounds), split, run.precision, team
+                        )
+                        figures |= of_split
                 check_finite(model, figures)
                 layers, traced = state.log.measure(model, epoch + 1), state.trace.rows(epoch + 1)
                 lr = learning_rate(run, epoch, (epoch + 1) * steps - 1, total) if optimizer else 0.0
+                state.note = CONSTANT if constant else ""  # of the test images, which come last
                 state.end_epoch(epochs=[figures], layers=layers, trace=traced)
                 record.end_epoch(state, figures, layers, traced, lr)
                 told(Progress((epoch + 1) * steps, total, figures))
             result = {"status": FINISHED, **summarise(history["epochs"])}
+            result |= {"note": state.note} if state.note else {}
         except Diverged as fault:
             result = {"status": f"{DIVERGED}: {fault}"}
         except Stopped as stopped:
@@ -352,19 +359,29 @@ def evaluate(
     split: str,
     precision: str = "fp32",
     team: Team = ALONE,
-) -> dict[str, float]:
-    """Loss, top-1 and top-5 in percent over all images; each binary weight is worked out once.
+) -> tuple[dict[str, float], bool]:
+    """Loss, top-1 and top-5 in percent over all images, and whether all of several images have equal logits.
 
-    batches: this process's; the figures are of those of all.
+    Each binary weight is worked out once, and the device waited for once. batches: this process's; what is returned is
+    of those of all.
     """
     model.eval()
-    totals, images = torch.zeros(3, device=next(model.parameters()).device), 0
+    device, images, classes = next(model.parameters()).device, 0, 0
+    totals = torch.zeros(3, dtype=torch.float32, device=device)
+    # Of each class the highest logit, and the highest of the negated ones.
+    bounds = torch.full((2, 1), -torch.inf, dtype=torch.float32, device=device)
     with parametrize.cached():
         for x, y in batches:
             logits = _logits(model, x, precision)
             totals += _totals(logits, y, F.cross_entropy(logits, y, reduction="sum"))
-            images += len(y)
-    return _means(team.sum(totals), int(team.sum(torch.tensor(images))), split)
+            bounds = torch.maximum(bounds, torch.stack([logits.amax(0), -logits.amin(0)]))
+            images, classes = images + len(y), logits.shape[1]
+    counts = team.gather(torch.tensor([images, classes])).view(-1, 2)  # a process without images knows no classes
+    images, classes = int(counts[:, 0].sum()), int(counts[:, 1].max())
+    highest, negated = team.gather(bounds.expand(2, classes).contiguous()).view(-1, 2, classes).amax(0)
+    equal = (highest == -negated).all()  # a NaN is not equal to itself
+    *sums, constant = torch.cat([team.sum(totals), equal.float()[None]]).tolist()
+    return _means(sums, images, split), bool(constant) and images > 1
 
 
 def summarise(epochs: list[dict[str, Any]]) -> dict[str, Any]:
@@ -388,8 +405,8 @@ def _totals(logits: Tensor, y: Tensor, loss: Tensor) -> Tensor:
     return torch.stack([loss, hits[:, 0].sum(), hits.sum()])
 
 
-def _means(totals: Tensor, images: int, split: str) -> dict[str, float]:
-    loss, top1, top5 = totals.tolist()
+def _means(totals: Sequence[float], images: int, split: str) -> dict[str, float]:
+    loss, top1, top5 = totals
     return {f"{split}_loss": loss / images, f"{split}_top1": 100 * top1 / images, f"{split}_top5": 100 * top5 / images}
 
 

@@ -182,6 +182,7 @@ def test_a_sweep_leaves_results_table_and_figure_and_says_where(
         ("mpt-sign", "0.5"),
         ("sign", "0.0"),
     ]
+    assert "logits" not in told and "note" not in rows[0]
     assert sorted(row["run"] for row in rows) == sorted(folder.name for folder in (out / "runs").iterdir())
 
     results = (out / "results.csv").read_bytes()
@@ -231,6 +232,20 @@ def test_broken_files_in_the_output_folder_are_done_again_or_told(
         assert_one_line(told.removeprefix(damaged))
         assert (out / "results.csv").read_bytes() == results
         (run / name).rmdir()
+
+
+def test_a_network_that_looks_at_no_image_is_named(
+    tmp_path: Path, sweep: Sweep, capsys: pytest.CaptureFixture[str]
+) -> None:
+    note = "the network gives the same logits for every test image"
+    rates = ["--rates", "0.9999999,0.5", "--epochs", "1"]
+    for told_of_run in (1, 0):  # the second time all is done already
+        assert sweep(*VALID, *rates, "--out", str(tmp_path)) == 0
+        told = capsys.readouterr()
+        lines = (told.out + told.err).splitlines()
+        (name,) = (path.parent.name for path in tmp_path.glob("runs/*/result.json") if note in path.read_text())
+        assert lines.count(f"{note}: {name}") == 1
+        assert sum(line.endswith(f" %; {note}") and f"{name}: test top-1 " in line for line in lines) == told_of_run
 
 
 def check_kills(

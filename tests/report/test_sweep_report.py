@@ -29,7 +29,7 @@ ENDINGS = (".csv", ".md", ".pdf", ".png", ".tex", ".txt")
 def leave(tmp_path: Path) -> Leave:
     """Leave a finished run in the folder, or with None one that diverged; seen: what tells its data from others."""
 
-    def do(run: Run, top1: float | None, seen: str = "", **figures: float) -> None:
+    def do(run: Run, top1: float | None, seen: str = "", **figures: float | str) -> None:
         folder = run_folder(tmp_path, run)
         folder.mkdir(parents=True)
         if seen:
@@ -234,6 +234,19 @@ def test_runs_without_the_figure_are_left_out_and_counted(
     assert "1 finished runs have no validation_top1 and are left out" in text
     (row,) = rows(tmp_path / "report" / "validation_top1.csv")
     assert [row[name] for name in ("mean", "finished", "diverged", "missing")] == ["40.0", "1", "1", "0"]
+
+
+def test_runs_whose_results_have_a_note_are_named_and_shown(
+    tmp_path: Path, leave: Leave, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second, third = grid(methods=["mpt-sign"], rates="0.5")
+    leave(first, 50.0)
+    leave(second, 10.0, note="it looks at nothing")
+    leave(third, 30.0)
+    text = report(tmp_path, capsys)
+    assert f"\nit looks at nothing: {second.name}\n" in text
+    assert "30.00 ± 20.00" in text
+    assert "it looks at nothing" not in report(tmp_path, capsys, where=["seed=0"])
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 from mpt_bihalf.data.digest import DataDigest, Part
-from mpt_bihalf.sweep import find_runs, having, read_layers, read_records, read_trace, write_results
+from mpt_bihalf.sweep import find_runs, having, noted, read_layers, read_records, read_trace, write_results
 from mpt_bihalf.sweep.records import read_result, read_table, run_folder
 from mpt_bihalf.training import Run
 
@@ -78,6 +78,7 @@ BROKEN += [
     '{"status": "finished", "test_top1": NaN}',
     json.dumps({**RESULT, "test_loss": 10**400}),
     json.dumps({**RESULT, "test_loss": True}),
+    json.dumps({**RESULT, "note": 1}),
     json.dumps({**RESULT, "a\x1b[2J": 1.0}),
     json.dumps({**RESULT, **{f"figure{i}": 1.0 for i in range(1000)}}),
     "[" * 100_000,
@@ -118,6 +119,23 @@ def test_results_csv_has_a_line_a_run(tmp_path: Path, leave: Callable[[Run, str]
         ("2", "digits", ""),
     ]
     assert rows[1]["status"].startswith("diverged: ")
+
+
+def test_a_note_is_a_column_only_where_a_run_has_one(tmp_path: Path, leave: Callable[[Run, str], None]) -> None:
+    runs = [Run(seed=seed, epochs=3) for seed in (1, 2)]
+    leave(runs[0], json.dumps({**RESULT, "note": "it looks at nothing"}))
+    leave(runs[1], json.dumps(RESULT))
+    table = pd.read_csv(write_results(tmp_path, read_records(tmp_path, runs)))
+    assert table["note"].fillna("").tolist() == ["it looks at nothing", ""]
+    run_folder(tmp_path, runs[0]).rename(tmp_path / "elsewhere")
+    without = pd.read_csv(write_results(tmp_path, read_records(tmp_path, runs)))
+    assert [*without, "note"] == list(table)
+
+
+def test_a_line_for_each_note_names_the_first_runs_that_have_it() -> None:
+    several = [{"run": f"run{number}", "note": "it looks at nothing"} for number in range(7)]
+    records = [{"run": "sound"}, *several, {"run": "other", "note": "a\nb"}, {"run": "missing", "note": float("nan")}]
+    assert noted(records) == ["it looks at nothing: run0, run1, run2, run3, run4 and 2 more", "a b: other"]
 
 
 def test_runs_are_found_again_in_an_output_folder(tmp_path: Path) -> None:

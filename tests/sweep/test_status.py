@@ -210,6 +210,23 @@ def test_a_sweep_that_is_done_has_nothing_to_go_on_with(folder: Folder, grid: li
     assert "time left" not in text
 
 
+@pytest.mark.parametrize("columns", [40, 200])
+def test_done_runs_with_a_note_are_named_with_it(columns: int, folder: Folder, grid: list[Run]) -> None:
+    folder.done(grid[0])
+    result = json.loads((folder.done(grid[1]) / "result.json").read_text())
+    folder.begun(grid[2], result={**result, "note": "it looks at\nnothing"})
+    text = status_text(survey(folder.out), columns)
+    noted = text.partition("\nnoted:\n")[2]
+    assert "it looks at nothing" in noted and grid[2].name in noted
+    assert grid[0].name not in noted and "2 done" not in noted
+    told = status_json(survey(folder.out))["list"]
+    assert {row["name"]: row.get("note") for row in told} == {
+        grid[0].name: None,
+        grid[1].name: None,
+        grid[2].name: "it looks at nothing",
+    }
+
+
 def test_a_run_of_two_plans_is_to_be_done_by_the_later_command_once(folder: Folder, grid: list[Run]) -> None:
     earlier, later = write_plan(folder.out, grid[:4], ["first"]), write_plan(folder.out, grid[2:6], ["second"])
     os.utime(earlier, (1e9, 1e9))

@@ -107,6 +107,7 @@ WEIGHT, MOMENT, LAYER = ("model", "6.bias"), ("optimizer", "state", 0, "exp_avg"
 EPOCH, TRACE = ("history", "epochs", 0), ("history", "trace", 2)
 BAD_VALUES: list[tuple[Place, Any]] = [
     (("run", "seed"), 1),
+    (("note",), 1),
     (("run", "seed"), "0"),
     (("run",), None),
     (("model",), {}),

@@ -27,6 +27,8 @@ RUNS = [
     {**CONV, "method": "mpt-sign", "scope": "global"},
     {**COMMON, "model": "normed", "method": "bihalf", "sync_bn": True},
 ]
+# A network that looks at no image.
+PRUNED = {**CONV, "method": "magnitude-sign", "prune_rate": 0.9999999}
 # 22 steps an epoch; batch norm, a trace and an odd number of test images in it.
 LONG = {**COMMON, "model": "normed", "method": "sign", "image_size": 0, "epochs": 3, "trace": 5}
 
@@ -59,13 +61,13 @@ def several(processes: int, out: Path, *runs: dict[str, Any], **environment: str
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """The folders of `RUNS`, trained by one process and by two; the latter trained `LONG` too."""
+    """The folders of `RUNS`, trained by one process and by two; the latter trained `LONG` and `PRUNED` too."""
     alone, two = tmp_path_factory.mktemp("alone"), tmp_path_factory.mktemp("two")
     both = [
         start(1, SEVERAL, str(alone), *map(json.dumps, RUNS)),
-        start(2, SEVERAL, str(two), *map(json.dumps, [*RUNS, LONG])),
+        start(2, SEVERAL, str(two), *map(json.dumps, [*RUNS, LONG, PRUNED])),
     ]
-    for process, runs in zip(both, (RUNS, [*RUNS, LONG]), strict=True):
+    for process, runs in zip(both, (RUNS, [*RUNS, LONG, PRUNED]), strict=True):
         status, out, err = ended(process)
         assert (status, err) == (0, "")
         assert out == "".join(f"trained {run['method']}\n" for run in runs)  # once, not once a process
@@ -100,10 +102,16 @@ def test_two_processes_do_in_each_step_what_one_does(made: tuple[Path, Path], ru
 def test_the_figures_are_of_all_images_each_counted_once(made: tuple[Path, Path], run: dict[str, Any]) -> None:
     alone, two = (json.loads((folder / run["method"] / "result.json").read_text()) for folder in made)
     assert alone.keys() == two.keys()
+    assert "note" not in alone
     for name, value in alone.items():
         # 360 test images in batches of 11: 17 for one process, 16 for the other. An image more would change the share.
         tolerance = {"loss": 1e-4, "top1": 1e-6, "top5": 1e-6}.get(name.rsplit("_", maxsplit=1)[-1], 0)
         assert two[name] == (value if isinstance(value, str) else pytest.approx(value, abs=tolerance)), name
+
+
+def test_logits_that_are_the_same_in_both_processes_are_noted(made: tuple[Path, Path]) -> None:
+    result = json.loads((made[1] / PRUNED["method"] / "result.json").read_text())
+    assert result["note"] == "the network gives the same logits for every test image"
 
 
 def test_the_first_process_alone_writes(made: tuple[Path, Path]) -> None:

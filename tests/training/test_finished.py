@@ -48,6 +48,6 @@ def test_a_run_whose_mask_never_learns_is_the_network_it_began_with(
 ) -> None:
     run = make_run(method=method, learn_mask=False, epochs=2)
     result = train(run, tmp_path, small)
-    begun = evaluate(build_model(run, small), evaluation_batches(small.test, small, 500), "test", run.precision)
+    begun, _ = evaluate(build_model(run, small), evaluation_batches(small.test, small, 500), "test", run.precision)
     assert {name: result[name] for name in begun} == pytest.approx(begun, rel=1e-6)
     assert result["epochs"] == 2 and train(run, tmp_path, small) == result

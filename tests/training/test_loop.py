@@ -4,10 +4,12 @@ import json
 import os
 import signal
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from math import log
 from pathlib import Path
+from threading import Barrier
 from typing import Any
 
 import numpy as np
@@ -21,6 +23,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, MultiStepLR
 
 from mpt_bihalf import METHODS, binary_layers
 from mpt_bihalf.data import Dataset, evaluation_batches, training_batches
+from mpt_bihalf.distributed import Team
 from mpt_bihalf.signals import Stopped
 from mpt_bihalf.training import Progress, Run, loop, train, train_step
 from mpt_bihalf.training.checkpoint import State
@@ -52,6 +55,17 @@ class Constant(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.bias * torch.ones(len(x), self.classes)
+
+
+class Echo(nn.Module):
+    """Takes logits for images, and gives them back."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unused = nn.Parameter(torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
 
 
 @pytest.fixture
@@ -142,13 +156,14 @@ def test_the_result_is_what_a_plain_evaluation_of_the_saved_network_gives(
 def test_evaluation_does_not_depend_on_the_batches(small: Dataset, make_run: Callable[..., Run]) -> None:
     run = make_run()
     model = build_model(run, small)
-    figures = [evaluate(model, evaluation_batches(small.test, small, size), "test") for size in (123, 10)]
+    figures = [evaluate(model, evaluation_batches(small.test, small, size), "test")[0] for size in (123, 10)]
     assert figures[1] == pytest.approx(figures[0], rel=1e-5)
 
 
 def test_a_dead_network_does_not_count_as_right(small: Dataset, make_run: Callable[..., Run]) -> None:
     model = Constant(10)
-    figures = evaluate(model, evaluation_batches(small.test, small, 50), "test")
+    figures, constant = evaluate(model, evaluation_batches(small.test, small, 50), "test")
+    assert constant
     shares = np.sort(np.bincount(small.test.labels.numpy(), minlength=10) / 1.23)[::-1]
     assert figures["test_top1"] <= shares[0] + 1e-6
     assert figures["test_top5"] <= shares[:5].sum() + 1e-6
@@ -158,11 +173,82 @@ def test_a_dead_network_does_not_count_as_right(small: Dataset, make_run: Callab
     assert (top1, top5) == (10, 50)
 
 
-def test_a_network_pruned_to_nothing_trains_at_chance(trained: Trained) -> None:
-    _, folder = trained(method="mpt-sign", prune_rate=0.9999999, epochs=1)
-    result = json.loads((folder / "result.json").read_text())
+NEARLY = torch.tensor([[1.0, -2.0, 0.0]] * 7)
+NEARLY[6, 1] = torch.nextafter(NEARLY[6, 1], torch.tensor(0.0))
+LOGITS = {
+    "equal": (torch.tensor([[1.0, -2.0, 0.0]] * 7), True),
+    "different by a bit": (NEARLY, False),
+    "equal within each image": (torch.arange(7.0)[:, None].expand(7, 3), False),
+    "of a single image": (torch.tensor([[1.0, -2.0, 0.0]]), False),
+    "NaN": (torch.full((7, 3), torch.nan), False),
+}
+
+
+@pytest.mark.parametrize("batch", [1, 3, 7])
+@pytest.mark.parametrize(("logits", "constant"), LOGITS.values(), ids=LOGITS)
+def test_equal_logits_of_several_images_are_noticed(logits: Tensor, constant: bool, batch: int) -> None:
+    labels = torch.zeros(len(logits), dtype=torch.int64)
+    batches = zip(logits.split(batch), labels.split(batch), strict=True)
+    assert evaluate(Echo(), batches, "test")[1] is constant
+
+
+class Side(Team):
+    """One of two processes, a thread each, that have `held` and `meet` in common."""
+
+    processes = 2
+
+    def __init__(self, rank: int, held: list[Tensor], meet: Barrier) -> None:
+        self.rank, self.held, self.meet = rank, held, meet
+
+    def gather(self, values: Tensor) -> Tensor:
+        self.held[self.rank] = values
+        self.meet.wait()
+        gathered = torch.stack(self.held)
+        self.meet.wait()
+        return gathered
+
+    def sum(self, values: Tensor) -> Tensor:
+        return self.gather(values).sum(0)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "constant"),
+    [([1.0] * 4, [1.0] * 3, True), ([1.0] * 4, [2.0] * 3, False), ([1.0] * 4, [], True), ([1.0], [], False)],
+)
+def test_logits_are_compared_over_all_processes_even_those_without_images(
+    first: list[float], second: list[float], constant: bool
+) -> None:
+    held, meet = [torch.empty(0)] * 2, Barrier(2, timeout=30)
+
+    def look(rank: int, values: list[float]) -> tuple[dict[str, float], bool]:
+        batches = [(torch.tensor([[value, 0.5]]), torch.tensor([1])) for value in values]
+        return evaluate(Echo(), batches, "test", team=Side(rank, held, meet))
+
+    with ThreadPoolExecutor(2) as pool:
+        one, other = pool.map(look, (0, 1), (first, second))
+    assert one == other
+    assert one[1] is constant
+
+
+def test_a_network_pruned_to_nothing_trains_at_chance_and_its_result_says_why(
+    trained: Trained, small: Dataset
+) -> None:
+    run, folder = trained(method="mpt-sign", prune_rate=0.9999999, epochs=1)
+    text = (folder / "result.json").read_text()
+    result = json.loads(text)
     assert result["test_loss"] == pytest.approx(log(10), rel=1e-6)
     assert 0 <= result["test_top1"] < 25
+    assert result["note"] == "the network gives the same logits for every test image"
+    (folder / "result.json").unlink()
+    train(run, folder, small)
+    assert (folder / "result.json").read_text() == text
+
+
+def test_the_note_is_of_the_last_epoch(trained: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
+    looked = iter([True, False, False, True])
+    monkeypatch.setattr(loop, "evaluate", lambda *given: (evaluate(*given)[0], next(looked)))
+    folders = [trained(place, epochs=2)[1] for place in ("only the first", "only the last")]
+    assert ["note" in json.loads((folder / "result.json").read_text()) for folder in folders] == [False, True]
 
 
 def test_the_best_epoch_stands_beside_the_last_and_the_holdout_alone_selects_it() -> None:
