@@ -1,4 +1,4 @@
-"""How latent weights and scores begin."""
+"""How latent weights and scores begin: with float32 draws, whatever dtype they have themselves."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ def draw_latent(weight: Tensor, kept: float, init: str, generator: torch.Generat
     if weight.is_meta:
         return
     std = sqrt(2 / (kept * weight[0].numel()))
-    draw = torch.randn(weight.shape, generator=generator, device=generator.device)
+    draw = torch.randn(weight.shape, generator=generator, dtype=torch.float32, device=generator.device)
     if init == "signed_constant":
-        draw = torch.where(draw >= 0, 1.0, -1.0)
+        draw = torch.where(draw >= 0, draw.new_ones(()), -1)
     elif init == "equal_bits":
         draw = _paired(draw, generator)
     with torch.no_grad():
@@ -32,7 +32,7 @@ def _paired(draw: Tensor, generator: torch.Generator) -> Tensor:
     half = rows[:, : rows.shape[1] // 2]
     left_over = half.abs().amin(1, keepdim=True) if half.numel() else rows.abs()
     paired = torch.cat([half, -half, left_over], dim=1)[:, : rows.shape[1]]
-    order = torch.rand(rows.shape, generator=generator, device=generator.device).argsort(1)
+    order = torch.rand(rows.shape, generator=generator, dtype=torch.float32, device=generator.device).argsort(1)
     return paired.gather(1, order).view(draw.shape)
 
 
@@ -41,6 +41,6 @@ def draw_scores(scores: Tensor, generator: torch.Generator) -> None:
     if scores.is_meta:
         return
     bound = 1 / sqrt(scores[0].numel())
-    draw = torch.rand(scores.shape, generator=generator, device=generator.device)
+    draw = torch.rand(scores.shape, generator=generator, dtype=torch.float32, device=generator.device)
     with torch.no_grad():
         scores.copy_(draw.mul_(2 * bound).sub_(bound))

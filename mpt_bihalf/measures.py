@@ -29,13 +29,13 @@ def bernoulli_entropy(share: Tensor) -> Tensor:
 
 def positive_share(binary: Tensor) -> Tensor:
     """Share of +1 among the kept weights of a layer, a 0-dim tensor in [0, 1]; NaN where none is kept."""
-    return (binary > 0).sum() / (binary != 0).sum()
+    return (binary > 0).sum().float() / (binary != 0).sum()
 
 
 def filter_positive_share(binary: Tensor) -> Tensor:
     """Share of +1 among the kept weights of each filter: [F], in [0, 1]; NaN where none is kept."""
     rows = filters(binary)
-    return (rows > 0).sum(1) / (rows != 0).sum(1)
+    return (rows > 0).sum(1).float() / (rows != 0).sum(1)
 
 
 def entropy(binary: Tensor) -> Tensor:

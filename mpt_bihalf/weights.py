@@ -59,7 +59,8 @@ def binarize_weights(
         `signed_constant` (that standard deviation times the sign of a draw), `equal_bits` (in each filter w and -w for
         each draw w, so that sign, irnet and bihalf all begin with the same signs, half of them +1), or `keep` those
         there. Scores always begin Kaiming uniform with a = sqrt(5).
-    seed: of the draws; None draws from torch's global generator. A seed gives the same values on every device.
+    seed: of the draws; None draws from torch's global generator. A seed gives the same values on every device, and
+        under every default dtype.
     scale, latent_gradient, score_gradient: other parts than the method's own, by name or as a function.
     train_affine: under the frozen-weight methods, train biases and the affine parameters of norms too ('+BN').
         By default those are frozen; the layers in `skip` stay as they are, trainable.
@@ -175,7 +176,7 @@ def shuffle_scores(model: nn.Module, seed: int) -> None:
         if part.scores is not None:
             whole = part.method.scoped and part.scope != "filter"
             rows = part.scores.reshape(1, -1) if whole else filters(part.scores)
-            order = torch.rand(rows.shape, generator=generator).argsort(1).to(rows.device)
+            order = torch.rand(rows.shape, generator=generator, dtype=torch.float32).argsort(1).to(rows.device)
             part.scores.copy_(rows.gather(1, order).view(weight.shape))
 
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..devices import host_reads_free
+from ..dtypes import float32_by_default
 from .dataset import DataError, Images, Pixels
 from .decoding import read_image
 from .digest import Part, digest_files
@@ -129,7 +130,7 @@ class _Decoder:
         places = self._pieces[number].tolist()
         pixels = torch.empty(len(places), self._image_size, self._image_size, 3, dtype=torch.uint8)
         try:
-            with torch.random.fork_rng(devices=[], enabled=bool(self._chance)):
+            with torch.random.fork_rng(devices=[], enabled=bool(self._chance)), float32_by_default():
                 for place, row in zip(places, pixels, strict=True):
                     if self._chance:  # of this image alone, whichever batch and worker it comes to
                         digest = hashlib.sha256(f"{self._chance} {place}".encode()).digest()

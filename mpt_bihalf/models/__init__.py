@@ -7,6 +7,7 @@ from torch import nn
 
 from ..activations import Estimator, find_estimator
 from ..binarizable import BINARIZABLE
+from ..dtypes import float32_by_default
 from ..initialise import draw_latent
 from . import vgg
 from .conv import conv_network
@@ -54,7 +55,8 @@ def create_model(
 
     name: one of `MODELS`, or torchvision:NAME for a classifier of torchvision.
     image_size: pixels, of square images or as (height, width).
-    seed: of the weights; None draws from torch's global generator, any other leaves that untouched.
+    seed: of the weights; None draws from torch's global generator, any other leaves that untouched. They are drawn in
+        float32, and then brought to torch's default dtype.
     width: what all hidden channel counts are multiplied by, above 0.
     activations: `real`, or for binary ones the estimator of their gradient (`clip`, `approx`, `ede`, or your own).
 
@@ -70,10 +72,12 @@ def create_model(
     if min(size) < 1:
         raise ValueError(f"images of {size[0]}x{size[1]} have no pixels")
     estimator = None if activations == "real" else find_estimator(activations)
-    with torch.random.fork_rng(devices=[], enabled=seed is not None):
+    with torch.random.fork_rng(devices=[], enabled=seed is not None), float32_by_default():
         if seed is not None:
             torch.default_generator.manual_seed(seed)
         model = network.build(Design(num_classes, in_channels, size, width, estimator))
+    if torch.get_default_dtype() != torch.float32:
+        model.to(torch.get_default_dtype())
     # Drawn on the host, so that a seed gives the same weights on every device.
     generator = torch.default_generator if seed is None else torch.Generator().manual_seed(seed)
     for layer in model.modules():

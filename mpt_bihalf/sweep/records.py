@@ -210,10 +210,11 @@ def noted(records: Iterable[dict[Any, Any]]) -> list[str]:
     for row in records:
         if isinstance(row.get("note"), str):
             runs.setdefault(one_line(row["note"]), []).append(one_line(row["run"]))
-    return [
-        f"{note}: {', '.join(names[:MOST_NAMED])}" + f" and {len(names) - MOST_NAMED:,} more" * (len(names) > MOST_NAMED)
-        for note, names in runs.items()
-    ]
+    lines = []
+    for note, names in runs.items():
+        others = f" and {len(names) - MOST_NAMED:,} more" if len(names) > MOST_NAMED else ""
+        lines.append(f"{note}: {', '.join(names[:MOST_NAMED])}{others}")
+    return lines
 
 
 def short_digest(folder: Path) -> str:

@@ -31,6 +31,8 @@ OVER = STATES[:2]
 SAMPLE = 30
 # How many lines a list has on the screen at most, and how many commands are told.
 MOST_LINES, MOST_COMMANDS = 15, 4
+# What of a run is told without its name, where it is no column.
+WITHOUT_NAME = ("when", "why", "note")
 
 Kind = tuple[str, str]
 
@@ -339,7 +341,7 @@ def _fitting(rows: list[dict[str, str]], columns: int, lines: int) -> list[str]:
         return [f"  {line.rstrip()}" for line in table[len(rows[0]) == 1 :]]
     told = []
     for row in rows[: max(2, lines // 2)]:
-        known = [value if name in ("when", "why", "note") else f"{name} {value}" for name, value in row.items() if value]
+        known = [value if name in WITHOUT_NAME else f"{name} {value}" for name, value in row.items() if value]
         told += [f"  {row['run']}", f"    {one_line(', '.join(known[1:]), columns - 4)}"]
     return told
 

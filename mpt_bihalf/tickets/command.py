@@ -188,7 +188,7 @@ def do_export(options: Any) -> None:
         taken.append(path)
     ticket = read_ticket(options.ticket)
     model = ticket.network()
-    example = torch.randn(8, *ticket.images, generator=torch.Generator().manual_seed(0))
+    example = torch.randn(8, *ticket.images, generator=torch.Generator().manual_seed(0), dtype=torch.float32)
     if options.fold:
         folded, removed = fold(model, example)
         print(

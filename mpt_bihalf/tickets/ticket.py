@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..bake import bake_weights
+from ..dtypes import float32_by_default
 from ..models import create_model
 from ..parametrization import binary_layers
 from ..weights import forget
@@ -170,7 +171,7 @@ class Ticket:
         """The network on the meta device, without values. ValueError where it is not known, or not of these shapes."""
         if self.architecture is None:
             raise ValueError("the ticket is for a network of your own: load_ticket(path, into=your_network)")
-        with torch.device("meta"):
+        with torch.device("meta"), float32_by_default():
             model = create_model(**self.architecture)
         self.check_fits(model)
         return model
@@ -180,7 +181,8 @@ class Ticket:
         model = self.outline()
         model.load_state_dict(self.state_dict(), assign=True)
         if any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers())):  # some that is no part of a state
-            return self.put_into(create_model(**cast(Any, self.architecture), seed=0))
+            with float32_by_default():
+                return self.put_into(create_model(**cast(Any, self.architecture), seed=0))
         return self._as_it_lay(model).eval()
 
 

@@ -67,7 +67,8 @@ class State:
         device = next(model.parameters()).device
         scaler = loss_scaler(device, run.precision == "fp16")
         trace = Trace(model, run.trace, steps)
-        return cls(model, optimizer, scaler, steps, LayerLog(model), trace, torch.zeros(3, dtype=torch.float32, device=device))
+        totals = torch.zeros(3, dtype=torch.float32, device=device)
+        return cls(model, optimizer, scaler, steps, LayerLog(model), trace, totals)
 
     @property
     def epoch(self) -> int:
@@ -88,7 +89,7 @@ def save_checkpoint(folder: Path, run: Run, state: State, totals: Tensor | None 
     """
     log, trace = state.log, state.trace
     unfinished = state.optimizer is not None and state.epoch < run.epochs
-    content = {
+    content: dict[str, Any] = {
         "run": {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(run).items()},
         "model": state.model.state_dict(),
         "optimizer": state.optimizer.state_dict() if state.optimizer and unfinished else None,
@@ -262,7 +263,7 @@ def _load_under_way(
     for name, own in state.log.signs.items():
         _check_tensor(f"sign of {name}", signs[name], own)
     for values in seen:
-        _check_tensor("trace", values, torch.empty(len(TRACED)))
+        _check_tensor("trace", values, torch.empty(len(TRACED), dtype=torch.float32))
     state.step = step
     state.totals.copy_(totals.view(-1, 3)[team.rank])
     state.trace.flips.copy_(flips)
@@ -284,7 +285,8 @@ def _load_optimizer(optimizer: Optimizer, stored: dict[int, dict[str, Tensor]], 
                 raise ValueError("its optimizer is not that of the run")
             own["state"][index] = {}
             for name, value in moments.items():
-                like = torch.tensor(float(min(done, 2**24))) if name == "step" else parameter  # float32 stops there
+                counted = torch.tensor(min(done, 2**24), dtype=torch.float32)  # float32 stops there
+                like = counted if name == "step" else parameter
                 _check_tensor(name, value, like)
                 wrong = name == "step" and not (
                     value == like or (skips and 0 <= value < like and value == value.round())

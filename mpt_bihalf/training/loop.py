@@ -23,6 +23,7 @@ from ..data import DataError, Dataset, evaluation_batches, load_dataset, trainin
 from ..data.digest import DataDigest
 from ..devices import autocast, fused_optimizers, keep_freed_memory, reproducible_kernels
 from ..distributed import ALONE, Team, launched, together
+from ..dtypes import float32_by_default
 from ..gradients import Ede, Gradient
 from ..models import create_model, find_network
 from ..parametrization import find_nan
@@ -66,8 +67,8 @@ def train(run: Run, folder: Path, dataset: Dataset | None = None, tell: Tell | N
     epoch; without it there is a progress bar. The folder gets `config.json`, `environment.json`, `metrics.csv` (a row
     an epoch, after each), `layers.csv` (a row a layer and epoch), `trace.csv` (a row a layer and traced step, with
     `run.trace`), `checkpoint.pt`, TensorBoard events, `times.json`, and `result.json` when the run is finished, or has
-    diverged: then its `status` says so and why, and there are no figures. A `note` there says where the network has
-    learned to look at no image (`CONSTANT`).
+    diverged: then its `status` says so and why, and there are no figures. It has a `note`, `CONSTANT`, where
+    that is so in the last epoch.
 
     SIGINT and SIGTERM, in the main thread, end it after the step under way: the checkpoint is written as of then, and
     Stopped is raised. Raises ValueError for data and models that do not fit the run.
@@ -134,16 +135,15 @@ def train_together(
                     state.step += 1
                     state.trace.look(state.step)
                     told(Progress(epoch * steps + state.step, total))
-                figures = {"epoch": epoch + 1, **_means(team.sum(state.totals).tolist(), steps * run.batch_size, "train")}
+                sums = team.sum(state.totals).tolist()
+                figures = {"epoch": epoch + 1, **_means(sums, steps * run.batch_size, "train")}
                 team.level(model)
                 for split, images in (("validation", validation), ("test", dataset.test)):
                     if images is not None:
                         size = evaluation_batch(dataset)
                         batches = evaluation_batches(images, dataset, size, team.share)
                         rounds = ceil(len(images) / (size * team.processes))
-                        of_split, constant = evaluate(
-                            model, stop.between(batches, rounds), split, run.precision, team
-                        )
+                        of_split, constant = evaluate(model, stop.between(batches, rounds), split, run.precision, team)
                         figures |= of_split
                 check_finite(model, figures)
                 layers, traced = state.log.measure(model, epoch + 1), state.trace.rows(epoch + 1)
@@ -276,14 +276,15 @@ def build_model(run: Run, dataset: Dataset) -> nn.Module:
 
 
 def build_network(run: Run, num_classes: int, in_channels: int, image_size: int) -> nn.Module:
-    """The run's network for images and classes of these numbers, with its method on.
+    """The run's network for images and classes of these numbers, with its method on, in float32.
 
     Layers may keep nothing, as in records of before: `check_network` refuses that where a training begins.
     """
     activations: str | Estimator = EdeActivation(run.ede_t0) if run.activations == "ede" else run.activations
-    model = create_model(
-        run.model, num_classes, in_channels, image_size, run.seed, width=run.width, activations=activations
-    )
+    with float32_by_default():
+        model = create_model(
+            run.model, num_classes, in_channels, image_size, run.seed, width=run.width, activations=activations
+        )
     latent_gradient: str | Gradient = Ede(run.ede_t0) if run.latent_gradient == "ede" else run.latent_gradient
     return binarize_weights(
         model,

@@ -109,6 +109,19 @@ def test_a_trained_conv4_at_90_percent_is_a_fiftieth_and_classifies_alike(
             assert torch.equal(loaded(x), model(x))
 
 
+@pytest.mark.parametrize("name", ["conv2", "torchvision:squeezenet1_1"])
+def test_a_ticket_is_the_same_under_another_default_dtype(tmp_path: Path, name: str) -> None:
+    save_ticket(binarized(name, "mpt-bihalf", 0.9), tmp_path / "a.ticket", {"name": name})
+    usual = load_ticket(tmp_path / "a.ticket").state_dict()
+    torch.set_default_dtype(torch.float64)
+    try:
+        other = load_ticket(tmp_path / "a.ticket").state_dict()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert list(other) == list(usual)
+    assert all(torch.equal(value, usual[key]) and value.dtype == usual[key].dtype for key, value in other.items())
+
+
 def test_a_network_of_ones_own_is_loaded_into_it(tmp_path: Path) -> None:
     def own() -> nn.Module:
         return nn.Sequential(nn.Conv1d(3, 8, 3), nn.BatchNorm1d(8), nn.Flatten(), nn.Linear(48, 5)).double()

@@ -230,9 +230,7 @@ def test_logits_are_compared_over_all_processes_even_those_without_images(
     assert one[1] is constant
 
 
-def test_a_network_pruned_to_nothing_trains_at_chance_and_its_result_says_why(
-    trained: Trained, small: Dataset
-) -> None:
+def test_a_network_pruned_to_nothing_trains_at_chance_and_its_result_says_why(trained: Trained, small: Dataset) -> None:
     run, folder = trained(method="mpt-sign", prune_rate=0.9999999, epochs=1)
     text = (folder / "result.json").read_text()
     result = json.loads(text)
@@ -412,6 +410,18 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_others(
     for name, value in first.items():
         assert torch.equal(value, again[name]), name
         assert not torch.equal(value, other[name]), name
+
+
+@pytest.mark.parametrize(("method", "optimizer"), [("bihalf", "adam"), ("mpt-sign", "sgd"), ("irnet", "sgd")])
+def test_a_run_is_the_same_under_every_default_dtype(method: str, optimizer: str, trained: Trained) -> None:
+    setting = {"method": method, "optimizer": optimizer, "lr": 0.01, "trace": 2, "holdout": 0.2}
+    _, usual = trained("usual", **setting)
+    torch.set_default_dtype(torch.float64)
+    try:
+        _, other = trained("other", **setting)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert same_ends(other, usual)
 
 
 def test_methods_of_one_seed_begin_with_the_same_draw(small: Dataset, make_run: Callable[..., Run]) -> None:
