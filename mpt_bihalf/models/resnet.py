@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from .design import Design
 
 SMALL = 64  # pixels a side up to which the stem leaves images as large as they are
-# Channels below which the backward pass of torch's strided 1x1 convolution, in channels-last on the CPU, overruns its
-# memory (torch 2.14): in narrow networks the pixels are picked before it.
+# Narrow strided shortcuts pick their pixels before the convolution: there the CPU kernel of torch 2.14 can crash.
 FEW = 8
 
 
