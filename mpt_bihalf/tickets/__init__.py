@@ -1,7 +1,7 @@
 """A trained network as a small file that stands alone."""
 
 from .export import export_onnx, export_torch
-from .file import load_ticket, read_ticket, save_ticket, write_ticket
+from .file import load_ticket, read_ticket, save_ticket, ticket_weights, write_ticket
 from .fold import fold
 from .from_run import run_ticket
 from .ticket import BinaryLayer, Ticket
@@ -16,5 +16,6 @@ __all__ = [
     "read_ticket",
     "run_ticket",
     "save_ticket",
+    "ticket_weights",
     "write_ticket",
 ]

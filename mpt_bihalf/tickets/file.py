@@ -69,11 +69,23 @@ def load_ticket(path: Path | str, into: Model | None = None) -> nn.Module:
     """The plain network of a ticket, in evaluation mode, with the outputs of the trained one to the last bit.
 
     into: a plain network of the user's own, which is given the ticket's state and returned; without it the network is
-    made from its name. Nothing in the file is executed. Raises ValueError, in one line, for a file that is no ticket,
-    truncated, altered or of a newer version, and for a network that it does not fit, which then stays as it was.
+    made from its name. Binary weights are frozen (`requires_grad` is False), so that fine-tuning leaves them binary;
+    all else can be trained, in a network of the user's own what could be before.
+
+    Nothing in the file is executed. Raises ValueError, in one line, for a file that is no ticket, truncated, altered or
+    of a newer version, and for a network that it does not fit, which then stays as it was.
     """
     ticket = read_ticket(path)
     return ticket.network() if into is None else ticket.put_into(into)
+
+
+def ticket_weights(path: Path | str) -> dict[str, Tensor]:
+    """B of each binary layer of a ticket by name, as `binary_weights` of the trained network gives it.
+
+    int8 in the shape of the weight: -1, 0 (pruned), +1. The network is not built, nor need it be known. Raises
+    ValueError for a file that is no ticket, as `load_ticket` does.
+    """
+    return {name: layer.binary for name, layer in read_ticket(path).layers.items()}
 
 
 def write_ticket(ticket: Ticket, path: Path | str, form: str = "bits") -> None:

@@ -123,7 +123,7 @@ class Ticket:
         return shapes | {name: shapes[earlier] for name, earlier in self.shared.items()}
 
     def put_into(self, model: Model) -> Model:
-        """Give a plain network this state, in place, and return it in evaluation mode.
+        """Give a plain network this state, in place, and return it in evaluation mode, its binary weights frozen.
 
         Raises ValueError for a network that it does not fit, and then leaves it as it was.
         """
@@ -136,13 +136,16 @@ class Ticket:
                     "the ticket they differ"
                 )
         model.load_state_dict(state)
-        return self._as_it_lay(model).eval()
+        return self._as_it_was(model).eval()
 
-    def _as_it_lay(self, model: Model) -> Model:
+    def _as_it_was(self, model: Model) -> Model:
+        """The model with its weights as they lay in memory, and those frozen that training would make real-valued."""
         layout = torch.channels_last if self.channels_last else torch.contiguous_format
         for tensor in (*model.parameters(), *model.buffers()):
             if tensor.dim() == 4:
                 tensor.data = tensor.data.contiguous(memory_format=layout)
+        for name in self.layers:
+            cast(Tensor, model.get_submodule(name).weight).requires_grad_(False)
         return model
 
     def told(self, part: str) -> dict[str, Any]:
@@ -177,13 +180,16 @@ class Ticket:
         return model
 
     def network(self) -> nn.Module:
-        """The plain network, in evaluation mode. Raises ValueError where the ticket does not know its architecture."""
+        """The plain network, in evaluation mode, its binary weights frozen.
+
+        Raises ValueError where the ticket does not know its architecture.
+        """
         model = self.outline()
         model.load_state_dict(self.state_dict(), assign=True)
         if any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers())):  # some that is no part of a state
             with float32_by_default():
                 return self.put_into(create_model(**cast(Any, self.architecture), seed=0))
-        return self._as_it_lay(model).eval()
+        return self._as_it_was(model).eval()
 
 
 def weight_of(layer: str) -> str:

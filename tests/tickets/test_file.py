@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from mpt_bihalf import METHODS, Method, bake_weights, binarize_weights, create_model
 from mpt_bihalf.data import evaluation_batches
-from mpt_bihalf.tickets import Ticket, load_ticket, read_ticket, run_ticket, save_ticket, write_ticket
+from mpt_bihalf.tickets import Ticket, load_ticket, read_ticket, run_ticket, save_ticket, ticket_weights, write_ticket
 from mpt_bihalf.tickets.file import _digest
 from mpt_bihalf.tickets.from_run import trained_model
 from tests.reference import one_line_error
@@ -133,6 +133,39 @@ def test_a_network_of_ones_own_is_loaded_into_it(tmp_path: Path) -> None:
     assert torch.equal(loaded(x), model.eval()(x))
     with one_line_error("into=your_network"):
         load_ticket(tmp_path / "a.ticket")
+
+
+def trainable(model: nn.Module) -> list[str]:
+    return [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+
+
+@pytest.mark.parametrize("method", ["bihalf", "mpt-sign"])
+def test_a_loaded_network_has_its_binary_weights_frozen_and_the_rest_trainable(tmp_path: Path, method: str) -> None:
+    architecture = {"name": "resnet20", "width": 0.25}
+    model = binarize_weights(create_model(**architecture, seed=0), method, skip=SKIP, seed=0)
+    save_ticket(model, tmp_path / "a", architecture)
+    binary = {f"{name}.weight" for name in ticket_weights(tmp_path / "a")}
+    names = [name for name, _ in create_model(**architecture).named_parameters()]
+    assert trainable(load_ticket(tmp_path / "a")) == [name for name in names if name not in binary]
+
+    own = create_model(**architecture)
+    for norm in (module for module in own.modules() if isinstance(module, nn.BatchNorm2d)):
+        norm.requires_grad_(False)
+    wanted = [name for name in trainable(own) if name not in binary]
+    assert trainable(load_ticket(tmp_path / "a", into=own)) == wanted
+    assert wanted
+
+
+def test_fine_tuning_a_loaded_network_leaves_its_binary_weights(tmp_path: Path) -> None:
+    model = binarize_weights(nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 3)), "bihalf", skip="last", seed=0)
+    save_ticket(model, tmp_path / "a")
+    loaded = load_ticket(tmp_path / "a", into=bake_weights(model))
+    before = {name: value.clone() for name, value in loaded.state_dict().items()}
+    optimizer = torch.optim.SGD(loaded.parameters(), lr=0.1, weight_decay=0.1)
+    loaded(torch.randn(5, 6)).square().sum().backward()
+    optimizer.step()
+    after = loaded.state_dict()
+    assert [name for name in before if torch.equal(before[name], after[name])] == ["0.weight"]
 
 
 @pytest.mark.parametrize("layer", [nn.Linear(6, 4), torchvision.models.squeezenet1_0(num_classes=3)])
