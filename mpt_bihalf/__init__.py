@@ -5,6 +5,7 @@ from .activations import ACTIVATION_GRADIENTS, BinaryActivation
 from .bake import bake_weights
 from .binarizers import BINARIZERS
 from .bop import Bop, parameter_groups
+from .given_masks import fix_masks, start_scores
 from .gradients import LATENT_GRADIENTS, SCORE_GRADIENTS, Ede
 from .masks import MASKS, global_score_masks, score_mask
 from .methods import METHODS, Method
@@ -36,6 +37,7 @@ __all__ = [
     "binary_weights",
     "create_model",
     "find_nan",
+    "fix_masks",
     "forget",
     "global_score_masks",
     "measures",
@@ -44,12 +46,13 @@ __all__ = [
     "set_progress",
     "set_prune_rate",
     "shuffle_scores",
+    "start_scores",
 ]
 
 
 def __getattr__(name: str) -> object:
     # What they need of the training takes a second to import.
-    if name in ("load_ticket", "save_ticket"):
+    if name in ("load_ticket", "save_ticket", "ticket_weights"):
         from . import tickets
 
         return getattr(tickets, name)

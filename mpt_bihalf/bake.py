@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from .given_masks import has_fixed_mask
 from .parametrization import is_binarized, refuse_nan
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -17,14 +18,18 @@ Model = TypeVar("Model", bound=nn.Module)
 def bake_weights(model: Model) -> Model:
     """A plain copy of a binarized model: its weights are alpha * B, and it gives the same outputs to the last bit.
 
-    Nothing of this package is left in the copy; it can be pickled and exported. `model` stays as it is. Raises
-    ValueError, naming the layer, for a NaN in latent weights or scores.
+    Real-valued weights under a fixed mask (`fix_masks`) are those in use, 0 where pruned. Nothing of this package is
+    left in the copy; it can be pickled and exported. `model` stays as it is. Raises ValueError, naming the layer, for a
+    NaN in latent weights or scores.
     """
     refuse_nan(model)
     baked = deepcopy(model)
-    layers: list[Any] = [module for module in baked.modules() if is_binarized(module)]
+    layers: list[Any] = [module for module in baked.modules() if is_binarized(module) or has_fixed_mask(module)]
     with torch.no_grad():
-        used = {id(_latent(layer)): nn.Parameter(layer.weight.clone(), requires_grad=False) for layer in layers}
+        used = {
+            id(_latent(layer)): nn.Parameter(layer.weight.clone(), requires_grad=not is_binarized(layer))
+            for layer in layers
+        }
     for layer, weight in [(layer, used[id(_latent(layer))]) for layer in layers]:
         # deepcopy shares the class that torch made for the parametrized layer, and removal edits the class.
         parametrized = type(layer)

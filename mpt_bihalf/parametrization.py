@@ -33,11 +33,13 @@ class BinaryWeight(nn.Module):
     Layers that share one weight share this module too.
 
     scores: trained float tensor in the shape of the weight under the frozen-weight methods, else None.
+    fixed_mask: bool in that shape, what is kept in the place of what the method would keep (`fix_masks`), else None.
     prune_rate: the one in force; given_prune_rate: that of `binarize_weights`.
     progress: how far the training is (`set_progress`), for gradients with a schedule.
     """
 
     scores: nn.Parameter | None
+    fixed_mask: Tensor | None
 
     def __init__(self, method: Method, weight: Tensor, prune_rate: Number, p_pos: Number, scope: str) -> None:
         super().__init__()
@@ -47,6 +49,7 @@ class BinaryWeight(nn.Module):
         self.index = 0
         self.progress = 0.0
         self.register_parameter("scores", nn.Parameter(torch.zeros_like(weight)) if self._frozen else None)
+        self.register_buffer("fixed_mask", None)
         self._hints: dict[str, Tensor] = {}
         self._spare = Spare()
         self._before: tuple[Tensor, tuple[int, ...], Latent] | None = None  # weight, its contents, what came of it
@@ -69,7 +72,7 @@ class BinaryWeight(nn.Module):
         # Transforms (torch.func) lend each layer other scores; those of all are then an argument, to be unwrapped too.
         transformed = self.ranking is not None and torch._C._are_functorch_transforms_active()
         all_scores = self.ranking.scores() if self.ranking is not None and transformed else ()
-        return cast(Tensor, _StraightThrough.apply(weight, self.scores, _Pass(self), *all_scores)[0])
+        return cast(Tensor, _StraightThrough.apply(weight, self.scores, self.fixed_mask, _Pass(self), *all_scores)[0])
 
     def right_inverse(self, weight: Tensor) -> Tensor:
         """Assigning to `layer.weight` sets the latent weight."""
@@ -85,10 +88,11 @@ class BinaryWeight(nn.Module):
         mask: bool in the weight's shape, what to keep in the place of what the method would keep.
         """
         with torch.no_grad():
-            mask, positive, alpha = self._decide(self.look_at(weight, self.scores), mask)
+            kept = self.fixed_mask if mask is None else mask
+            mask, positive, alpha = self._decide(self.look_at(weight, self.scores), kept)
             return kernels.signed(positive, mask, weight.new_ones(())), alpha
 
-    def _decide(self, latent: Latent, mask: Tensor | None = None) -> tuple[Tensor | None, Tensor, Tensor]:
+    def _decide(self, latent: Latent, mask: Tensor | None) -> tuple[Tensor | None, Tensor, Tensor]:
         assert self.method.binarizer is not None
         # Mixed precision is for the layers: what is kept, its sign and its scale are not decided in fewer digits.
         with autocast(latent.weight.device, None):
@@ -196,20 +200,22 @@ class _Pass:
 class _StraightThrough(torch.autograd.Function):
     """Forward alpha * B; backward the method's rule for what it trains.
 
-    Inputs: W, S or None, the `_Pass`, and S of all layers where these are ranked together under a transform. Outputs:
-    alpha * B, the signs (bool), alpha.
+    Inputs: W, S or None, a fixed mask or None, the `_Pass`, and S of all layers where these are ranked together under a
+    transform. Outputs: alpha * B, the signs (bool), alpha.
     """
 
     @staticmethod
-    def forward(weight: Tensor, scores: Tensor | None, this: _Pass, *all_scores: Tensor) -> tuple[Tensor, ...]:
+    def forward(
+        weight: Tensor, scores: Tensor | None, fixed_mask: Tensor | None, this: _Pass, *all_scores: Tensor
+    ) -> tuple[Tensor, ...]:
         latent = this.latent = this.part.look_at(weight, scores, all_scores)
-        mask, positive, alpha = this.part._decide(latent)
+        mask, positive, alpha = this.part._decide(latent, fixed_mask)
         used = kernels.signed(positive, mask, alpha, latent.spare)
         return used.contiguous(memory_format=_layout(weight)), positive, alpha
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        weight, scores, ctx.this, *_ = inputs
+        weight, scores, _, ctx.this, *_ = inputs
         _, positive, alpha = output
         ctx.mark_non_differentiable(positive, alpha)
         ctx.set_materialize_grads(False)
@@ -235,7 +241,7 @@ class _StraightThrough(torch.autograd.Function):
         outputs = []
         for i in range(info.batch_size):
             each = [x if dim is None else x.select(dim, i) for x, dim in zip(inputs, in_dims, strict=True)]
-            each[2] = _Pass(inputs[2].part)
+            each[3] = _Pass(inputs[3].part)
             outputs.append(_StraightThrough.apply(*each))
         return tuple(map(torch.stack, zip(*outputs, strict=True))), (0, 0, 0)
 
