@@ -7,21 +7,25 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from signal import SIGINT
 from typing import Any, cast
 
 import torch
 
 from ..commandline import CommandFailed, Parser, one_line
 from ..data import load_dataset
-from ..devices import HOST
+from ..devices import HOST, pick_device
+from ..signals import Stopped
 from ..sweep.records import is_number
 from ..training.finished import evaluate_test
+from ..training.loop import decoders
 from .compare import density_table, overlap_table, ticket_names
 from .export import export_onnx, export_torch
 from .file import FORMS, read_ticket, write_ticket
 from .fold import fold
 from .from_run import other_data, placeless, run_ticket, trained_model
 from .images import statistics
+from .retrain import LEARNING_RATE, retrained_table, retraining_run
 from .sizes import size_table
 from .ticket import Ticket
 from .transfer import check_images, transfer_table
@@ -110,8 +114,10 @@ def add_ticket(commands: Any) -> None:
         do_transfer,
         "a ticket's mask on other weights or other data, scored",
         "Test top-1 of the network as it is and of a logistic regression on what its last layer sees, beside the same "
-        "with the mask shuffled within each layer.",
-        "e.g. python -m mpt_bihalf ticket transfer conv4.ticket --seed 1 --data fashion-mnist",
+        "with the mask shuffled within each layer. With --as init: of real-valued networks that start from the "
+        "ticket's mask and signs and are trained, beside shuffled signs, a shuffled mask and a dense network.",
+        "e.g. python -m mpt_bihalf ticket transfer conv4.ticket --seed 1 --data fashion-mnist, or conv4.ticket --as "
+        "init --trials 5",
     )
     _add_file(moved)
     moved.add_argument("--data", metavar="DATA", help="to score on (default: what it was trained on)")
@@ -119,7 +125,20 @@ def add_ticket(commands: Any) -> None:
     moved.add_argument(
         "--image-size", type=int, metavar="PIXELS", help="to resize the images to (default: as its network has them)"
     )
-    moved.add_argument("--seed", type=int, metavar="N", help="put the mask on the weights that this seed draws")
+    moved.add_argument("--seed", type=int, metavar="N", help="put the mask on the weights that this seed draws; with "
+                       "--as init that of the magnitudes and the training (0)")  # fmt: skip
+    moved.add_argument("--as", dest="use", choices=("mask", "init"), default="mask", help="mask: binary weights, "
+                       "scored; init: real-valued ones of random magnitude, trained under the mask")  # fmt: skip
+    moved.add_argument("--epochs", type=int, metavar="N", help="with --as init (default: as the ticket's run had, 10)")
+    moved.add_argument(
+        "--lr", type=float, metavar="RATE", help=f"with --as init: where its cosine starts (default: {LEARNING_RATE})"
+    )
+    moved.add_argument(
+        "--batch-size", type=int, metavar="N", help="with --as init (default: as the ticket's run had, 128)"
+    )
+    moved.add_argument(
+        "--trials", type=int, metavar="N", help="with --as init: mean ± standard deviation over so many seeds (1)"
+    )
 
 
 def do_make(options: Any) -> None:
@@ -220,19 +239,35 @@ def do_compare(options: Any) -> None:
 
 
 def do_transfer(options: Any) -> None:
-    """Score a ticket's mask elsewhere."""
+    """Score a ticket's mask elsewhere, or train from it."""
+    for option in ("epochs", "lr", "batch_size", "trials"):
+        if options.use != "init" and getattr(options, option) is not None:
+            raise ValueError(f"--{option.replace('_', '-')} is of a training: it goes with --as init")
+    if options.trials is not None and options.trials < 1:
+        raise ValueError(f"--trials must be at least 1, not {options.trials}")
     ticket = read_ticket(options.ticket)
     data = options.data or ticket.told("run").get("data")
     if not isinstance(data, str):
         raise ValueError("the ticket does not say what it was trained on: say --data")
     size = options.image_size or ticket.images[-1]
-    dataset = load_dataset(data, options.data_root, size).to(HOST)
+    run = None
+    if options.use == "init":
+        given = {name: getattr(options, name) for name in ("epochs", "lr", "batch_size", "seed")}
+        run = retraining_run(ticket, data, **given).resolved()
+    device = HOST if run is None else pick_device(run.device)
+    dataset = load_dataset(data, options.data_root, size).to(device)
     differing = other_data(ticket, dataset)
     if differing and options.data is None:
         raise ValueError(f"{data} holds other data than the ticket's run was trained on: {differing}; say --data")
     if dataset.num_classes == cast(dict[str, Any], ticket.architecture)["num_classes"]:
         dataset = ticket.image_spec.relabel(dataset, _warn)
-    table = transfer_table(ticket, dataset, options.seed)
+    if run is None:
+        table = transfer_table(ticket, dataset, options.seed)
+    else:
+        try:
+            table = retrained_table(ticket, dataset.decoded_by(decoders(run)), run, options.trials or 1)
+        except KeyboardInterrupt as stop:
+            raise Stopped(getattr(stop, "signum", SIGINT), "nothing of it is kept") from None
     if differing:
         print(f"other data than the ticket's run was trained on: {one_line(differing, 1000)}")
     print(f"images standardised by their own {statistics(dataset.mean, dataset.std)}")

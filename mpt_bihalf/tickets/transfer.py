@@ -31,18 +31,25 @@ def transfer_table(ticket: Ticket, dataset: Dataset, seed: int | None = None) ->
     Raises ValueError for a ticket without a binary layer, or one that does not know its network; where a seed is given
     for one that does not know its run, or prunes nothing; and for images that the network does not take.
     """
-    if not ticket.layers:
-        raise ValueError("the ticket has no binary layer, and nothing that could go elsewhere")
-    if seed is not None and all(layer.kept == layer.binary.numel() for layer in ticket.layers.values()):
-        raise ValueError("nothing is pruned in the ticket: it has no mask to put on other weights")
+    check_masked(ticket, pruned=seed is not None)
     check_images(ticket, dataset)
     rows = []
-    for mask, layers in (("of the ticket", ticket.layers), ("shuffled", _shuffled(ticket))):
+    moved = shuffled({name: layer.binary for name, layer in ticket.layers.items()}, seed=0)
+    elsewhere = {name: replace(layer, binary=moved[name]) for name, layer in ticket.layers.items()}
+    for mask, layers in (("of the ticket", ticket.layers), ("shuffled", elsewhere)):
         weights = layers if seed is None else _on_seed(ticket, layers, seed)
         model = _renewed(replace(ticket, layers=weights).network(), dataset)
         figures = [_as_it_is(model, dataset), f"{_readout(model, dataset):.2f}"]
         rows.append([mask, *figures])
     return Table(f"test top-1 in %: {dataset.name}", ["mask", "as it is", "readout"], rows)
+
+
+def check_masked(ticket: Ticket, pruned: bool = True) -> None:
+    """ValueError for a ticket without a binary layer, and unless something is pruned in it, if that is asked for."""
+    if not ticket.layers:
+        raise ValueError("the ticket has no binary layer, and nothing that could go elsewhere")
+    if pruned and all(layer.kept == layer.binary.numel() for layer in ticket.layers.values()):
+        raise ValueError("nothing is pruned in the ticket: it has no mask to put on other weights")
 
 
 def check_images(ticket: Ticket, dataset: Dataset) -> None:
@@ -58,13 +65,11 @@ def check_images(ticket: Ticket, dataset: Dataset) -> None:
         raise ValueError(f"{dataset.name}: the network does not take images of {size}x{size}: {reason}") from fault
 
 
-def _shuffled(ticket: Ticket) -> dict[str, BinaryLayer]:
-    generator = torch.Generator().manual_seed(0)
-    shuffled = {}
-    for name, layer in ticket.layers.items():
-        order = torch.randperm(layer.binary.numel(), generator=generator)
-        shuffled[name] = replace(layer, binary=layer.binary.flatten()[order].view(layer.binary.shape))
-    return shuffled
+def shuffled(layers: dict[str, Tensor], seed: int) -> dict[str, Tensor]:
+    """B of each layer with its places permuted at random."""
+    generator = torch.Generator().manual_seed(seed)
+    orders = {name: torch.randperm(binary.numel(), generator=generator) for name, binary in layers.items()}
+    return {name: binary.flatten()[orders[name]].view(binary.shape) for name, binary in layers.items()}
 
 
 def _on_seed(ticket: Ticket, layers: dict[str, BinaryLayer], seed: int) -> dict[str, BinaryLayer]:

@@ -240,6 +240,45 @@ def test_transfer_scores_a_mask_elsewhere(ticket: Command, made: Path) -> None:
     assert elsewhere[0][-2:] != as_it_is[0][-2:] and float(elsewhere[0][-2]) < 50
 
 
+def test_transfer_as_init_trains_from_mask_and_signs_beside_controls(ticket: Command, made: Path) -> None:
+    arguments = ("transfer", made, "--as", "init", "--epochs", 2, "--batch-size", 64, "--lr", 0.05)
+    told = ticket(*arguments)
+    assert "digits, 2 epochs at a learning rate of 0.05" in told
+    rows = [re.split(r"  +", line.strip()) for line in told.splitlines()[-4:]]
+    labels = [("of the ticket", "of the ticket"), ("of the ticket", "shuffled"), ("shuffled", "shuffled")]
+    assert [tuple(row[:2]) for row in rows] == [*labels, ("none", "random")]
+    assert float(rows[3][2]) > 50  # chance is 10
+    assert ticket(*arguments) == told
+    assert ticket(*arguments, "--seed", 1) != told
+
+
+def test_options_of_a_training_need_one(ticket: Command, made: Path) -> None:
+    for option in ("--epochs", "--lr", "--batch-size", "--trials"):
+        assert f"{option} is of a training: it goes with --as init" in ticket("transfer", made, option, 1, status=2)
+    for option, value, why in (
+        ("--epochs", 0, "epochs must lie in 1"),
+        ("--lr", -1, "lr must be"),
+        ("--batch-size", 5000, "batch size 5000 exceeds"),
+        ("--trials", 0, "--trials must be at least 1"),
+        ("--seed", -1, "seed must lie in 0"),
+    ):
+        assert why in ticket("transfer", made, "--as", "init", option, value, status=2)
+
+
+def test_a_training_from_a_ticket_that_is_interrupted_says_so_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], made: Path
+) -> None:
+    def interrupt(*arguments: Any) -> Tensor:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("mpt_bihalf.tickets.retrain.train_step", interrupt)
+    monkeypatch.setattr("sys.argv", ["mpt_bihalf", "ticket", "transfer", str(made), "--as", "init"])
+    with pytest.raises(SystemExit) as end:
+        run_command(main)
+    assert end.value.code == 130
+    assert capsys.readouterr().err == "interrupted: nothing of it is kept\n"
+
+
 def test_data_that_a_network_is_not_for_are_refused(ticket: Command, made: Path, tmp_path: Path) -> None:
     for why, sizes in {
         "1 channels": {"in_channels": 3, "image_size": 8},
@@ -259,6 +298,7 @@ def test_what_has_no_mask_is_not_put_on_other_weights(
     for method, why in (("bihalf", "nothing is pruned"), ("dense", "no binary layer")):
         ticket("make", finished(method), "-o", tmp_path / method)
         assert why in ticket("transfer", tmp_path / method, "--seed", 1, status=2)
+        assert why in ticket("transfer", tmp_path / method, "--as", "init", status=2)
 
 
 def test_what_is_no_finished_run_or_no_ticket_is_refused(
