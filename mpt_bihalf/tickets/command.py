@@ -129,12 +129,14 @@ def add_ticket(commands: Any) -> None:
                        "--as init that of the magnitudes and the training (0)")  # fmt: skip
     moved.add_argument("--as", dest="use", choices=("mask", "init"), default="mask", help="mask: binary weights, "
                        "scored; init: real-valued ones of random magnitude, trained under the mask")  # fmt: skip
-    moved.add_argument("--epochs", type=int, metavar="N", help="with --as init (default: as the ticket's run had, 10)")
+    moved.add_argument(
+        "--epochs", type=int, metavar="N", help="with --as init (default: that of the ticket's run, or 10)"
+    )
     moved.add_argument(
         "--lr", type=float, metavar="RATE", help=f"with --as init: where its cosine starts (default: {LEARNING_RATE})"
     )
     moved.add_argument(
-        "--batch-size", type=int, metavar="N", help="with --as init (default: as the ticket's run had, 128)"
+        "--batch-size", type=int, metavar="N", help="with --as init (default: that of the ticket's run, or 128)"
     )
     moved.add_argument(
         "--trials", type=int, metavar="N", help="with --as init: mean ± standard deviation over so many seeds (1)"
