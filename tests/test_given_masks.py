@@ -318,3 +318,18 @@ def test_what_cannot_take_a_mask_is_refused() -> None:
     assert torch.equal(
         model.state_dict()["0.parametrizations.weight.0.scores"], before["0.parametrizations.weight.0.scores"]
     )
+
+
+@pytest.mark.parametrize("given", ["a", "b", "both"])
+def test_layers_that_share_a_weight_share_its_mask(given: str) -> None:
+    model = nn.ModuleDict({"a": nn.Linear(4, 4), "b": nn.Linear(4, 4)})
+    model["b"].weight = model["a"].weight
+    mask = torch.rand(4, 4) < 0.5
+    fix_masks(model, {name: mask for name in (("a", "b") if given == "both" else given)})
+    assert torch.equal(model["a"].weight, model["b"].weight)
+    assert torch.equal(model["a"].weight != 0, mask)
+    baked = bake_weights(model)
+    assert baked["a"].weight is baked["b"].weight and baked["a"].weight.requires_grad
+    with one_line_error("'a' and 'b' share one weight, and their masks differ"):
+        fix_masks(model, {"a": mask, "b": ~mask})
+    assert torch.equal(model["a"].weight != 0, mask)
