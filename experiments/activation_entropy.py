@@ -22,7 +22,7 @@ from mpt_bihalf.sweep import Experiment, read_records, run_all, write_results
 from mpt_bihalf.sweep.records import run_folder
 from mpt_bihalf.training import Run
 from mpt_bihalf.training.finished import activation_shares
-from mpt_bihalf.training.loop import load_run_data, outline
+from mpt_bihalf.training.loop import check_network, load_run_data
 from mpt_bihalf.training.record import ACTIVATIONS, FINISHED
 
 
@@ -42,7 +42,7 @@ class ActivationEntropy(Experiment):
 
         runs = self.runs_of(lambda method: [{}])
         for run in {run.model: run for run in runs}.values():
-            layers = [name for name, part in outline(run).named_modules() if isinstance(part, BinaryActivation)]
+            layers = [name for name, part in check_network(run).named_modules() if isinstance(part, BinaryActivation)]
             if self.layer and self.layer not in layers:
                 raise ValueError(f"{run.model} has no binary activation {self.layer!r}; it has {', '.join(layers)}")
         return runs

@@ -21,7 +21,7 @@ from .sweep.shown import Shown
 from .sweep.status import OVER, status_json, status_text, survey
 from .tickets.command import add_ticket
 from .training import Run, train
-from .training.loop import check_fits, check_network, load_run_data
+from .training.loop import check_fits, check_network, load_run_data, what_stays_real
 from .training.recorded_data import check_asked, check_data
 
 
@@ -84,11 +84,12 @@ def do_train(options: Any) -> None:
     if read_result(folder, run) is None:
         check_network(run)
     dataset = load_run_data(run)
-    check_fits(run, dataset)
+    model = check_fits(run, dataset)
     check_asked(run, dataset.digest)
     check_data(folder, run, dataset.digest)
-    if dataset.left_out:
-        print(dataset.left_out, file=sys.stderr)
+    for note in (dataset.left_out, what_stays_real(run, model)):
+        if note:
+            print(note, file=sys.stderr)
     with claimed(folder) as ours:
         if not ours:
             raise ValueError(f"another process is doing this run: {folder}")

@@ -2,32 +2,47 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import nn
 from torch.nn.utils import parametrize
 
 from .parametrization import is_binarized
+from .usage import Usage, alone
 
 BINARIZABLE = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 SKIP_RULES = ("first", "last", "downsample")
 
 
-def layers_to_binarize(model: nn.Module, skip: Sequence[str] | str) -> dict[str, Any]:
-    found = {name: module for name, module in model.named_modules() if isinstance(module, BINARIZABLE)}
+def layers_of(model: nn.Module) -> dict[str, Any]:
+    """The convolution and linear layers of a model by name, in the order in which they were made."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, BINARIZABLE)}
+
+
+def layers_to_binarize(model: nn.Module, skip: Sequence[str] | str, use: Usage | None = None) -> dict[str, Any]:
+    """The layers that `skip` leaves, by name, in the order in which they were made.
+
+    use: of the model's layers; by it go `first` and `last`. Without it they go by the order in which the layers were
+    made, and a warning says which they are. Raises ValueError, in one line, for an entry of `skip` that is no layer and
+    no rule, and for a layer whose weight is none to binarize.
+    """
+    found = layers_of(model)
+    skip = (skip,) if isinstance(skip, str) else skip
     names = list(found)
+    ends = {"first": names[:1], "last": names[-1:]} if use is None else {"first": use.first, "last": use.last}
     skipped = set()
-    for entry in (skip,) if isinstance(skip, str) else skip:
+    for entry in skip:
         if entry in found:
             skipped.add(entry)
         elif entry == "none":
             continue
-        elif entry == "first":
-            skipped.update(names[:1])
-        elif entry == "last":
-            skipped.update(names[-1:])
+        elif entry in ends:
+            if found and not ends[entry]:
+                raise ValueError(f"skip: no layer is seen to be the {entry} that uses this example; name it")
+            skipped.update(ends[entry])
         elif entry == "downsample":
             skipped.update(name for name, layer in found.items() if _on_shortcut(name, layer))
         else:
@@ -50,7 +65,43 @@ def layers_to_binarize(model: nn.Module, skip: Sequence[str] | str) -> dict[str,
         if layer.weight.numel() == 0:
             raise ValueError(f"layer {name!r} has an empty weight, {tuple(layer.weight.shape)}")
     _refuse_shared_elsewhere(model, layers)
+    taken = [f"{ends[entry][0]!r} for {entry!r}" for entry in ends if use is None and entry in skip]
+    if taken:
+        warnings.warn(
+            f"skip: took {' and '.join(taken)}, by the order in which the layers were made; "
+            "with example=, an input of the model, it goes by use",
+            stacklevel=3,
+        )
     return layers
+
+
+def check_use(layers: Mapping[str, nn.Module], seen: Usage | None = None) -> None:
+    """Raise ValueError, naming the layers, where operators would be given something else than binary weights.
+
+    seen: how a run of the model used the weights. A layer that it did not use, or all where there was none, is tried by
+    itself, unless its forward pass is torch's own.
+    """
+    changed = []
+    for name, layer in layers.items():
+        use, own = seen, name
+        if use is None or name not in use.used:
+            if _as_torch_has_it(layer):
+                continue
+            try:
+                use, own = alone(layer), ""
+            except ValueError as fault:
+                raise ValueError(
+                    f"layer {_told(name, layer)} cannot be tried by itself ({fault}): give example=, an input of the "
+                    "model, or name it in skip"
+                ) from fault
+        if own not in use.used or own in use.changed:
+            changed.append(_told(name, layer))
+    if changed:
+        others = f" (and of {len(changed) - 1} more)" * (len(changed) > 1)
+        raise ValueError(
+            f"the weight of layer {changed[0]}{others} is changed before it is used and would not be binary; "
+            "name such layers in skip"
+        )
 
 
 def _refuse_shared_elsewhere(model: nn.Module, layers: dict[str, Any]) -> None:
@@ -73,6 +124,17 @@ def _refuse_shared_elsewhere(model: nn.Module, layers: dict[str, Any]) -> None:
 def _place(parameter: nn.Parameter) -> int:
     """Where a parameter lies: what two have alike that are one, or views of one memory."""
     return id(parameter) if parameter.is_meta else parameter.data_ptr() or id(parameter)
+
+
+def _told(name: str, layer: nn.Module) -> str:
+    return f"{name!r} ({type(layer).__name__})"
+
+
+def _as_torch_has_it(layer: nn.Module) -> bool:
+    """Whether the layer's forward pass is that of torch's class, which gives the weight itself to the operator."""
+    base = next(kind for kind in BINARIZABLE if isinstance(layer, kind))
+    own = [name for name in ("forward", "_conv_forward") if hasattr(base, name)]
+    return all(getattr(getattr(layer, name), "__func__", None) is getattr(base, name) for name in own)
 
 
 def _on_shortcut(name: str, layer: nn.Module) -> bool:

@@ -91,6 +91,13 @@ def autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContext
     return torch.autocast(device.type, dtype, enabled=dtype is not None)
 
 
+def random_state_kept(device: torch.device) -> AbstractContextManager[Any]:
+    """What is drawn inside, on the host or this device, leaves torch's global generators as they were."""
+    if device.type in ("cpu", "meta"):
+        return torch.random.fork_rng(devices=[])
+    return torch.random.fork_rng(devices=[device], device_type=device.type)
+
+
 def loss_scaler(device: torch.device, wanted: bool) -> GradScaler:
     """For gradients that float16 cannot hold unscaled; one that does nothing where not wanted or not to be had."""
     return GradScaler(device.type, enabled=wanted and torch.amp.is_autocast_available(device.type))

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from .activations import BinaryActivation
-from .binarizable import layers_to_binarize
+from .affine import freeze_affine
+from .binarizable import check_use, layers_of, layers_to_binarize
 from .counts import Number, fraction_within
 from .filters import filters
 from .gradients import LATENT_GRADIENTS, SCORE_GRADIENTS, Gradient
@@ -19,8 +20,10 @@ from .initialise import INITS, draw_latent, draw_scores
 from .masks import SCOPES, GlobalRanking, MaskRule, check_places, edge_popup, refuse_empty
 from .methods import Method, find_method
 from .parametrization import BinaryWeight, binary_layers, refuse_nan
+from .real_valued import warn_of_real_matrices
 from .scales import SCALES, Scale
 from .transport import check_rankable
+from .usage import usage
 
 Model = TypeVar("Model", bound=nn.Module)
 Part = TypeVar("Part")
@@ -42,6 +45,7 @@ def binarize_weights(
     train_affine: bool = False,
     learn_mask: bool = True,
     allow_empty: bool = False,
+    example: Any = None,
 ) -> Model:
     """Put a method on every convolution and linear weight of `model`, in place, and return the model.
 
@@ -85,7 +89,8 @@ def binarize_weights(
         raise ValueError(f"unknown scope {scope!r}; known: {', '.join(SCOPES)}")
     if init not in INITS:
         raise ValueError(f"unknown init {init!r}; known: {', '.join(INITS)}")
-    layers = layers_to_binarize(model, skip)
+    use = None if example is None else usage(model, layers_of(model), example)
+    layers = layers_to_binarize(model, skip, use)
     weights: dict[int, nn.Parameter] = {id(layer.weight): layer.weight for layer in layers.values()}
     if init == "keep":
         for name, layer in layers.items():
@@ -95,6 +100,9 @@ def binarize_weights(
         check_places([weight.numel() for weight in weights.values()], prune_rate)
     if not allow_empty and method.mask is not None:
         refuse_empty({name: (method.mask, layer.weight, scope) for name, layer in layers.items()}, prune_rate)
+    if method.binarizer is not None:
+        check_use(layers, use)
+        warn_of_real_matrices(model)
 
     generator = torch.default_generator if seed is None else torch.Generator().manual_seed(seed)
     if init != "keep":
@@ -119,7 +127,7 @@ def binarize_weights(
         # unsafe: shape and dtype are right by construction, and a global ranking can answer only once all are there.
         parametrize.register_parametrization(layer, "weight", binary[id(layer.weight)], unsafe=True)
     if method.trains == "scores" and not train_affine:
-        _freeze_affine(model, layers.values())
+        freeze_affine(model, layers.values())
     return model
 
 
@@ -210,13 +218,3 @@ def _part(choice: str | Part | None, known: dict[str, Part], kind: str) -> Part 
             raise ValueError(f"unknown {kind} {choice!r}; known: {', '.join(known)}")
         return known[choice]
     return choice
-
-
-def _freeze_affine(model: nn.Module, binarized: Iterable[nn.Module]) -> None:
-    frozen = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.PReLU)
-    for module in model.modules():
-        if isinstance(module, frozen):
-            module.requires_grad_(False)
-    for layer in binarized:
-        if isinstance(layer.bias, Tensor):
-            layer.bias.requires_grad_(False)

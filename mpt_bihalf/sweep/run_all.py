@@ -15,7 +15,7 @@ from tqdm import tqdm
 from ..commandline import CommandFailed, one_line
 from ..data import is_here, load_dataset
 from ..training import Progress, Run
-from ..training.loop import check_fits, check_network, show_progress
+from ..training.loop import check_fits, check_network, show_progress, what_stays_real
 from ..training.recorded_data import check_asked, has_begun, refuse_other_data
 from .claim import held
 from .engines import EngineOptions, make_engine
@@ -116,7 +116,7 @@ def _check(runs: list[Run], missing: list[Run], out: Path, needs: Sequence[str])
     settings = list(dict.fromkeys(replace(run, seed=0) for run in missing))
     for run in settings:
         check_network(run)
-    wanted, digests = {_data_of(run) for run in missing}, {}
+    wanted, digests, notes = {_data_of(run) for run in missing}, {}, dict[str, None]()
     recorded = {run: seen_data(run_folder(out, run), run) for run in runs}
     for of in dict.fromkeys(map(_data_of, runs)):
         name, root, image_size = of
@@ -130,7 +130,7 @@ def _check(runs: list[Run], missing: list[Run], out: Path, needs: Sequence[str])
         digests[of] = dataset.digest.sha256
         for run in settings:
             if _data_of(run) == of:
-                check_fits(run, dataset)
+                notes[what_stays_real(run, check_fits(run, dataset))] = None
         for run in seen:
             check_asked(run, dataset.digest)
             told, folder = recorded[run], run_folder(out, run)
@@ -138,6 +138,8 @@ def _check(runs: list[Run], missing: list[Run], out: Path, needs: Sequence[str])
                 refuse_other_data(folder, run, told, dataset.digest)
         if dataset.left_out:
             _tell(dataset.left_out)
+    for note in filter(None, notes):
+        _tell(note)
     done = set(runs) - set(missing)
     unknown = sum(not recorded[run] for run in done)
     if unknown:

@@ -7,7 +7,7 @@ from typing import Any
 
 from ..parametrization import binary_layers
 from ..training import Run
-from ..training.loop import outline
+from ..training.loop import check_network
 from .experiment import Experiment, refuse_dense
 
 
@@ -27,7 +27,7 @@ class TracedExperiment(Experiment):
 
         runs = self.runs_of(vary)
         for run in {run.model: run for run in runs if self.layer}.values():
-            layers = [name for name, *_ in binary_layers(outline(run))]
+            layers = [name for name, *_ in binary_layers(check_network(run))]
             if self.layer not in layers:
                 raise ValueError(f"{run.model} has no binarized layer {self.layer!r}; it has {', '.join(layers)}")
         return runs

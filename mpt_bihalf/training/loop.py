@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache, partial
@@ -27,6 +28,7 @@ from ..dtypes import float32_by_default
 from ..gradients import Ede, Gradient
 from ..models import create_model, find_network
 from ..parametrization import find_nan
+from ..real_valued import StaysReal, real_matrices
 from ..signals import Stopped, stop_when_asked
 from ..weights import binarize_weights, check_kept
 from .checkpoint import State, load_checkpoint
@@ -97,7 +99,7 @@ def prepare(run: Run, dataset: Dataset | None = None) -> Dataset:
     torch.set_num_threads(run.threads)
     reproducible_kernels()
     keep_freed_memory()
-    outline(run)
+    check_network(run)
     dataset = (dataset or load_run_data(run)).to(torch.device(run.device)).decoded_by(decoders(run))
     check_fits(run, dataset)
     return dataset.augmented(*run.augmentation)
@@ -210,31 +212,39 @@ def decoders(run: Run) -> int:
     return run.workers or min(run.threads, MOST_WORKERS)
 
 
-def check_fits(run: Run, dataset: Dataset) -> None:
-    """Raise ValueError where network, method or batch do not fit the data; costs no memory for weights."""
+def check_fits(run: Run, dataset: Dataset) -> nn.Module:
+    """The run's network for this data, with no memory for its weights.
+
+    Raises ValueError where network, method or batch do not fit the data.
+    """
     images = len(dataset.train) - (dataset.held_out_count(run.holdout) if run.holdout else 0)
     if run.batch_size > images:
         raise ValueError(f"batch_size {run.batch_size} is more than the {images} training images of {run.data}")
     with torch.device("meta"):
-        build_model(run, dataset)
+        return build_model(run, dataset)
 
 
-def check_network(run: Run) -> None:
-    """Raise ValueError for what is wrong whatever the data: as `outline`, and where a layer would keep nothing."""
-    network = outline(run)
+def check_begins(run: Run, model: nn.Module) -> None:
+    """Raise ValueError where a layer of the run's network keeps nothing: no training of it is to begin or to go on."""
     try:
-        check_kept(network)
+        check_kept(model)
     except ValueError as fault:
         raise ValueError(f"{run.method} on {run.model}: {fault}") from fault
 
 
-def outline(run: Run) -> nn.Module:
+def check_network(run: Run) -> nn.Module:
     """The run's network as far as it is known without the data, with no memory for its weights.
 
     Raises ValueError for what can be told to be wrong by then: layers to skip, a given image size.
     """
     with torch.device("meta"):
         return build_network(run, 10, 3, run.image_size or find_network(run.model).image_size)
+
+
+def what_stays_real(run: Run, model: nn.Module) -> str:
+    """A line about the weights of the run's network that its method leaves real-valued unexpectedly; "" for none."""
+    line = "" if run.method == "dense" else real_matrices(model)
+    return line and f"{run.model}: {line}"
 
 
 def resume(team: Team, run: Run, folder: Path, dataset: Dataset, record: Record, data: DataDigest) -> State:
@@ -257,7 +267,7 @@ def resume(team: Team, run: Run, folder: Path, dataset: Dataset, record: Record,
         state = State.begin(run, model, optimizer, steps)
         state.data = data
     if state.epoch < run.epochs:
-        check_kept(model)
+        check_begins(run, model)
     return state
 
 
@@ -278,7 +288,8 @@ def build_model(run: Run, dataset: Dataset) -> nn.Module:
 def build_network(run: Run, num_classes: int, in_channels: int, image_size: int) -> nn.Module:
     """The run's network for images and classes of these numbers, with its method on, in float32.
 
-    Layers may keep nothing, as in records of before: `check_network` refuses that where a training begins.
+    What stays real-valued in it is for a command to tell, once (`real_matrices`). Layers may keep nothing, as in
+    records of before: `check_begins` refuses that.
     """
     activations: str | Estimator = EdeActivation(run.ede_t0) if run.activations == "ede" else run.activations
     with float32_by_default():
@@ -286,22 +297,29 @@ def build_network(run: Run, num_classes: int, in_channels: int, image_size: int)
             run.model, num_classes, in_channels, image_size, run.seed, width=run.width, activations=activations
         )
     latent_gradient: str | Gradient = Ede(run.ede_t0) if run.latent_gradient == "ede" else run.latent_gradient
-    return binarize_weights(
-        model,
-        run.method,
-        run.prune_rate,
-        run.p_pos,
-        run.scope,
-        run.skip,
-        run.init,
-        run.seed,
-        scale=run.scale,
-        latent_gradient=latent_gradient,
-        score_gradient=run.score_gradient,
-        train_affine=run.train_affine,
-        learn_mask=run.learn_mask,
-        allow_empty=True,
+    # Only rules that go by use need a look at it.
+    image = (
+        torch.empty(1, in_channels, image_size, image_size, device="meta") if {"first", "last"} & {*run.skip} else None
     )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", StaysReal)
+        return binarize_weights(
+            model,
+            run.method,
+            run.prune_rate,
+            run.p_pos,
+            run.scope,
+            run.skip,
+            run.init,
+            run.seed,
+            scale=run.scale,
+            latent_gradient=latent_gradient,
+            score_gradient=run.score_gradient,
+            train_affine=run.train_affine,
+            learn_mask=run.learn_mask,
+            allow_empty=True,
+            example=image,
+        )
 
 
 def build_optimizer(run: Run, model: nn.Module) -> Optimizer | None:
