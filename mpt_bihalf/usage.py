@@ -55,11 +55,12 @@ def usage(model: nn.Module, layers: Mapping[str, nn.Module], example: Any) -> Us
     where the model does not take the example.
     """
     arguments = example if isinstance(example, tuple) else (example,)
+    without_values = any(tensor.is_meta for tensor in _tensors(arguments))
     try:
         return _run(model, layers, arguments, META)
     except Exception as fault:
-        if any(tensor.is_meta for tensor in _tensors(arguments)):
-            raise ValueError(f"example: the model does not take it: {_reason(fault)}") from fault
+        if without_values:
+            raise ValueError(f"example, on the meta device: the model does not take it: {_reason(fault)}") from fault
     try:
         return _run(model, layers, arguments, None)
     except Exception as fault:

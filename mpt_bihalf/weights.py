@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -50,15 +50,19 @@ def binarize_weights(
     """Put a method on every convolution and linear weight of `model`, in place, and return the model.
 
     That is the weight of each `Conv1d`, `Conv2d`, `Conv3d` and `Linear`; parameters that belong to no such layer (the
-    `in_proj_weight` of attention, say) stay as they are, and so do transposed convolutions.
+    `in_proj_weight` of attention, say) stay as they are, and so do transposed convolutions. Where such matrices make up
+    1 % of all parameters or more, a warning names them and their share. Layers that change their weight before they use
+    it (weight standardisation, say) are refused: what is in use would not be binary.
 
     method: a name in `METHODS` or a `Method` of your own.
     prune_rate: fraction *pruned*, in [0, 1), for methods with a mask. (The reference MPT code uses a flag of that name
         for the fraction kept.)
     p_pos: prior of +1, in [0, 1], for methods that set the bit ratio; 1/2 is bi-half.
     scope: `layer`, `filter` or `global`: what the scores are ranked within, for the methods where that is open.
-    skip: layers to leave as they are, by name (as in `model.named_modules()`) or by rule: `first` and `last` of the
-        convolution and linear layers, `downsample` (a residual network's shortcut convolutions), `none`.
+    skip: layers to leave as they are, by name (as in `model.named_modules()`) or by rule: `first` (the convolution and
+        linear layers that the input comes to before any other), `last` (those after which no other comes, so each of
+        two heads), `downsample` (a residual network's shortcut convolutions), `none`. Without an example the first and
+        the last are those that were made first and last, and a warning names them.
     init: how latent weights begin: `kaiming_normal` (fan-in, gain sqrt(2), the fan being the connections kept),
         `signed_constant` (that standard deviation times the sign of a draw), `equal_bits` (in each filter w and -w for
         each draw w, so that sign, irnet and bihalf all begin with the same signs, half of them +1), or `keep` those
@@ -67,10 +71,14 @@ def binarize_weights(
         under every default dtype.
     scale, latent_gradient, score_gradient: other parts than the method's own, by name or as a function.
     train_affine: under the frozen-weight methods, train biases and the affine parameters of norms too ('+BN').
-        By default those are frozen; the layers in `skip` stay as they are, trainable.
+        By default those are frozen, of torch's norms and of modules whose class has `norm` in its name, and so is what
+        is called `gain`; the layers in `skip` stay as they are, trainable.
     learn_mask: False freezes the scores as they were drawn: a random mask of the same count, the control for what
         learning the mask brings.
     allow_empty: let layers be of which the mask would keep nothing, whose output is a constant. By default an error.
+    example: an input of the model, a tensor or a tuple of positional arguments, of which the shapes and dtypes count: a
+        tensor on the meta device will do where the model can be run there. A copy of the model is run on it once, in
+        evaluation mode, to see which weights are used, how, and in what order.
 
     Layers that hold one weight get one mask and one set of scores, and go on holding it. To give W other values
     afterwards, assign to `layer.weight`, or write to `layer.parametrizations.weight.original`: `layer.weight` itself is
@@ -108,27 +116,33 @@ def binarize_weights(
     if init != "keep":
         for weight in weights.values():
             draw_latent(weight, 1.0 if method.mask is None else float(kept), init, generator)
+    for weight in weights.values():
+        weight.requires_grad_(method.trains != "scores")
     if method.binarizer is None:
         return model
-    binary = {}
-    for index, (key, weight) in enumerate(weights.items()):
-        binary[key] = part = BinaryWeight(method, weight, prune_rate, p_pos, scope)
+    parts = [BinaryWeight(method, weight, prune_rate, p_pos, scope) for weight in weights.values()]
+    for index, part in enumerate(parts):
         if ranking is not None:
             part.ranking, part.index = ranking, index
             ranking.layers.append(part)
         if part.scores is not None:
             draw_scores(part.scores, generator)
             part.scores.requires_grad_(learn_mask)
-            weight.requires_grad_(False)
-        if method.trains == "signs":
-            with torch.no_grad():
-                weight.copy_(torch.where(weight >= 0, 1, -1))
-    for layer in layers.values():
-        # unsafe: shape and dtype are right by construction, and a global ranking can answer only once all are there.
-        parametrize.register_parametrization(layer, "weight", binary[id(layer.weight)], unsafe=True)
+    _put_on(layers, dict(zip(weights, parts, strict=True)))
     if method.trains == "scores" and not train_affine:
         freeze_affine(model, layers.values())
     return model
+
+
+@torch.no_grad()
+def _put_on(layers: Mapping[str, Any], parts: Mapping[int, BinaryWeight]) -> None:
+    """Parametrize the weight of each layer by the part that is for it, by the weight's identity."""
+    for layer in layers.values():
+        part = parts[id(layer.weight)]
+        if part.method.trains == "signs":
+            layer.weight.copy_(torch.where(layer.weight >= 0, 1, -1))
+        # unsafe: shape and dtype are right by construction, and a global ranking can answer only once all are there.
+        parametrize.register_parametrization(layer, "weight", part, unsafe=True)
 
 
 def set_progress(model: nn.Module, progress: float) -> None:

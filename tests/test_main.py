@@ -17,11 +17,14 @@ import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from mpt_bihalf import MODELS
 from mpt_bihalf.__main__ import main
 from mpt_bihalf.commandline import run_command
+from mpt_bihalf.models.design import Network
 from mpt_bihalf.sweep.claim import claimed
 from mpt_bihalf.sweep.plan import write_plan
 from mpt_bihalf.training import Run, loop, train
+from tests.reference import Attending
 
 ROOT = Path(__file__).parents[1]
 COMMAND = [sys.executable, "-m", "mpt_bihalf"]
@@ -306,6 +309,17 @@ def test_arrows_to_the_left_and_to_the_right_are_told_apart_unless_mirrored(
     for options in (["--flip", "off"], ["--augment", "none"]):
         result = trained(*options)
         assert result["train_top1"] > 50 + 9 * 2.2 and result["test_top1"] == 100
+
+
+def test_what_stays_real_in_the_network_is_told_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(MODELS, "attending", Network(lambda design: Attending(design.in_channels), ("first", "last")))
+    for method, told in (("dense", ""), ("mpt-sign", "attention.in_proj_weight, 28.2 % of the parameters")):
+        options = ["--model", "attending", "--method", method, "--out", str(tmp_path)]
+        monkeypatch.setattr(sys, "argv", ["mpt_bihalf", "train", *VALID, *options])
+        main()
+        assert capfd.readouterr().err == (told and f"attending: stay real-valued: {told}\n")
 
 
 def test_status_and_report_of_a_real_sweep(tmp_path: Path) -> None:

@@ -220,7 +220,7 @@ def test_the_model_the_example_and_torchs_state_stay_as_they_are() -> None:
 def test_a_pass_that_needs_values_is_run_where_the_model_is(device: torch.device) -> None:
     model = Network("two one", lambda m, x: m.two(m.one(x)) if x.sum() > 0 else x).to(device)
     assert ends(model, torch.ones(2, 4, device=device)) == (["one"], ["two"])
-    with one_line_error("^example: the model does not take it: RuntimeError: "):
+    with one_line_error("^example, on the meta device: the model does not take it: RuntimeError: "):
         used(model, torch.ones(2, 4, device="meta"))
 
 

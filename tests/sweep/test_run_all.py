@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mpt_bihalf import MODELS
+from mpt_bihalf.models.design import Network
 from mpt_bihalf.report import sweep_table
 from mpt_bihalf.sums import SUMS
 from mpt_bihalf.sweep import EngineOptions, RunsFailed, read_records, run_all, work
@@ -21,6 +23,7 @@ from mpt_bihalf.sweep.records import run_folder
 from mpt_bihalf.training import Run
 from mpt_bihalf.training.loop import load_run_data
 from mpt_bihalf.training.recorded_data import DATA, OtherData
+from tests.reference import Attending
 
 Runs = Callable[..., list[Run]]
 SERIAL = EngineOptions(engine="serial")
@@ -327,6 +330,17 @@ def test_what_is_left_out_of_the_images_is_told_once(
     assert capsys.readouterr().err.count(told) == 1
     run_all(on_images(), tmp_path / "out", SERIAL)
     assert capsys.readouterr().err == told
+
+
+def test_what_stays_real_is_told_once_a_network_and_not_of_dense_ones(
+    tmp_path: Path, runs: Runs, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(MODELS, "attending", Network(lambda design: Attending(design.in_channels), ("first", "last")))
+    told = "attending: stay real-valued: attention.in_proj_weight, 28.2 % of the parameters"  # 48 of 170
+    for methods, count in ((["dense"], 0), (["dense", "sign", "mpt-sign"], 1)):
+        run_all(runs(models=["attending"], methods=methods), tmp_path, SERIAL)
+        lines = capfd.readouterr().err.splitlines()
+        assert sum("real" in line or "arning" in line for line in lines) == lines.count(told) == count
 
 
 def test_done_runs_that_do_not_tell_their_data_are_counted(
