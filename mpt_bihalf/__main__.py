@@ -16,13 +16,12 @@ from typing import Any
 from .commandline import Parser, curves_command, one_line, run_command
 from .files import output_folder, refuse_links
 from .sweep.claim import claimed
-from .sweep.records import read_result
 from .sweep.shown import Shown
 from .sweep.status import OVER, status_json, status_text, survey
 from .tickets.command import add_ticket
 from .training import Run, train
-from .training.loop import check_fits, check_network, load_run_data, what_stays_real
-from .training.recorded_data import check_asked, check_data
+from .training.loop import check_begins, check_fits, check_network, load_run_data, what_stays_real
+from .training.recorded_data import check_asked, check_data, has_begun
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,10 +80,11 @@ def do_train(options: Any) -> None:
     out = output_folder(options.where.out)
     folder = out / run.name
     refuse_links(folder, out)
-    if read_result(folder, run) is None:
-        check_network(run)
+    check_network(run)
     dataset = load_run_data(run)
     model = check_fits(run, dataset)
+    if not has_begun(folder):
+        check_begins(run, model)
     check_asked(run, dataset.digest)
     check_data(folder, run, dataset.digest)
     for note in (dataset.left_out, what_stays_real(run, model)):

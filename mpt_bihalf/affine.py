@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from torch import nn
 
@@ -12,26 +12,19 @@ from .real_valued import is_matrix
 _NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.PReLU)
 
 
-def freeze_affine(model: nn.Module, binarized: Iterable[nn.Module]) -> None:
-    """Stop training the biases of these layers, and the scales and shifts that do not belong to another layer.
+def affine_parameters(model: nn.Module, binarized: Iterable[nn.Module]) -> Iterator[nn.Parameter]:
+    """The biases of these layers, and the scales and shifts that do not belong to another layer.
 
     These are all parameters of torch's norms and PReLU, the vectors that are a module's own where its class is called a
     norm (GlobalResponseNorm, say), and what is called `gain`.
     """
     binarized = set(binarized)
     for module in model.modules():
+        own = dict(module.named_parameters(recurse=False))
         if isinstance(module, _NORMS):
-            module.requires_grad_(False)
+            yield from module.parameters()
         elif module in binarized:
-            _freeze(module, "bias", "gain")
+            yield from (own[name] for name in ("bias", "gain") if name in own)
         elif not isinstance(module, BINARIZABLE):
             called_norm = "norm" in type(module).__name__.lower()
-            vectors = [name for name, own in module.named_parameters(recurse=False) if not is_matrix(own)]
-            _freeze(module, "gain", *vectors * called_norm)
-
-
-def _freeze(module: nn.Module, *names: str) -> None:
-    for name in names:
-        tensor = getattr(module, name, None)
-        if isinstance(tensor, nn.Parameter):
-            tensor.requires_grad_(False)
+            yield from (own[name] for name in own if name == "gain" or (called_norm and not is_matrix(own[name])))

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from .affine import affine_parameters
 from .given_masks import has_fixed_mask
-from .parametrization import is_binarized, refuse_nan
+from .parametrization import binary_layers, is_binarized, refuse_nan
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -18,16 +19,20 @@ Model = TypeVar("Model", bound=nn.Module)
 def bake_weights(model: Model) -> Model:
     """A plain copy of a binarized model: its weights are alpha * B, and it gives the same outputs to the last bit.
 
-    Real-valued weights under a fixed mask (`fix_masks`) are those in use, 0 where pruned. Nothing of this package is
-    left in the copy; it can be pickled and exported. `model` stays as it is. Raises ValueError, naming the layer, for a
-    NaN in latent weights or scores.
+    Binary weights are frozen in it. What the method froze beside them, biases and norms, is trainable again, and all
+    else as it was. Real-valued weights under a fixed mask (`fix_masks`) are those in use, 0 where pruned. Nothing of
+    this package is left in the copy; it can be pickled and exported. `model` stays as it is.
+
+    Raises ValueError, naming the layer, for a NaN in latent weights or scores.
     """
     refuse_nan(model)
     baked = deepcopy(model)
-    layers: list[Any] = [module for module in baked.modules() if is_binarized(module) or has_fixed_mask(module)]
+    parts = [part for _, part, _ in binary_layers(baked)]
+    binarized: list[Any] = [module for module in baked.modules() if is_binarized(module)]
+    layers = [*binarized, *(module for module in baked.modules() if has_fixed_mask(module))]
     with torch.no_grad():
         used = {
-            id(_latent(layer)): nn.Parameter(layer.weight.clone(), requires_grad=not is_binarized(layer))
+            id(_latent(layer)): nn.Parameter(layer.weight.clone(), requires_grad=layer not in binarized)
             for layer in layers
         }
     for layer, weight in [(layer, used[id(_latent(layer))]) for layer in layers]:
@@ -39,6 +44,9 @@ def bake_weights(model: Model) -> Model:
         for name in list(layer._parameters):  # the weight first again, as in a layer that was never parametrized
             if name != "weight":
                 layer._parameters[name] = layer._parameters.pop(name)
+    if any(part.scores is not None for part in parts):
+        for parameter in affine_parameters(baked, binarized):
+            parameter.requires_grad_(True)
     return baked
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from .activations import BinaryActivation
-from .affine import freeze_affine
+from .affine import affine_parameters
 from .binarizable import check_use, layers_of, layers_to_binarize
 from .counts import Number, fraction_within
 from .filters import filters
@@ -80,6 +80,8 @@ def binarize_weights(
         tensor on the meta device will do where the model can be run there. A copy of the model is run on it once, in
         evaluation mode, to see which weights are used, how, and in what order.
 
+    What the method trains is trainable afterwards, W or the scores, whatever it was before.
+
     Layers that hold one weight get one mask and one set of scores, and go on holding it. To give W other values
     afterwards, assign to `layer.weight`, or write to `layer.parametrizations.weight.original`: `layer.weight` itself is
     worked out anew each time it is read, so what `torch.nn.init` writes into it is lost.
@@ -120,23 +122,25 @@ def binarize_weights(
         weight.requires_grad_(method.trains != "scores")
     if method.binarizer is None:
         return model
-    parts = [BinaryWeight(method, weight, prune_rate, p_pos, scope) for weight in weights.values()]
-    for index, part in enumerate(parts):
-        if ranking is not None:
-            part.ranking, part.index = ranking, index
-            ranking.layers.append(part)
+    parts = {key: BinaryWeight(method, weight, prune_rate, p_pos, scope) for key, weight in weights.items()}
+    _put_on(layers, parts, ranking)
+    for part in parts.values():
         if part.scores is not None:
             draw_scores(part.scores, generator)
             part.scores.requires_grad_(learn_mask)
-    _put_on(layers, dict(zip(weights, parts, strict=True)))
     if method.trains == "scores" and not train_affine:
-        freeze_affine(model, layers.values())
+        for parameter in affine_parameters(model, layers.values()):
+            parameter.requires_grad_(False)
     return model
 
 
 @torch.no_grad()
-def _put_on(layers: Mapping[str, Any], parts: Mapping[int, BinaryWeight]) -> None:
+def _put_on(layers: Mapping[str, Any], parts: Mapping[int, BinaryWeight], ranking: GlobalRanking | None) -> None:
     """Parametrize the weight of each layer by the part that is for it, by the weight's identity."""
+    for index, part in enumerate(parts.values()):
+        if ranking is not None:
+            part.ranking, part.index = ranking, index
+            ranking.layers.append(part)
     for layer in layers.values():
         part = parts[id(layer.weight)]
         if part.method.trains == "signs":

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from ..commandline import CommandFailed, one_line
 from ..data import is_here, load_dataset
 from ..training import Progress, Run
-from ..training.loop import check_fits, check_network, show_progress, what_stays_real
+from ..training.loop import check_begins, check_fits, check_network, show_progress, what_stays_real
 from ..training.recorded_data import check_asked, has_begun, refuse_other_data
 from .claim import held
 from .engines import EngineOptions, make_engine
@@ -114,6 +114,7 @@ def _check(runs: list[Run], missing: list[Run], out: Path, needs: Sequence[str])
     what they saw too, unless files of these are needed, for which they may have to be done again.
     """
     settings = list(dict.fromkeys(replace(run, seed=0) for run in missing))
+    new = {replace(run, seed=0) for run in missing if not has_begun(run_folder(out, run))}
     for run in settings:
         check_network(run)
     wanted, digests, notes = {_data_of(run) for run in missing}, {}, dict[str, None]()
@@ -130,7 +131,10 @@ def _check(runs: list[Run], missing: list[Run], out: Path, needs: Sequence[str])
         digests[of] = dataset.digest.sha256
         for run in settings:
             if _data_of(run) == of:
-                notes[what_stays_real(run, check_fits(run, dataset))] = None
+                model = check_fits(run, dataset)
+                if run in new:
+                    check_begins(run, model)
+                notes[what_stays_real(run, model)] = None
         for run in seen:
             check_asked(run, dataset.digest)
             told, folder = recorded[run], run_folder(out, run)

@@ -9,14 +9,16 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from ..weights import set_progress, set_prune_rate
+from ..parametrization import binary_layers
+from ..weights import set_progress
 from .config import RISES_FROM, Run
 
 
 def start_epoch(model: nn.Module, run: Run, epoch: int) -> None:
     """Set what is the same all through this epoch, counted from 0."""
     set_progress(model, epoch / run.epochs)
-    set_prune_rate(model, prune_rate(run, epoch))
+    for _, part, _ in binary_layers(model):
+        part.set_prune_rate(prune_rate(run, epoch))
 
 
 def start_step(optimizer: Optimizer | None, run: Run, epoch: int, step: int, steps: int, rank: int = 0) -> None:

@@ -204,8 +204,9 @@ class Twice(nn.Module):
         return cast(Tensor, self.d(self.c(self.b(self.a(x)))))
 
 
-def test_what_a_network_uses_twice_is_stored_once(tmp_path: Path) -> None:
-    model = binarize_weights(Twice(), "bihalf", seed=0).eval()
+@pytest.mark.parametrize("method", ["bihalf", "mpt-bihalf"])
+def test_what_a_network_uses_twice_is_stored_once(method: str, tmp_path: Path) -> None:
+    model = binarize_weights(Twice(), method, seed=0).eval()
     save_ticket(model, tmp_path / "a")
     assert (tmp_path / "a").stat().st_size < 3 * 64 * 64 / 8 + 3 * 4 * 64 + 1500
     loaded, x = load_ticket(tmp_path / "a", into=Twice()), torch.randn(3, 64)
@@ -214,7 +215,9 @@ def test_what_a_network_uses_twice_is_stored_once(tmp_path: Path) -> None:
 
 
 def test_one_parameter_is_not_given_the_weights_of_two(tmp_path: Path) -> None:
-    save_ticket(binarize_weights(Twice(), "mpt-sign", seed=0), tmp_path / "a")  # c and d have scores of their own
+    apart = Twice()
+    apart.d.weight = nn.Parameter(torch.randn(64, 64))
+    save_ticket(binarize_weights(apart, "mpt-sign", seed=0), tmp_path / "a")
     other = Twice()
     before = other.c.weight.detach().clone()
     with one_line_error("are one tensor"):

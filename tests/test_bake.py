@@ -1,0 +1,50 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from mpt_bihalf import METHODS, bake_weights, binarize_weights, binary_layers
+
+
+def network() -> nn.Sequential:
+    """A first layer that stays real, two layers with biases, and two norms."""
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 8, 3), nn.PReLU(), nn.Flatten(), nn.Linear(32, 4),
+        nn.LayerNorm(4),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("method", list(METHODS))
+def test_binary_weights_come_out_frozen_and_the_rest_as_one_would_fine_tune_it(method: str) -> None:
+    model = binarize_weights(network(), method, skip=["0"], seed=0)
+    baked = bake_weights(model)
+    binary = {f"{name}.weight" for name, _, _ in binary_layers(model)}
+    assert len(binary) == (0 if method == "dense" else 2)
+    assert {name for name, p in baked.named_parameters() if not p.requires_grad} == binary
+
+
+@pytest.mark.parametrize("method", list(METHODS))
+def test_what_the_user_froze_stays_frozen(method: str) -> None:
+    model = network()
+    model[0].requires_grad_(False)
+    baked = bake_weights(binarize_weights(model, method, skip=["0"], seed=0))
+    assert not any(p.requires_grad for p in baked[0].parameters())
+
+
+@pytest.mark.parametrize("method", list(METHODS))
+def test_fine_tuning_what_is_baked_leaves_its_binary_weights(method: str) -> None:
+    model = binarize_weights(network(), method, skip=["0"], seed=0)
+    baked = bake_weights(model)
+    before = [p.detach().clone() for p in baked.parameters()]
+    optimizer = torch.optim.SGD(baked.parameters(), lr=0.1, weight_decay=0.1)
+    baked(torch.randn(5, 3, 6, 6)).square().sum().backward()
+    optimizer.step()
+    for parameter, old in zip(baked.parameters(), before, strict=True):
+        assert torch.equal(parameter, old) != parameter.requires_grad
+
+
+def test_a_method_that_trains_weights_trains_those_of_a_baked_model() -> None:
+    baked = bake_weights(binarize_weights(network(), "mpt-sign", seed=0))
+    model = binarize_weights(baked, "sign", init="keep")
+    assert all(weight.requires_grad for _, _, weight in binary_layers(model))
