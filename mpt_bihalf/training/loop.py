@@ -34,7 +34,7 @@ from ..weights import binarize_weights, check_kept
 from .checkpoint import State, load_checkpoint
 from .config import Run
 from .record import DIVERGED, FINISHED, NoRecord, Record
-from .recorded_data import OtherData, check_asked, check_data
+from .recorded_data import OtherData, check_asked, check_data, has_begun
 from .schedule import learning_rate, start_epoch, start_step
 
 # Images and pixels of a batch in evaluation, at most.
@@ -80,6 +80,8 @@ def train(run: Run, folder: Path, dataset: Dataset | None = None, tell: Tell | N
     dataset = prepare(run, dataset)
     check_asked(run, dataset.digest)
     check_data(folder, run, dataset.digest)
+    if not has_begun(folder):
+        check_begins(run, check_fits(run, dataset))
     with together(take_part, run, folder, device=torch.device(run.device)) as team:
         check_alike(team, run, dataset)
         return train_together(team, run, folder, dataset, Record(folder, run), tell)
