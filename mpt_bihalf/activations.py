@@ -24,7 +24,7 @@ def clip(g: Tensor, x: Tensor, progress: float) -> Tensor:
 
 def approx(g: Tensor, x: Tensor, progress: float) -> Tensor:
     """dL/dx = g (2 - 2 abs(x)) where abs(x) < 1, else 0: of a piecewise quadratic (Bi-Real net, Liu et al. 2018)."""
-    return x.abs().clamp_(max=1).mul_(-2).add_(2).mul_(g)
+    return x.abs().mul_(-2).add_(2).relu_().mul_(g)
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,10 @@ class BinaryActivation(nn.Module):
         self.progress = 0.0
 
     def forward(self, x: Tensor) -> Tensor:
-        return cast(Tensor, _Sign.apply(x, self.estimator, self.progress))
+        if torch.jit.is_scripting() or torch.jit.is_tracing():
+            return _sign(x)
+        else:  # which TorchScript leaves out
+            return cast(Tensor, _Sign.apply(x, self.estimator, self.progress))
 
     def extra_repr(self) -> str:
         known = {value: name for name, value in ACTIVATION_GRADIENTS.items()}
@@ -74,12 +77,21 @@ def find_estimator(estimator: str | Estimator) -> Estimator:
     return ACTIVATION_GRADIENTS[estimator]
 
 
+def _sign(x: Tensor) -> Tensor:
+    return torch.where(x >= 0, x.new_ones(()), x.new_full((), -1))
+
+
 class _Sign(torch.autograd.Function):
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, x: Tensor, estimator: Estimator, progress: float) -> Tensor:
+    def forward(x: Tensor, estimator: Estimator, progress: float) -> Tensor:
+        return _sign(x)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        x, ctx.estimator, ctx.progress = inputs
         ctx.save_for_backward(x)
-        ctx.estimator, ctx.progress = estimator, progress
-        return torch.where(x >= 0, x.new_ones(()), x.new_full((), -1))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:

@@ -26,6 +26,8 @@ from .provenance import EXTRA_STATE, Provenance
 from .scales import scale_of
 from .spare import Spare
 
+NO_GRAPH = "a binarized model decides its weights anew in each pass and is no graph"
+
 
 class BinaryWeight(nn.Module):
     """The parametrization: latent weight in, alpha * B out (`binary` gives B itself).
@@ -60,9 +62,7 @@ class BinaryWeight(nn.Module):
 
     def forward(self, weight: Tensor) -> Tensor:
         if torch.compiler.is_exporting():
-            raise RuntimeError(
-                "a binarized model decides its weights anew in each pass and is no graph: export bake_weights(model)"
-            )
+            raise RuntimeError(f"{NO_GRAPH}: export bake_weights(model)")
         if torch.jit.is_tracing():
             with _untraced(), torch.no_grad():
                 return self._use(weight)  # a constant of the trace
@@ -160,6 +160,9 @@ class BinaryWeight(nn.Module):
         self._before = None
         if self.ranking is not None:
             self.ranking.forget()
+
+    def __prepare_scriptable__(self) -> None:
+        raise RuntimeError(f"{NO_GRAPH}: script bake_weights(model)")
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_before": None}  # that is of this weight, not of a copy's

@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+import io
+import warnings
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.func import functional_call, grad, vmap
 
-from mpt_bihalf import METHODS, set_progress
+from mpt_bihalf import METHODS, bake_weights, binarize_weights, create_model, set_progress
 from mpt_bihalf.activations import ACTIVATION_GRADIENTS, BinaryActivation, EdeActivation
 from mpt_bihalf.methods import find_method
 
@@ -79,3 +83,47 @@ def test_a_step_needs_no_values(device: torch.device) -> None:
         x = torch.randn(2, 3, requires_grad=True)
         for name in ACTIVATION_GRADIENTS:
             BinaryActivation(name)(x).sum().backward()
+
+
+# Under other hands
+
+
+def network(activations: str) -> nn.Module:
+    model = create_model("conv2", in_channels=1, image_size=8, width=0.1, activations=activations, seed=0)
+    return binarize_weights(model, "mpt-bihalf", seed=0).eval()
+
+
+@pytest.mark.parametrize("form", ["trace", "trace of baked", "script of baked", "export of baked"])
+@pytest.mark.parametrize("activations", list(ACTIVATION_GRADIENTS))
+def test_a_graph_of_a_network_gives_its_very_outputs(activations: str, form: str) -> None:
+    model, x = network(activations), torch.randn(4, 1, 8, 8)
+    expected = model(x)
+    if "baked" in form:
+        model = bake_weights(model)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`torch.jit", FutureWarning)
+        if "export" in form:
+            graph: Any = torch.export.export(model, (x,)).module()
+        else:
+            file = io.BytesIO()
+            torch.jit.save(torch.jit.script(model) if "script" in form else torch.jit.trace(model, x), file)
+            file.seek(0)
+            graph = torch.jit.load(file)
+    assert torch.equal(graph(x), expected)
+
+
+@pytest.mark.parametrize("activations", list(ACTIVATION_GRADIENTS))
+def test_functional_gradients_are_those_of_backward(activations: str) -> None:
+    model, x, y = network(activations), torch.randn(4, 1, 8, 8), torch.arange(4)
+    parameters = {name: p.detach() for name, p in model.named_parameters()}
+
+    def loss(parameters: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
+        return nn.functional.cross_entropy(functional_call(model, parameters, (x,)), y)
+
+    found, each = grad(loss)(parameters, x, y), vmap(grad(loss), (None, 0, 0))(parameters, x[:, None], y[:, None])
+    loss(dict(model.named_parameters()), x, y).backward()
+    trained = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    assert trained
+    for name, expected in trained.items():
+        torch.testing.assert_close(found[name], expected)
+        torch.testing.assert_close(each[name].mean(0), expected, rtol=1e-3, atol=1e-6)

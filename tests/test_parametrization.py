@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import io
-import warnings
 from collections.abc import Callable
 from copy import deepcopy
+from pathlib import Path
 
 import pytest
 import torch
@@ -48,7 +48,7 @@ def binarized(method: str, scope: str, seed: int = 0) -> nn.Module:
 X, Y = torch.randn(4, 3, 4, 4, generator=torch.Generator().manual_seed(0)), torch.arange(4) % 3
 
 
-@pytest.fixture(autouse=True, params=["compiled", "numpy"])
+@pytest.fixture(params=["compiled", "numpy"])
 def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if request.param == "numpy":
         monkeypatch.setattr(kernels, "compiled", lambda: None)
@@ -65,6 +65,7 @@ WRITES: dict[str, Callable[[Tensor, Tensor], object]] = {
 }
 
 
+@pytest.mark.usefixtures("form")
 @pytest.mark.parametrize("write", list(WRITES))
 @pytest.mark.parametrize(("method", "scope"), FROZEN)
 def test_the_next_pass_sees_every_write_to_frozen_weights_and_scores(method: str, scope: str, write: str) -> None:
@@ -80,6 +81,7 @@ def test_the_next_pass_sees_every_write_to_frozen_weights_and_scores(method: str
     assert torch.equal(model(X), other(X))
 
 
+@pytest.mark.usefixtures("form")
 @pytest.mark.parametrize("one", [0, 1, 2])
 def test_a_global_mask_follows_a_write_to_any_one_layer(one: int) -> None:
     model, other = binarized("mpt-sign", "global"), binarized("mpt-sign", "global")
@@ -91,6 +93,7 @@ def test_a_global_mask_follows_a_write_to_any_one_layer(one: int) -> None:
     assert all(torch.equal(u, layer.weight) for u, layer in zip(used, other[::2], strict=False))
 
 
+@pytest.mark.usefixtures("form")
 @pytest.mark.parametrize("read", ["binary_weights", "bake_weights", "a pass after forget"])
 @pytest.mark.parametrize(("method", "scope"), FROZEN)
 def test_where_the_host_cannot_look_forget_makes_the_next_pass_see(
@@ -115,25 +118,51 @@ def test_where_the_host_cannot_look_forget_makes_the_next_pass_see(
     assert all(map(torch.equal, found, expected))
 
 
+def follow_broadcasts(rank: int, store: str, out: str) -> None:
+    """What one of two processes that begin with different weights gives before and after it has the first one's."""
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    outputs = {}
+    for method, scope in FROZEN:
+        model = binarized(method, scope, seed=rank)
+        model(X)
+        next(iter(model.children())).weight.sum()
+        for parameter in model.parameters():
+            torch.distributed.broadcast(parameter.detach(), 0)
+        outputs[method, scope] = model(X).detach()
+    torch.save(outputs, f"{out}{rank}")
+    torch.distributed.destroy_process_group()
+
+
+def test_processes_of_equal_states_answer_alike(tmp_path: Path) -> None:
+    # Collectives do not raise the version of what they write to.
+    torch.multiprocessing.spawn(follow_broadcasts, (str(tmp_path / "store"), str(tmp_path / "out")), nprocs=2)
+    first, second = (torch.load(tmp_path / f"out{rank}", weights_only=True) for rank in range(2))
+    assert first.keys() == second.keys() and len(first) == len(FROZEN)
+    for case, out in first.items():
+        assert torch.equal(out, second[case]), case
+        assert torch.equal(out, binarized(*case)(X)), case
+
+
 # Traces, compilers, exporters
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning")
+@pytest.mark.usefixtures("form")
 @pytest.mark.parametrize(("method", "scope"), CASES)
 def test_a_trace_holds_the_weights_in_use(method: str, scope: str) -> None:
     model = binarized(method, scope)
     out = model(X)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "`torch.jit", FutureWarning)
-        traced = torch.jit.trace(model, X)
-        assert torch.equal(traced(X), out)
-        file = io.BytesIO()
-        torch.jit.save(traced, file)
-        file.seek(0)
-        assert torch.equal(torch.jit.load(file)(X), out)
+    traced = torch.jit.trace(model, X)
+    assert torch.equal(traced(X), out)
+    file = io.BytesIO()
+    torch.jit.save(traced, file)
+    file.seek(0)
+    assert torch.equal(torch.jit.load(file)(X), out)
     assert torch.equal(model(X), out)
 
 
-@pytest.mark.parametrize("dynamic", [None, True])
+@pytest.mark.parametrize("dynamic", [None, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("method", "scope"), CASES)
 def test_a_compiled_model_decides_as_an_eager_one(method: str, scope: str, dynamic: bool | None) -> None:
     model, eager = binarized(method, scope), binarized(method, scope)
@@ -149,10 +178,14 @@ def test_a_compiled_model_decides_as_an_eager_one(method: str, scope: str, dynam
         assert one.grad is None or torch.equal(one.grad, other.grad)
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning")
 @pytest.mark.parametrize(("method", "scope"), CASES)
-def test_export_says_what_to_export(method: str, scope: str) -> None:
+def test_export_and_script_say_what_to_take(method: str, scope: str) -> None:
     with pytest.raises(RuntimeError, match=r"export bake_weights\(model\)") as caught:
         torch.export.export(binarized(method, scope), (X,))
+    assert len(str(caught.value).splitlines()) == 1
+    with pytest.raises(RuntimeError, match=r"script bake_weights\(model\)") as caught:
+        torch.jit.script(binarized(method, scope))
     assert len(str(caught.value).splitlines()) == 1
 
 
@@ -164,6 +197,7 @@ def trained_and_frozen(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, T
     return tuple({n: p.detach() for n, p in parameters.items() if p.requires_grad is kind} for kind in (True, False))  # type: ignore
 
 
+@pytest.mark.usefixtures("form")
 @pytest.mark.parametrize(("method", "scope"), CASES)
 def test_a_functional_gradient_is_that_of_backward(method: str, scope: str) -> None:
     model = binarized(method, scope)
@@ -183,6 +217,7 @@ def test_a_functional_gradient_is_that_of_backward(method: str, scope: str) -> N
             torch.testing.assert_close(each[name].mean(0), parameter.grad, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.usefixtures("form")
 @pytest.mark.parametrize(("method", "scope"), CASES)
 def test_an_ensemble_under_vmap_is_its_models_side_by_side(method: str, scope: str) -> None:
     models = [binarized(method, scope, seed) for seed in range(3)]
