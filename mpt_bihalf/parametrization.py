@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from fractions import Fraction
 from typing import Any, cast
 
@@ -100,21 +101,15 @@ class BinaryWeight(nn.Module):
                 mask = self.method.mask(latent)
             return mask, self.method.binarizer(latent, mask), scale_of(self.method.scale, latent, mask)
 
+    def latent(self, weight: Tensor, scores: Tensor | None, all_scores: Sequence[Tensor] = ()) -> Latent:
+        """The layer as the rules of its method see it, with these for W, S and the S of all layers."""
+        settings = self.prune_rate, self.p_pos, self.scope, self.ranking, self.index, self.progress
+        detached = None if scores is None else scores.detach()
+        return Latent(weight.detach(), detached, *settings, self._hints, self._spare, all_scores)
+
     def look_at(self, weight: Tensor, scores: Tensor | None, all_scores: Sequence[Tensor] = ()) -> Latent:
-        """A Latent of these. As long as a frozen W holds the same, what follows from it is worked out once."""
-        latent = Latent(
-            weight.detach(),
-            None if scores is None else scores.detach(),
-            self.prune_rate,
-            self.p_pos,
-            self.scope,
-            self.ranking,
-            self.index,
-            self.progress,
-            self._hints,
-            self._spare,
-            all_scores,
-        )
+        """`latent`; as long as a frozen W holds the same, what follows from it is worked out once."""
+        latent = self.latent(weight, scores, all_scores)
         # Tensors made in inference mode could not be used in training.
         if self._frozen and not weight.is_inference() and not torch.is_inference_mode_enabled():
             now = contents(weight)
@@ -218,23 +213,22 @@ class _StraightThrough(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        weight, scores, _, ctx.this, *_ = inputs
+        weight, scores, _, ctx.this, *all_scores = inputs
         _, positive, alpha = output
         ctx.mark_non_differentiable(positive, alpha)
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(weight, scores, positive, alpha)  # lets autograd notice a change before the backward pass
+        # Lets autograd notice a change before the backward pass.
+        ctx.save_for_backward(weight, scores, positive, alpha, *all_scores)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        weight, scores, positive, alpha = ctx.saved_tensors
-        this = ctx.this
+        weight, scores, positive, alpha, *all_scores = ctx.saved_tensors
+        this: _Pass = ctx.this
         method = this.part.method
         of_nobody = [None] * (len(ctx.needs_input_grad) - 2)
         if grads[0] is None:
             return None, None, *of_nobody
-        latent = this.latent or Latent(
-            weight.detach(), scores if scores is None else scores.detach(), progress=this.progress
-        )
+        latent = this.latent or replace(this.part.latent(weight, scores, all_scores), progress=this.progress)
         gradient = method.gradient(grads[0], latent, positive, alpha)
         return (None, gradient, *of_nobody) if method.trains == "scores" else (gradient, None, *of_nobody)
 

@@ -14,7 +14,9 @@ from torch.func import functional_call, grad, stack_module_state, vmap
 from torch.nn.functional import cross_entropy
 
 from mpt_bihalf import (
+    MASKS,
     METHODS,
+    SCORE_GRADIENTS,
     bake_weights,
     binarize_weights,
     binary_layers,
@@ -23,6 +25,7 @@ from mpt_bihalf import (
     forget,
     kernels,
 )
+from mpt_bihalf.latent import Latent
 
 CASES = [
     (name, scope)
@@ -237,6 +240,25 @@ def test_an_ensemble_under_vmap_is_its_models_side_by_side(method: str, scope: s
         cross_entropy(own, Y).backward()
         for name, parameter in model.named_parameters():
             if name in names:
+                torch.testing.assert_close(found[name][i], parameter.grad, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("scope", ["layer", "filter", "global"])
+def test_a_gradient_rule_of_ones_own_sees_under_transforms_what_it_sees_in_backward(scope: str) -> None:
+    def kept_alone(g: Tensor, latent: Latent, positive: Tensor, alpha: Tensor) -> Tensor:
+        return torch.where(MASKS["edge-popup"](latent), SCORE_GRADIENTS["latent"](g, latent, positive, alpha), 0)
+
+    models = [
+        binarize_weights(network(seed), "mpt-sign", 0.3, scope=scope, seed=seed, score_gradient=kept_alone)
+        for seed in range(2)
+    ]
+    stacked = {name: value.detach() for name, value in stack_module_state(models)[0].items()}
+    found = vmap(grad(lambda state: cross_entropy(functional_call(models[0], state, (X,)), Y)))(stacked)
+    for i, model in enumerate(models):
+        cross_entropy(model(X), Y).backward()
+        for name, parameter in model.named_parameters():
+            if name.endswith("scores"):
+                assert parameter.grad is not None and not parameter.grad.all()
                 torch.testing.assert_close(found[name][i], parameter.grad, rtol=1e-4, atol=1e-6)
 
 
