@@ -94,6 +94,10 @@ class _Sign(torch.autograd.Function):
         ctx.save_for_backward(x)
 
     @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        raise RuntimeError("an estimator is a rule for the backward pass: take torch.func.jacrev, not jacfwd")
+
+    @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (x,) = ctx.saved_tensors
         return ctx.estimator(grads[0], x, ctx.progress), None, None

@@ -11,7 +11,7 @@ from torch.nn.utils import parametrize
 
 from .affine import affine_parameters
 from .given_masks import has_fixed_mask
-from .parametrization import binary_layers, is_binarized, refuse_nan
+from .parametrization import binary_parts, is_binarized, refuse_nan
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -27,7 +27,7 @@ def bake_weights(model: Model) -> Model:
     """
     refuse_nan(model)
     baked = deepcopy(model)
-    parts = [part for _, part, _ in binary_layers(baked)]
+    parts = [part for _, part, _ in binary_parts(baked)]
     binarized: list[Any] = [module for module in baked.modules() if is_binarized(module)]
     layers = [*binarized, *(module for module in baked.modules() if has_fixed_mask(module))]
     with torch.no_grad():
@@ -44,9 +44,10 @@ def bake_weights(model: Model) -> Model:
         for name in list(layer._parameters):  # the weight first again, as in a layer that was never parametrized
             if name != "weight":
                 layer._parameters[name] = layer._parameters.pop(name)
-    if any(part.scores is not None for part in parts):
+    if any(part.freezes_affine for part in parts):
+        before = {parameter for part in parts for parameter in part.frozen_before}
         for parameter in affine_parameters(baked, binarized):
-            parameter.requires_grad_(True)
+            parameter.requires_grad_(parameter not in before)
     return baked
 
 

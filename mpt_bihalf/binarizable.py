@@ -7,10 +7,11 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import parametrize
 
-from .parametrization import is_binarized
+from .parametrization import is_binarized, parametrizations
 from .usage import Usage, alone
 
 BINARIZABLE = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
@@ -29,6 +30,8 @@ def layers_to_binarize(model: nn.Module, skip: Sequence[str] | str, use: Usage |
     made, and a warning says which they are. Raises ValueError, in one line, for an entry of `skip` that is no layer and
     no rule, and for a layer whose weight is none to binarize.
     """
+    if any(isinstance(module, DistributedDataParallel) for module in model.modules()):
+        raise ValueError("binarize the model first, then wrap it: DistributedDataParallel would not know the scores")
     found = layers_of(model)
     skip = (skip,) if isinstance(skip, str) else skip
     names = list(found)
@@ -52,18 +55,10 @@ def layers_to_binarize(model: nn.Module, skip: Sequence[str] | str, use: Usage |
             )
     layers = {name: module for name, module in found.items() if name not in skipped}
     if not layers:
-        raise ValueError("no convolution or linear layer is left to binarize")
+        left_out = f": skip takes {', '.join(map(repr, sorted(skipped)))}" if skipped else ""
+        raise ValueError(f"no convolution or linear layer is left to binarize{left_out}")
     for name, layer in layers.items():
-        if is_binarized(layer):
-            raise ValueError(f"layer {name!r} is binarized already; bake_weights(model) gives a plain copy")
-        if parametrize.is_parametrized(layer, "weight") or "weight" not in layer._parameters:
-            raise ValueError(f"layer {name!r}: its weight is computed (weight_norm?), not a parameter; name it in skip")
-        if layer.weight.is_complex():
-            raise ValueError(f"layer {name!r} has complex weights")
-        if nn.parameter.is_lazy(layer.weight):
-            raise ValueError(f"layer {name!r} has no weight yet: run the model once on an input before binarizing it")
-        if layer.weight.numel() == 0:
-            raise ValueError(f"layer {name!r} has an empty weight, {tuple(layer.weight.shape)}")
+        _refuse_unfit(name, layer)
     _refuse_shared_elsewhere(model, layers)
     taken = [f"{ends[entry][0]!r} for {entry!r}" for entry in ends if use is None and entry in skip]
     if taken:
@@ -73,6 +68,24 @@ def layers_to_binarize(model: nn.Module, skip: Sequence[str] | str, use: Usage |
             stacklevel=3,
         )
     return layers
+
+
+def _refuse_unfit(name: str, layer: Any) -> None:
+    """Raise ValueError for a layer whose weight is none to binarize."""
+    if is_binarized(layer):
+        raise ValueError(f"layer {name!r} is binarized already; bake_weights(model) gives a plain copy")
+    if any(hasattr(part, "fixed_mask") for part in parametrizations(layer)):
+        raise ValueError(f"layer {name!r} has a fixed mask: binarize it first, then call fix_masks")
+    if parametrize.is_parametrized(layer, "weight") or "weight" not in layer._parameters:
+        raise ValueError(f"layer {name!r}: its weight is computed (weight_norm?), not a parameter; name it in skip")
+    if layer.weight.is_complex():
+        raise ValueError(f"layer {name!r} has complex weights")
+    if nn.parameter.is_lazy(layer.weight):
+        raise ValueError(f"layer {name!r} has no weight yet: run the model once on an input before binarizing it")
+    if any(step == 0 and size > 1 for step, size in zip(layer.weight.stride(), layer.weight.shape, strict=True)):
+        raise ValueError(f"layer {name!r} has an expanded weight, of which several values lie in one place")
+    if layer.weight.numel() == 0:
+        raise ValueError(f"layer {name!r} has an empty weight, {tuple(layer.weight.shape)}")
 
 
 def check_use(layers: Mapping[str, nn.Module], seen: Usage | None = None) -> None:
@@ -108,7 +121,7 @@ def _refuse_shared_elsewhere(model: nn.Module, layers: dict[str, Any]) -> None:
     """Raise ValueError where a weight of these layers is held by something else too; by several of them it may be."""
     owners = defaultdict(list)
     for owner, module in model.named_modules():
-        for kind, parameter in module._parameters.items():
+        for kind, parameter in (*module._parameters.items(), *module._buffers.items()):
             if parameter is not None:
                 owners[_place(parameter)].append((owner, kind, parameter))
     for name, layer in layers.items():
@@ -121,8 +134,8 @@ def _refuse_shared_elsewhere(model: nn.Module, layers: dict[str, Any]) -> None:
                 )
 
 
-def _place(parameter: nn.Parameter) -> int:
-    """Where a parameter lies: what two have alike that are one, or views of one memory."""
+def _place(parameter: Tensor) -> int:
+    """Where a parameter or buffer lies: what two have alike that are one, or views of one memory."""
     return id(parameter) if parameter.is_meta else parameter.data_ptr() or id(parameter)
 
 

@@ -8,8 +8,8 @@ from . import kernels
 from .devices import host_reads_free
 
 
-def contents(tensor: Tensor) -> tuple[int, ...] | None:
-    """What is another once this tensor holds other values; None where that cannot be told.
+def contents(tensor: Tensor) -> tuple[object, ...] | None:
+    """What is another once this tensor holds other values, or lies in memory otherwise; None where that is not known.
 
     In the host's memory it comes of the values themselves, whoever wrote them. Elsewhere, where looking at them would
     wait for the device, it is what torch notes of writes in place: not of those through `.data`, by collectives, or by
@@ -17,6 +17,7 @@ def contents(tensor: Tensor) -> tuple[int, ...] | None:
     """
     if not kernels.plain(tensor):
         return None
+    layout = tensor.shape, tensor.stride()
     if host_reads_free(tensor):
-        return (kernels.fingerprint(tensor),)
-    return None if tensor.is_inference() else (tensor._version, 0 if tensor.is_meta else tensor.data_ptr())
+        return kernels.fingerprint(tensor), *layout
+    return None if tensor.is_inference() else (tensor._version, 0 if tensor.is_meta else tensor.data_ptr(), *layout)

@@ -44,9 +44,13 @@ def fraction_within(x: Number, name: str, below_one: bool = False) -> Fraction:
     return fraction
 
 
-@lru_cache(maxsize=1000, typed=True)  # asked anew in each step; Fraction(0.1) equals 0.1 and yet is another number
 def round_half_up(x: Number, n: int) -> int:
     """floor(x * n + 1/2) in exact arithmetic: 0.3 of 5 is 2, 0.35 of 10 is 4."""
+    return _rounded(x, int(n))  # in a trace a size is a tensor, in a compiled graph a symbol
+
+
+@lru_cache(maxsize=1000, typed=True)  # asked anew in each step; Fraction(0.1) equals 0.1 and yet is another number
+def _rounded(x: Number, n: int) -> int:
     product = as_fraction(x) * n
     return (2 * product.numerator + product.denominator) // (2 * product.denominator)
 
@@ -54,7 +58,7 @@ def round_half_up(x: Number, n: int) -> int:
 def round_half_up_each(x: Number, n: Tensor, largest: int) -> Tensor:
     """`round_half_up(x, n)` for every element of an int64 tensor with values in [0, `largest`], on its device."""
     fraction = as_fraction(x)
-    numerator, denominator = 2 * fraction.numerator, 2 * fraction.denominator
+    numerator, denominator, largest = 2 * fraction.numerator, 2 * fraction.denominator, int(largest)
     if numerator * largest + denominator <= INT64_MAX:
         return (n * numerator + denominator // 2) // denominator
     # A prior with so many digits that int64 would overflow: look the counts up.
@@ -64,4 +68,4 @@ def round_half_up_each(x: Number, n: Tensor, largest: int) -> Tensor:
 
 def kept_count(n: int, prune_rate: Number) -> int:
     """How many of `n` weights stay when the fraction `prune_rate` is pruned: n - round_half_up(prune_rate * n)."""
-    return n - round_half_up(prune_rate, n)
+    return int(n) - round_half_up(prune_rate, n)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
@@ -50,7 +51,8 @@ def start_scores(model: nn.Module, masks: Masks) -> None:
     a subset. Under the scope `global` each layer keeps one weight, whatever its mask.
 
     Raises ValueError, and then changes nothing, for a model without scores, NaN in its scores, a name that is none of a
-    layer with scores, a layer without a mask, and a mask of another shape or with other values.
+    layer with scores, a layer without a mask, and a mask of another shape, with other values, or that keeps
+    nothing.
     """
     parts = {name: part for name, part, _ in binary_layers(model) if part.scores is not None}
     if not parts:
@@ -85,26 +87,27 @@ def fix_masks(model: nn.Module, masks: Masks) -> None:
     masks before loading such a state. Another call replaces them. `bake_weights` gives a plain network with zeros.
 
     Raises ValueError, and then changes nothing, for a name that is none of a convolution or linear layer, a binarized
-    layer without a mask, a mask of another shape or with other values, a weight that something else computes, and two
+    layer without a mask, a mask of another shape, with other values, or that keeps nothing, a weight that something
+    else computes, and two
     masks for one weight. Layers that share a weight share its mask, whichever of them it is given for.
     """
     layers: dict[str, Any] = {name: layer for name, layer in model.named_modules() if isinstance(layer, BINARIZABLE)}
     weights = {name: layer.weight for name, layer in layers.items()}
     kept = _checked(masks, weights, needed=[name for name, _, _ in binary_layers(model)])
-    parts: dict[int, tuple[str, BinaryWeight | FixedMask]] = {}  # by the weight that they are of
+    of_weight: dict[int, str] = {}  # which layer's mask it is
     for name, mask in kept.items():
-        there = _masked_by(layers[name])
-        if there is None and "weight" not in layers[name]._parameters:
+        if _masked_by(layers[name]) is None and "weight" not in layers[name]._parameters:
             raise ValueError(f"layer {name!r}: its weight is computed (weight_norm?), not a parameter to put a mask on")
-        first, _ = parts.setdefault(id(_latent(layers[name])), (name, there or FixedMask(mask)))
+        first = of_weight.setdefault(id(_latent(layers[name])), name)
         if not torch.equal(kept[first], mask):
             raise ValueError(f"layers {first!r} and {name!r} share one weight, and their masks differ")
     for layer in layers.values():
-        name, part = parts.get(id(_latent(layer)), ("", None))
-        if part is not None:
-            part.fixed_mask = kept[name]
-            if _masked_by(layer) is None:
-                parametrize.register_parametrization(layer, "weight", part)
+        given = of_weight.get(id(_latent(layer)))
+        part = _masked_by(layer)
+        if given is not None and part is None:
+            parametrize.register_parametrization(layer, "weight", FixedMask(kept[given]))
+        elif given is not None and part is not None:
+            part.fixed_mask = kept[given]
 
 
 def has_fixed_mask(layer: nn.Module) -> bool:
@@ -127,6 +130,11 @@ def _masked_by(layer: Any) -> BinaryWeight | FixedMask | None:
 
 def _checked(masks: Masks, weights: Mapping[str, Tensor], needed: Iterable[str]) -> dict[str, Tensor]:
     """The masks as bool in tensors of their own, on the weights' devices and in their layout."""
+    if not isinstance(masks, Mapping):
+        raise ValueError(
+            f"masks must be a dictionary of tensors by the layer's name, not {type(masks).__name__}: "
+            "ticket_weights(path) and binary_weights(model) give one"
+        )
     for name in masks:
         if name not in weights:
             raise ValueError(f"there is no layer {name!r} to mask in the model; it has: {', '.join(weights)}")
@@ -135,11 +143,15 @@ def _checked(masks: Masks, weights: Mapping[str, Tensor], needed: Iterable[str])
             raise ValueError(f"layer {name!r} has no mask: give one for each binarized layer")
     kept = {}
     for name, given in masks.items():
+        if not isinstance(given, Tensor | np.ndarray):
+            raise ValueError(f"the mask of layer {name!r} must be a tensor, not {type(given).__name__}")
         mask, weight = torch.as_tensor(given), weights[name]
         if mask.shape != weight.shape:
             raise ValueError(f"the mask of layer {name!r} must have shape {[*weight.shape]}, not {[*mask.shape]}")
         if mask.dtype != torch.bool and ((mask != 0) & (mask.abs() != 1)).any():
             raise ValueError(f"the mask of layer {name!r} must hold only 0 (pruned), 1 and -1 (kept)")
+        if not mask.is_meta and not mask.any():
+            raise ValueError(f"the mask of layer {name!r} keeps nothing, and its output would be a constant")
         kept[name] = torch.empty_like(weight, dtype=torch.bool, requires_grad=False).copy_(mask != 0)
     return kept
 

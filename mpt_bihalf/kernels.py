@@ -83,23 +83,35 @@ def suit(*tensors: Tensor | None) -> bool:
             host_reads_free(tensor)
             and tensor.dtype in (torch.float32, torch.bool)
             and tensor.is_contiguous()
-            and plain(tensor)
+            and _has_memory(tensor)
         ):
             return False
-    return True
+    return not _recorded()
 
 
 def plain(tensor: Tensor) -> bool:
     """Whether this is a tensor with memory of its own, whose use no graph records; not one of vmap's or a trace's."""
+    return _has_memory(tensor) and not _recorded()
+
+
+def _has_memory(tensor: Tensor) -> bool:
     functorch = torch._C._functorch
     return (
         type(tensor) in (Tensor, torch.nn.Parameter)
-        and not torch.jit.is_tracing()
-        and not torch.compiler.is_compiling()
         and not (tensor.requires_grad and torch.is_grad_enabled())
         and not functorch.is_functorch_wrapped_tensor(tensor)
         and not functorch.is_legacy_batchedtensor(tensor)
     )
+
+
+def _recorded() -> bool:
+    """Whether operations are recorded as a graph, which would not see what is written without torch."""
+    return torch.jit.is_tracing() or torch.compiler.is_compiling() or by_proxies()
+
+
+def by_proxies() -> bool:
+    """Whether `make_fx` records operations."""
+    return torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is not None
 
 
 def largest(values: Tensor, counts: int | Tensor, hints: Tensor, absolute: bool, among: Tensor | None) -> Tensor:
@@ -245,11 +257,9 @@ def _given(kind: type, argument: Tensor | float | None) -> int | float | None:
         return argument
     if argument is None:
         return None
-    if not (
-        isinstance(argument, Tensor) and host_reads_free(argument) and argument.is_contiguous() and plain(argument)
-    ):
-        raise TypeError("a compiled loop takes a plain contiguous tensor in the host's memory here")
-    return argument.data_ptr()
+    if not (isinstance(argument, Tensor) and host_reads_free(argument) and argument.is_contiguous()):
+        raise TypeError("a compiled loop takes a contiguous tensor in the host's memory here")
+    return argument.data_ptr()  # an error of torch for one that has no memory
 
 
 Array = NDArray[Any]

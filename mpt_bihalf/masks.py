@@ -75,7 +75,7 @@ def check_places(sizes: Sequence[int], prune_rate: Number) -> None:
     if kept < len(sizes):
         raise ValueError(
             f"prune_rate {prune_rate} keeps {kept} of {sum(sizes)} weights, fewer than the {len(sizes)} masked layers; "
-            "each layer needs one: take a lower rate"
+            f"each layer needs one: take at most {_highest_rate(sum(sizes), len(sizes))}"
         )
 
 
@@ -103,11 +103,11 @@ def _ranked_size(rule: MaskRule, weight: Tensor, scope: str) -> int:
     return weight.numel() if rule is magnitude or (rule is edge_popup and scope == "layer") else 0
 
 
-def _highest_rate(size: int) -> Decimal:
-    """The highest rate, in four digits or as many as it takes, at which one of so many weights is kept."""
+def _highest_rate(size: int, places: int = 1) -> Decimal:
+    """The highest rate, in four digits or as many as it takes, at which `places` of so many weights are kept."""
     digits = max(4, len(str(2 * size)))
-    # One is kept below 1 - 1 / (2 size), where round_half_up would still round down.
-    return Decimal(((2 * size - 1) * 10**digits - 1) // (2 * size)).scaleb(-digits)
+    # They are below 1 - (2 places - 1) / (2 size), where round_half_up would still round down.
+    return Decimal(((2 * (size - places) + 1) * 10**digits - 1) // (2 * size)).scaleb(-digits)
 
 
 def edge_popup(latent: Latent) -> Tensor:
@@ -180,13 +180,20 @@ class GlobalRanking:
         if mask is None:
             masks = dict(enumerate(_ranked_together(scores, self.prune_rate)))
             mask = masks.pop(index)
-            self._ranked = _held(scores)
-            self._masks = masks if self._ranked is not None else {}
+            self._ranked = held = _held(scores)
+            self._masks = masks if held is not None else {}
         return mask
 
     def forget(self) -> None:
         """Rank anew when next asked."""
         self._masks = {}
+
+    def set_prune_rate(self, prune_rate: Number) -> None:
+        """Prune this fraction of all layers from now on."""
+        self.prune_rate = prune_rate
+        for layer in self.layers:
+            cast(Any, layer).prune_rate = prune_rate
+        self.forget()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> GlobalRanking:
         copy = memo[id(self)] = GlobalRanking(self.prune_rate)

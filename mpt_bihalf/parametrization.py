@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from fractions import Fraction
+from inspect import signature
 from typing import Any, cast
 
 import torch
@@ -18,7 +19,7 @@ from torch.nn.utils import parametrize
 
 from . import kernels
 from .contents import contents
-from .counts import Number
+from .counts import Number, as_fraction
 from .devices import autocast
 from .latent import Latent
 from .masks import GlobalRanking
@@ -27,13 +28,14 @@ from .provenance import EXTRA_STATE, Provenance
 from .scales import scale_of
 from .spare import Spare
 
+SCORES_APART = "the state dictionary is of a time when layers of one weight had scores of their own: bake it there"
 NO_GRAPH = "a binarized model decides its weights anew in each pass and is no graph"
 
 
 class BinaryWeight(nn.Module):
     """The parametrization: latent weight in, alpha * B out (`binary` gives B itself).
 
-    Layers that share one weight share this module too.
+    Layers that share one weight have one of these each, which share the scores.
 
     scores: trained float tensor in the shape of the weight under the frozen-weight methods, else None.
     fixed_mask: bool in that shape, what is kept in the place of what the method would keep (`fix_masks`), else None.
@@ -44,18 +46,22 @@ class BinaryWeight(nn.Module):
     scores: nn.Parameter | None
     fixed_mask: Tensor | None
 
-    def __init__(self, method: Method, weight: Tensor, prune_rate: Number, p_pos: Number, scope: str) -> None:
+    def __init__(self, weight: Tensor, method: Method, prune_rate: Number, p_pos: Number, scope: str) -> None:
         super().__init__()
         self.method = method
         self.prune_rate, self.given_prune_rate, self.p_pos, self.scope = prune_rate, prune_rate, p_pos, scope
         self.ranking: GlobalRanking | None = None
         self.index = 0
+        self.shares_scores = False  # with the part of a layer before
+        self.freezes_affine = False  # whether biases and norms are frozen with W
+        self.frozen_before: list[nn.Parameter] = []  # which of these were frozen before
         self.progress = 0.0
         self.register_parameter("scores", nn.Parameter(torch.zeros_like(weight)) if self._frozen else None)
         self.register_buffer("fixed_mask", None)
+        self._shape = weight.shape
         self._hints: dict[str, Tensor] = {}
         self._spare = Spare()
-        self._before: tuple[Tensor, tuple[int, ...], Latent] | None = None  # weight, its contents, what came of it
+        self._before: tuple[Tensor, tuple[object, ...], Latent] | None = None  # weight, its contents, what came of it
 
     @property
     def _frozen(self) -> bool:
@@ -64,10 +70,14 @@ class BinaryWeight(nn.Module):
     def forward(self, weight: Tensor) -> Tensor:
         if torch.compiler.is_exporting():
             raise RuntimeError(f"{NO_GRAPH}: export bake_weights(model)")
+        if torch.compiler.is_compiling():
+            return _without_compiler(self._use, weight)
+        if kernels.by_proxies():
+            raise RuntimeError(f"{NO_GRAPH}: take bake_weights(model)")
         if torch.jit.is_tracing():
             with _untraced(), torch.no_grad():
                 return self._use(weight)  # a constant of the trace
-        return _without_compiler(self._use, weight) if torch.compiler.is_compiling() else self._use(weight)
+        return self._use(weight)
 
     def _use(self, weight: Tensor) -> Tensor:
         # Transforms (torch.func) lend each layer other scores; those of all are then an argument, to be unwrapped too.
@@ -76,7 +86,9 @@ class BinaryWeight(nn.Module):
         return cast(Tensor, _StraightThrough.apply(weight, self.scores, self.fixed_mask, _Pass(self), *all_scores)[0])
 
     def right_inverse(self, weight: Tensor) -> Tensor:
-        """Assigning to `layer.weight` sets the latent weight."""
+        """Assigning to `layer.weight` sets the latent weight; ValueError for one of another shape."""
+        if weight.shape != self._shape:
+            raise ValueError(f"the layer's weight is {[*self._shape]}, and what is assigned is {[*weight.shape]}")
         return weight
 
     def binary(self, weight: Tensor) -> Tensor:
@@ -112,9 +124,9 @@ class BinaryWeight(nn.Module):
         latent = self.latent(weight, scores, all_scores)
         # Tensors made in inference mode could not be used in training.
         if self._frozen and not weight.is_inference() and not torch.is_inference_mode_enabled():
-            now = contents(weight)
-            if self._before is not None and self._before[0] is weight and self._before[1] == now:
-                latent.take_over(self._before[2])
+            now, before = contents(weight), self._before  # taken once: another thread may be at it
+            if before is not None and before[0] is weight and before[1] == now:
+                latent.take_over(before[2])
             self._before = None if now is None else (weight, now, latent)
         return latent
 
@@ -125,18 +137,22 @@ class BinaryWeight(nn.Module):
     def set_extra_state(self, state: Tensor) -> None:
         """Take on the pruning rate in force when the state was made: one that rises goes on from there."""
         rate = Provenance.from_tensor(state).prune_rate
-        if rate is not None:
-            self.set_prune_rate(Fraction(rate))
+        if rate is not None and Fraction(rate) != as_fraction(self.prune_rate):
+            as_float = float(Fraction(rate))
+            self.set_prune_rate(as_float if as_fraction(as_float) == Fraction(rate) else Fraction(rate))
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, local_metadata: Any, strict: bool, *lists: list[str]
     ) -> None:
-        try:
-            # One of before it was written says nothing, and is taken for one of this model's method.
-            stored = Provenance.from_tensor(state_dict.setdefault(prefix + EXTRA_STATE, self.get_extra_state()))
-            fault = Provenance.of(self).difference(stored)
-        except ValueError as unreadable:
-            fault = str(unreadable)
+        told = state_dict.get(prefix + EXTRA_STATE)
+        if told is None:  # of before it was written, and taken for one of this model's method
+            told = state_dict[prefix + EXTRA_STATE] = self.get_extra_state()
+            fault = SCORES_APART if self.scores is not None and self.shares_scores else ""
+        else:
+            try:
+                fault = Provenance.of(self).difference(Provenance.from_tensor(told))
+            except ValueError as unreadable:
+                fault = str(unreadable)
         errors = lists[-1]
         if fault and fault not in errors:  # it is that of the other layers too
             errors.append(fault)
@@ -147,8 +163,7 @@ class BinaryWeight(nn.Module):
         """Prune this fraction from now on, and of all layers that are ranked together."""
         self.prune_rate = prune_rate
         if self.ranking is not None:
-            self.ranking.prune_rate = prune_rate
-            self.ranking.forget()
+            self.ranking.set_prune_rate(prune_rate)
 
     def forget(self) -> None:
         """Work out anew, in the next pass, what follows from W and from the scores of all layers."""
@@ -180,6 +195,7 @@ def _untraced() -> Iterator[None]:
 
 def _without_compiler(function: Callable[..., Tensor], *arguments: Any) -> Tensor:
     """What the function gives, worked out between the graphs of `torch.compile`: so with the bits of eager mode."""
+    torch._dynamo.graph_break(msg=f"{NO_GRAPH}: for fullgraph=True compile bake_weights(model)")
     return cast(Tensor, torch.compiler.disable(function)(*arguments))
 
 
@@ -233,6 +249,10 @@ class _StraightThrough(torch.autograd.Function):
         return (None, gradient, *of_nobody) if method.trains == "scores" else (gradient, None, *of_nobody)
 
     @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        raise RuntimeError("a method is a rule for the backward pass: take torch.func.jacrev, not jacfwd or hessian")
+
+    @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> Any:
         """Each of the weights by itself, as in a pass of its own."""
         outputs = []
@@ -241,6 +261,10 @@ class _StraightThrough(torch.autograd.Function):
             each[3] = _Pass(inputs[3].part)
             outputs.append(_StraightThrough.apply(*each))
         return tuple(map(torch.stack, zip(*outputs, strict=True))), (0, 0, 0)
+
+
+# torch looks it up in each pass, and works it out anew where it is not there.
+_StraightThrough.forward.__signature__ = signature(_StraightThrough.forward)  # type: ignore[attr-defined]
 
 
 def _layout(weight: Tensor) -> torch.memory_format:
@@ -253,11 +277,18 @@ def binary_layers(model: nn.Module) -> Iterator[tuple[str, BinaryWeight, Tensor]
 
     Of layers that share one weight the first alone, as in `named_parameters`.
     """
-    seen: set[nn.Module] = set()
+    seen: set[Tensor] = set()
+    for name, part, weight in binary_parts(model):
+        if weight not in seen:
+            seen.add(weight)
+            yield name, part, weight
+
+
+def binary_parts(model: nn.Module) -> Iterator[tuple[str, BinaryWeight, Tensor]]:
+    """As `binary_layers`, of layers that share one weight each."""
     for name, module in model.named_modules():
-        for part in _parametrizations(module):
-            if isinstance(part, BinaryWeight) and part not in seen:
-                seen.add(part)
+        for part in parametrizations(module):
+            if isinstance(part, BinaryWeight):
                 yield name, part, cast(Tensor, cast(Any, module).parametrizations.weight.original)
 
 
@@ -283,9 +314,10 @@ def refuse_nan(model: nn.Module) -> None:
         raise ValueError(f"layer {layer!r} has NaN in its latent weights or scores")
 
 
-def _parametrizations(module: nn.Module) -> Sequence[nn.Module]:
+def parametrizations(module: nn.Module) -> Sequence[nn.Module]:
+    """Those of the module's weight."""
     return module.parametrizations.weight if parametrize.is_parametrized(module, "weight") else ()  # type: ignore
 
 
 def is_binarized(module: nn.Module) -> bool:
-    return any(isinstance(part, BinaryWeight) for part in _parametrizations(module))
+    return any(isinstance(part, BinaryWeight) for part in parametrizations(module))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+import zlib
+from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +35,8 @@ class Provenance:
 
     method: its name, for messages; what counts is what it trains and its parts, by name.
     prune_rate: the one in force, and what `binarize_weights` was `given`; p_pos: each as an exact fraction, "3/10".
+    fixed_mask: "given" where `fix_masks` gave one. check: a sum of the other fields, which an average of states that
+    tell different things does not have.
     """
 
     method: str
@@ -45,6 +48,8 @@ class Provenance:
     given_prune_rate: str | None
     p_pos: str | None
     scope: str | None
+    fixed_mask: str | None = None
+    check: str = ""
 
     @classmethod
     def of(cls, part: BinaryWeight) -> Provenance:
@@ -66,11 +71,16 @@ class Provenance:
             None if mask is None else _exact(part.given_prune_rate),
             _exact(part.p_pos) if method.balanced or not known else None,
             part.scope if method.scoped or not known else None,
+            None if part.fixed_mask is None else "given",
         )
 
     def to_tensor(self) -> Tensor:
         """The bytes of its JSON form, on the host, as float32: averages and casts of whole states change none."""
-        return torch.tensor([*json.dumps(asdict(self)).encode()], dtype=torch.float32, device=HOST)
+        told = asdict(replace(self, check=self._sum()))
+        return torch.tensor([*json.dumps(told).encode()], dtype=torch.float32, device=HOST)
+
+    def _sum(self) -> str:
+        return f"{zlib.crc32(repr(replace(self, check='')).encode()):08x}"
 
     @classmethod
     def from_tensor(cls, state: Any) -> Provenance:
@@ -81,6 +91,9 @@ class Provenance:
             found = cls(**{name: value for name, value in told.items() if name in names})
             if not all(value is None or isinstance(value, str) for value in asdict(found).values()):
                 raise ValueError("not of text")
+            if found.check != found._sum():
+                raise ValueError("of another sum")
+            found = replace(found, check="")
             for value in (found.prune_rate, found.given_prune_rate, found.p_pos):
                 Fraction(value or 0)
         except (AttributeError, TypeError, ValueError, RecursionError, RuntimeError, ZeroDivisionError) as fault:
@@ -94,11 +107,13 @@ class Provenance:
         for part in ("trains", "mask", "binarizer", "scale"):
             theirs, ours = getattr(stored, part), getattr(self, part)
             if theirs != ours:
-                same = stored.method == self.method
-                return (
-                    f"the state dictionary was made under method {stored.method!r}, and this model is under "
-                    f"{self.method!r}" + (f" with another {part}, {ours} for {theirs}" if same else "")
-                )
+                another = f" with another {part}, {ours} for {theirs}" if stored.method == self.method else ""
+                made = f"the state dictionary was made under method {stored.method!r}"
+                return f"{made}, and this model is under {self.method!r}{another}: binarize with what made it"
+        if stored.fixed_mask != self.fixed_mask:
+            if self.fixed_mask:
+                return "the state dictionary was made without fixed masks, and this model has some: take one without"
+            return "the state dictionary was made with fixed masks, and this model has none: call fix_masks first"
         for setting, remedy in REMEDIES.items():
             theirs, ours = getattr(stored, setting), getattr(self, setting)
             as_given = setting == "prune_rate" and stored.given_prune_rate == self.given_prune_rate
@@ -127,4 +142,5 @@ def _name(part: Any, known: dict[str, Any]) -> str | None:
     for name, value in known.items():
         if value == part:
             return name
-    return getattr(part, "__qualname__", type(part).__qualname__) + OWN
+    told = getattr(part, "__qualname__", None) or repr(part)
+    return (type(part).__qualname__ if " at 0x" in told else told) + OWN

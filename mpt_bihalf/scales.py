@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 from . import kernels
+from .devices import HOST
 from .latent import Latent
 from .selection import count_kept
 from .standardise import Standard
@@ -21,14 +23,28 @@ from .standardise import Standard
 Scale: TypeAlias = Callable[[Tensor, Tensor | None], Tensor]
 
 
-def kaiming(weight: Tensor, mask: Tensor | None) -> Tensor:
+@dataclass(frozen=True)  # equal after a copy too
+class Kaiming:
     """sqrt(2 / (k D)): under random signs keeps the mean square of the activations over a ReLU layer (He et al. 2015).
 
     k = kept fraction, D = connections; for k = 1 in Li et al. 2022, section 3.3. Returns a 0-dim tensor of W's dtype.
     """
-    kept = _kept(weight, mask)
-    scale = (2 * weight.shape[0] / kept).sqrt()  # k D = (K / (F D)) D = K / F with F filters
-    return torch.where(kept > 0, scale, 0).to(weight.dtype)
+
+    def __call__(self, weight: Tensor, mask: Tensor | None) -> Tensor:
+        if mask is None or kernels.suit(mask):
+            kept = weight.numel() if mask is None else int(kernels.count(mask.reshape(1, -1)))
+            return weight.new_full((), self._known(kept, weight.shape[0], _wide(weight)) if kept else 0.0)
+        count = _kept(weight, mask)
+        return torch.where(count > 0, self._of(count, weight.shape[0]), 0).to(weight.dtype)
+
+    @staticmethod
+    def _of(kept: Tensor, filters: int) -> Tensor:
+        return (2 * filters / kept).sqrt()  # k D = (K / (F D)) D = K / F with F filters
+
+    @staticmethod
+    @lru_cache(maxsize=1000)
+    def _known(kept: int, filters: int, dtype: torch.dtype) -> float:
+        return float(Kaiming._of(torch.tensor(kept, dtype=dtype, device=HOST), filters))
 
 
 def l1(weight: Tensor, mask: Tensor | None) -> Tensor:
@@ -84,4 +100,4 @@ def _wide(weight: Tensor) -> torch.dtype:
     return torch.promote_types(weight.dtype, torch.float32)
 
 
-SCALES: dict[str, Scale] = {"kaiming": kaiming, "l1": l1, "power-of-two": PowerOfTwo()}
+SCALES: dict[str, Scale] = {"kaiming": Kaiming(), "l1": l1, "power-of-two": PowerOfTwo()}

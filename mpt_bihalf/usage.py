@@ -48,13 +48,14 @@ class Usage(NamedTuple):
 def usage(model: nn.Module, layers: Mapping[str, nn.Module], example: Any) -> Usage:
     """How `model` uses the weights of these layers of its on an example, in evaluation mode.
 
-    example: an input of the model, or a tuple of positional arguments. A tensor may be on the meta device.
+    example: an input of the model, a tuple of positional arguments, or a dictionary of keyword arguments. A tensor may
+    be on the meta device.
 
     A copy of the model is run, on the meta device (no values, no memory), and where that cannot be, on the example's
     own; the model, its buffers, its hooks and torch's random states stay as they are. Raises ValueError, in one line,
     where the model does not take the example.
     """
-    arguments = example if isinstance(example, tuple) else (example,)
+    arguments = example if isinstance(example, tuple | dict) else (example,)
     without_values = any(tensor.is_meta for tensor in _tensors(arguments))
     try:
         return _run(model, layers, arguments, META)
@@ -95,7 +96,7 @@ class _Trace:
 
 
 class _Watch(TorchDispatchMode):
-    def __init__(self, layers: Mapping[str, nn.Module], arguments: tuple[Any, ...]) -> None:
+    def __init__(self, layers: Mapping[str, nn.Module], arguments: Any) -> None:
         super().__init__()
         self._traces: dict[int, _Trace] = {}
         self._before: dict[str, set[str]] = {}  # what stood before each layer when the input first came to it
@@ -172,7 +173,7 @@ def _weights(layer: nn.Module) -> list[Tensor]:
     return [cast(Tensor, layer.weight)]
 
 
-def _run(model: nn.Module, layers: Mapping[str, nn.Module], arguments: tuple[Any, ...], device: Any) -> Usage:
+def _run(model: nn.Module, layers: Mapping[str, nn.Module], arguments: Any, device: Any) -> Usage:
     """device: where to; None where everything is."""
     there = next((tensor.device for tensor in _tensors((arguments, list(model.parameters())))), META)
     with torch.inference_mode(False), torch.no_grad(), random_state_kept(device or there), _step_by_step():
@@ -183,7 +184,7 @@ def _run(model: nn.Module, layers: Mapping[str, nn.Module], arguments: tuple[Any
         arguments = deepcopy(arguments, {id(t): _copy(t, device) for t in _tensors(arguments)})
         watch = _Watch({name: copy.get_submodule(name) for name in layers}, arguments)
         with device or nullcontext(), watch:
-            copy(*arguments)
+            copy(**arguments) if isinstance(arguments, dict) else copy(*arguments)
     return watch.usage()
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -19,7 +19,7 @@ from .gradients import LATENT_GRADIENTS, SCORE_GRADIENTS, Gradient
 from .initialise import INITS, draw_latent, draw_scores
 from .masks import SCOPES, GlobalRanking, MaskRule, check_places, edge_popup, refuse_empty
 from .methods import Method, find_method
-from .parametrization import BinaryWeight, binary_layers, refuse_nan
+from .parametrization import BinaryWeight, binary_layers, binary_parts, refuse_nan
 from .real_valued import warn_of_real_matrices
 from .scales import SCALES, Scale
 from .transport import check_rankable
@@ -76,9 +76,9 @@ def binarize_weights(
     learn_mask: False freezes the scores as they were drawn: a random mask of the same count, the control for what
         learning the mask brings.
     allow_empty: let layers be of which the mask would keep nothing, whose output is a constant. By default an error.
-    example: an input of the model, a tensor or a tuple of positional arguments, of which the shapes and dtypes count: a
-        tensor on the meta device will do where the model can be run there. A copy of the model is run on it once, in
-        evaluation mode, to see which weights are used, how, and in what order.
+    example: an input of the model, as a tensor, a tuple of positional or a dictionary of keyword arguments. Its shapes
+        and dtypes matter, so it may lie on the meta device where the model can be run there. A copy of the model is run
+        on it once, in evaluation mode, to see which weights are used, how, and in what order.
 
     What the method trains is trainable afterwards, W or the scores, whatever it was before.
 
@@ -120,33 +120,46 @@ def binarize_weights(
             draw_latent(weight, 1.0 if method.mask is None else float(kept), init, generator)
     for weight in weights.values():
         weight.requires_grad_(method.trains != "scores")
+        if method.trains == "signs":
+            with torch.no_grad():
+                weight.copy_(torch.where(weight >= 0, 1, -1))
     if method.binarizer is None:
         return model
-    parts = {key: BinaryWeight(method, weight, prune_rate, p_pos, scope) for key, weight in weights.items()}
-    _put_on(layers, parts, ranking)
-    for part in parts.values():
+    for part in _put_on(layers, (method, prune_rate, p_pos, scope), ranking):
         if part.scores is not None:
             draw_scores(part.scores, generator)
             part.scores.requires_grad_(learn_mask)
     if method.trains == "scores" and not train_affine:
-        for parameter in affine_parameters(model, layers.values()):
-            parameter.requires_grad_(False)
+        _freeze(affine_parameters(model, layers.values()), [part for _, part, _ in binary_layers(model)])
     return model
 
 
-@torch.no_grad()
-def _put_on(layers: Mapping[str, Any], parts: Mapping[int, BinaryWeight], ranking: GlobalRanking | None) -> None:
-    """Parametrize the weight of each layer by the part that is for it, by the weight's identity."""
-    for index, part in enumerate(parts.values()):
-        if ranking is not None:
-            part.ranking, part.index = ranking, index
-            ranking.layers.append(part)
+def _put_on(
+    layers: Mapping[str, Any], settings: tuple[Method, Number, Number, str], ranking: GlobalRanking | None
+) -> list[BinaryWeight]:
+    """Parametrize the layers; the part of each weight, that of the first layer where several share one."""
+    parts: dict[int, BinaryWeight] = {}  # by the weight's identity
     for layer in layers.values():
-        part = parts[id(layer.weight)]
-        if part.method.trains == "signs":
-            layer.weight.copy_(torch.where(layer.weight >= 0, 1, -1))
+        part = BinaryWeight(layer.weight, *settings)
+        part.ranking, part.index = ranking, len(parts)
+        first = parts.setdefault(id(layer.weight), part)
+        if first is not part:
+            part.scores, part.index, part.shares_scores = first.scores, first.index, True
         # unsafe: shape and dtype are right by construction, and a global ranking can answer only once all are there.
         parametrize.register_parametrization(layer, "weight", part, unsafe=True)
+    if ranking is not None:
+        ranking.layers += parts.values()
+    return [*parts.values()]
+
+
+def _freeze(affine: Iterable[nn.Parameter], parts: Sequence[BinaryWeight]) -> None:
+    """Stop training these parameters beside those parts, which note that, and which were frozen before."""
+    for parameter in affine:
+        if not parameter.requires_grad:
+            parts[0].frozen_before.append(parameter)
+        parameter.requires_grad_(False)
+    for part in parts:
+        part.freezes_affine = True
 
 
 def set_progress(model: nn.Module, progress: float) -> None:
@@ -160,13 +173,14 @@ def set_prune_rate(model: nn.Module, prune_rate: Number) -> None:
     """Prune this fraction of the masked layers from now on, in [0, 1); ValueError as `binarize_weights` raises it."""
     fraction_within(prune_rate, "prune_rate", below_one=True)
     check_kept(model, prune_rate)
-    for _, part, _ in binary_layers(model):
+    for _, part, _ in binary_parts(model):
         part.set_prune_rate(prune_rate)
 
 
 def check_kept(model: nn.Module, prune_rate: Number | None = None) -> None:
     """Raise ValueError where a layer of a binarized model keeps no weight, at this rate or at that in force."""
-    parts = {name: (part, weight) for name, part, weight in binary_layers(model) if part.method.mask is not None}
+    masked = ((name, part, weight) for name, part, weight in binary_layers(model) if part.method.mask is not None)
+    parts = {name: (part, weight) for name, part, weight in masked if part.fixed_mask is None}
     for ranking in {id(part.ranking): part.ranking for part, _ in parts.values()}.values():
         if ranking is not None:
             rate = ranking.prune_rate if prune_rate is None else prune_rate
@@ -186,7 +200,7 @@ def forget(model: nn.Module) -> None:
     For writes that cannot be seen on an accelerator without waiting for it: those of a collective
     (`torch.distributed.broadcast(p, 0)`), through `.data`, or of another library. On the CPU the next pass sees all.
     """
-    for _, part, _ in binary_layers(model):
+    for _, part, _ in binary_parts(model):
         part.forget()
 
 

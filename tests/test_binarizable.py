@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from copy import deepcopy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mpt_bihalf import METHODS, bake_weights, binarize_weights, binary_weights
+from mpt_bihalf import METHODS, bake_weights, binarize_weights, binary_weights, fix_masks
 from tests.reference import one_line_error
 
 
@@ -242,3 +243,65 @@ def test_an_example_that_does_not_fit_changes_nothing() -> None:
     with one_line_error("^example: the model does not take it: "):
         binarize_weights(model, example=torch.zeros(1, 4, 8, 8))
     assert_unchanged(model, before)
+
+
+def test_a_wrapped_model_is_refused(tmp_path: Path) -> None:
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        wrapped = nn.parallel.DistributedDataParallel(nn.Linear(3, 2))
+    finally:
+        torch.distributed.destroy_process_group()
+    with one_line_error("binarize the model first, then wrap it"):
+        binarize_weights(wrapped, "sign")
+
+
+class Aliased(nn.Module):
+    """A buffer in the memory of a layer's weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+        self.register_buffer("again", self.layer.weight.detach())
+
+
+def expanded() -> nn.Module:
+    layer = nn.Linear(8, 8)
+    layer.weight = nn.Parameter(torch.randn(1, 8).expand(8, 8))
+    return layer
+
+
+def masked() -> nn.Module:
+    layer = nn.Linear(4, 4)
+    fix_masks(layer, {"": torch.eye(4)})
+    return layer
+
+
+@pytest.mark.parametrize(
+    ("make", "told"),
+    [
+        (Aliased, "layer 'layer' shares its weight with 'again'"),
+        (expanded, "expanded weight"),
+        (masked, "has a fixed mask: binarize it first, then call fix_masks"),
+    ],
+)
+def test_a_weight_that_is_none_of_its_own_is_refused(make: Any, told: str) -> None:
+    with one_line_error(told):
+        binarize_weights(make(), "sign")
+
+
+def test_where_all_layers_are_skipped_the_error_names_them() -> None:
+    with one_line_error("no convolution or linear layer is left to binarize: skip takes '0', '1'"):
+        binarize_weights(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)), "sign", skip=["0", "1"])
+
+
+def test_an_example_may_be_keyword_arguments() -> None:
+    class Keyword(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head, self.body = nn.Linear(4, 2), nn.Linear(4, 4)
+
+        def forward(self, *, ids: Tensor) -> Tensor:
+            return self.head(self.body(ids))
+
+    model = binarize_weights(Keyword(), "sign", skip="last", example={"ids": torch.randn(1, 4)})
+    assert list(binary_weights(model)) == ["body"]

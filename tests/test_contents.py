@@ -66,6 +66,13 @@ def test_the_compiled_loop_and_numpy_give_the_same_number(kind: str, monkeypatch
     assert contents(tensor) == before
 
 
+def test_the_same_memory_read_in_another_order_is_told_apart(form: str) -> None:
+    tensor = torch.randn(6, 6)
+    before = contents(tensor)
+    tensor.data = tensor.data.t()
+    assert contents(tensor) != before
+
+
 def test_many_random_writes_are_told_apart() -> None:
     tensor = torch.randn(100, 300)
     seen = {contents(tensor)}

@@ -333,3 +333,19 @@ def test_layers_that_share_a_weight_share_its_mask(given: str) -> None:
     with one_line_error("'a' and 'b' share one weight, and their masks differ"):
         fix_masks(model, {"a": mask, "b": ~mask})
     assert torch.equal(model["a"].weight != 0, mask)
+
+
+@pytest.mark.parametrize(
+    ("masks", "told"),
+    [
+        ([torch.ones(2, 3)], "must be a dictionary of tensors .* not list: ticket_weights"),
+        ({"": None}, "must be a tensor, not NoneType"),
+        ({"": torch.zeros(2, 3)}, "keeps nothing"),
+    ],
+)
+def test_masks_that_are_none_are_refused_in_a_line(masks: Any, told: str) -> None:
+    for model in (nn.Linear(3, 2), binarize_weights(nn.Linear(3, 2), "mpt-sign")):
+        with one_line_error(told):
+            fix_masks(model, masks)
+    with one_line_error(told):
+        start_scores(binarize_weights(nn.Linear(3, 2), "mpt-sign"), masks)

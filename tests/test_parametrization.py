@@ -6,11 +6,13 @@ import io
 from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad, stack_module_state, vmap
+from torch.func import functional_call, grad, jacfwd, stack_module_state, vmap
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.functional import cross_entropy
 
 from mpt_bihalf import (
@@ -18,12 +20,15 @@ from mpt_bihalf import (
     METHODS,
     SCORE_GRADIENTS,
     bake_weights,
+    binarize,
     binarize_weights,
     binary_layers,
     binary_weights,
     contents,
     forget,
+    global_score_masks,
     kernels,
+    score_mask,
 )
 from mpt_bihalf.latent import Latent
 
@@ -192,7 +197,57 @@ def test_export_and_script_say_what_to_take(method: str, scope: str) -> None:
     assert len(str(caught.value).splitlines()) == 1
 
 
+@pytest.mark.parametrize(("method", "scope"), CASES)
+def test_proxies_are_told_what_to_take(method: str, scope: str) -> None:
+    # Of what a compiled loop writes they would see nothing.
+    with pytest.raises(RuntimeError, match=r"take bake_weights\(model\)"):
+        make_fx(binarized(method, scope))(X)
+
+
+def test_a_whole_graph_is_refused_with_what_gives_one() -> None:
+    torch._dynamo.reset()
+    with pytest.raises(Exception, match=r"for fullgraph=True compile bake_weights\(model\)"):
+        torch.compile(binarized("mpt-bihalf", "layer"), fullgraph=True, backend="eager")(X)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning")
+@pytest.mark.parametrize("form", ["trace", "compile"])
+def test_masks_and_transport_by_themselves_are_traced_and_compiled(form: str) -> None:
+    def both(weight: Tensor, scores: Tensor) -> tuple[Tensor, ...]:
+        masks = global_score_masks([scores, 2 * scores], 0.6)
+        return binarize(weight), binarize(weight, 0.3, score_mask(scores, 0.4, "filter")), *masks
+
+    torch._dynamo.reset()
+    first = torch.randn(3, 7), torch.randn(3, 7)
+    graph: Any = torch.jit.trace(both, first) if form == "trace" else torch.compile(both, dynamic=True, backend="eager")
+    for size in (7, 7) if form == "trace" else (7, 9, 12):
+        given = torch.randn(3, size), torch.randn(3, size)
+        assert all(map(torch.equal, graph(*given), both(*given)))
+
+
 # Transforms
+
+
+def test_forward_mode_is_refused_with_what_to_take() -> None:
+    model = binarized("mpt-bihalf", "layer")
+    parameters = {name: p.detach() for name, p in model.named_parameters()}
+    with pytest.raises(RuntimeError, match=r"take torch\.func\.jacrev"):
+        jacfwd(lambda state: functional_call(model, state, (X,)))(parameters)
+
+
+@pytest.mark.parametrize(("method", "scope"), CASES)
+def test_lending_parameters_to_layers_that_share_a_weight_leaves_them_as_they_were(method: str, scope: str) -> None:
+    tied = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+    tied[1].weight = tied[0].weight
+    model, x = binarize_weights(tied, method, scope=scope, seed=0), torch.randn(2, 8)
+    before, out = dict(model.named_parameters()), model(x)
+    lent = {name: torch.randn_like(p) for name, p in before.items()}
+    other = functional_call(model, lent, (x,))
+    assert not torch.equal(other, out) and torch.equal(model(x), out)
+    assert all(p is before[name] for name, p in model.named_parameters())
+    for name, parameter in model.named_parameters():
+        parameter.data.copy_(lent[name])
+    assert torch.equal(model(x), other)
 
 
 def trained_and_frozen(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -299,9 +354,9 @@ def test_no_size_and_no_address_goes_to_a_compiled_loop_unchecked() -> None:
     mask, totals = torch.ones(2, 4, dtype=torch.bool), torch.empty(2, dtype=torch.int64)
     with pytest.raises(TypeError, match="a number"):
         kernels._call("count", mask, torch.tensor(2), 4, totals)
-    with pytest.raises(TypeError, match="a plain contiguous tensor"):
+    with pytest.raises(TypeError, match="a contiguous tensor"):
         kernels._call("count", mask.T, 4, 2, totals)
-    with pytest.raises(TypeError, match="a plain contiguous tensor"):
+    with pytest.raises(TypeError, match="a contiguous tensor"):
         kernels._call("count", mask.to("meta"), 2, 4, totals)
-    with pytest.raises(TypeError, match="a plain contiguous tensor"):
+    with pytest.raises(TypeError, match="a contiguous tensor"):
         kernels._call("count", 1234, 2, 4, totals)  # type: ignore[arg-type]

@@ -1,13 +1,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from mpt_bihalf import METHODS, Method, binarize_weights, binary_weights, create_model, set_prune_rate
+from mpt_bihalf import (
+    METHODS,
+    Method,
+    binarize_weights,
+    binary_layers,
+    binary_weights,
+    create_model,
+    fix_masks,
+    set_prune_rate,
+)
 from mpt_bihalf.binarizers import BINARIZERS
 
 NAMES = [name for name in METHODS if name != "dense"]
@@ -22,6 +32,16 @@ def under(
     method: str | Method, rate: Any = 0.5, p_pos: Any = 0.5, scope: str = "layer", seed: int = 0, **parts: Any
 ) -> Any:
     return binarize_weights(network(), method, rate, p_pos, scope, seed=seed, **parts)
+
+
+@dataclass(frozen=True)
+class Const:
+    """A scale of one size."""
+
+    size: float
+
+    def __call__(self, weight: Tensor, mask: Tensor | None) -> Tensor:
+        return weight.new_tensor(self.size)
 
 
 def older(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -140,3 +160,49 @@ def test_a_damaged_entry_is_one_line(damage: Tensor) -> None:
             state[name] = damage
     with pytest.raises(RuntimeError, match="says nothing readable"):
         model.load_state_dict(state)
+
+
+def test_parts_of_ones_own_are_told_apart_by_what_they_print() -> None:
+    state = under("mpt-bihalf", scale=Const(0.1)).state_dict()
+    under("mpt-bihalf", scale=Const(0.1)).load_state_dict(state)
+    with pytest.raises(RuntimeError, match=r"another scale, Const\(size=0\.5\) .* for Const\(size=0\.1\)"):
+        under("mpt-bihalf", scale=Const(0.5)).load_state_dict(state)
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_fixed_masks_are_part_of_what_a_state_tells(strict: bool) -> None:
+    fixed = under("bihalf")
+    fix_masks(fixed, {name: torch.rand(bits.shape) < 0.5 for name, bits in binary_weights(fixed).items()})
+    with pytest.raises(RuntimeError, match="with fixed masks, and this model has none: call fix_masks first"):
+        under("bihalf").load_state_dict(fixed.state_dict(), strict=strict)
+    with pytest.raises(RuntimeError, match="without fixed masks, and this model has some"):
+        fixed.load_state_dict(under("bihalf").state_dict(), strict=strict)
+    other = under("bihalf", seed=1)
+    fix_masks(other, {name: torch.rand(bits.shape) < 0.5 for name, bits in binary_weights(other).items()})
+    other.load_state_dict(fixed.state_dict(), strict=strict)
+    assert same_weights(fixed, other)
+
+
+def test_an_average_over_a_rising_rate_is_no_state() -> None:
+    model = under("mpt-sign", 0.5)
+    first = {name: value.clone() for name, value in model.state_dict().items()}
+    set_prune_rate(model, 0.25)
+    mean = {name: (value + first[name]) / 2 for name, value in model.state_dict().items()}
+    with pytest.raises(RuntimeError, match="says nothing readable"):
+        model.load_state_dict(mean)
+
+
+def test_the_rate_of_one_layers_state_is_that_of_all_that_are_ranked_with_it() -> None:
+    model, other = under("mpt-sign", 0.5, scope="global"), under("mpt-sign", 0.5, scope="global")
+    set_prune_rate(model, 0.8)
+    other[0].load_state_dict(model[0].state_dict())
+    assert {part.prune_rate for _, part, _ in binary_layers(other)} == {0.8}
+
+
+def test_an_older_state_of_layers_with_scores_of_their_own_is_an_error_where_they_share_them() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    model[1].weight = model[0].weight
+    binarize_weights(model, "mpt-sign", seed=0)
+    with pytest.raises(RuntimeError, match="had scores of their own"):
+        model.load_state_dict(older(model.state_dict()))
+    model.load_state_dict(model.state_dict())

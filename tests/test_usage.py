@@ -111,7 +111,8 @@ def test_attention_uses_the_weight_of_its_output_without_calling_that(batch_firs
 
 def test_two_inputs_each_have_a_first_layer() -> None:
     two = Network("head b a", lambda m, x: m.head(m.a(x["one"]) * m.b(x["other"])))
-    assert ends(two, {"one": torch.randn(2, 4), "other": torch.randn(2, 4)}) == (["a", "b"], ["head"])
+    given = {"one": torch.randn(2, 4), "other": torch.randn(2, 4)}
+    assert ends(two, (given,)) == ends(two, {"x": given}) == (["a", "b"], ["head"])
 
 
 def test_a_weight_that_is_computed_has_a_place_in_the_order() -> None:

@@ -328,7 +328,8 @@ def test_layers_of_one_weight_have_one_mask_and_train_it_together(method: str, s
         assert torch.equal(model.a.weight, model.b.weight)
         assert_binarized_as_specified(model, method, 0.5, 0.5, scope)
     part = model.a.parametrizations.weight
-    assert part[0] is model.b.parametrizations.weight[0] and part.original is model.b.parametrizations.weight.original
+    other = model.b.parametrizations.weight
+    assert part[0].scores is other[0].scores and part.original is other.original
     trained = part.original if part[0].scores is None else part[0].scores
     assert sum(p is trained for group in optimizer.param_groups for p in group["params"]) == 1
 
@@ -1041,3 +1042,11 @@ def test_binary_weights_of_many_latent_ones_by_vmap(method: str) -> None:
     layer = binarize_weights(torch.nn.Linear(50, 8), method, 0.5, seed=0)
     part, weights = layer.parametrizations.weight[0], torch.randn(3, 8, 50)
     assert torch.equal(torch.vmap(part.binary)(weights), torch.stack([part.binary(weight) for weight in weights]))
+
+
+def test_assigning_a_weight_of_another_shape_is_refused() -> None:
+    layer = binarize_weights(nn.Linear(6, 2), "bihalf", seed=0)
+    before = layer.weight.clone()
+    with one_line_error(r"weight is \[2, 6\], and what is assigned is \[3, 3\]"):
+        layer.weight = torch.zeros(3, 3)
+    assert torch.equal(layer.weight, before)

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from ..parametrization import binary_layers
+from ..parametrization import binary_parts
 from ..weights import set_progress
 from .config import RISES_FROM, Run
 
@@ -17,7 +17,7 @@ from .config import RISES_FROM, Run
 def start_epoch(model: nn.Module, run: Run, epoch: int) -> None:
     """Set what is the same all through this epoch, counted from 0."""
     set_progress(model, epoch / run.epochs)
-    for _, part, _ in binary_layers(model):
+    for _, part, _ in binary_parts(model):
         part.set_prune_rate(prune_rate(run, epoch))
 
 
