@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import zlib
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
@@ -35,8 +35,9 @@ class Provenance:
 
     method: its name, for messages; what counts is what it trains and its parts, by name.
     prune_rate: the one in force, and what `binarize_weights` was `given`; p_pos: each as an exact fraction, "3/10".
-    fixed_mask: "given" where `fix_masks` gave one. check: a sum of the other fields, which an average of states that
-    tell different things does not have.
+    fixed_mask: "given" where `fix_masks` gave one.
+
+    In the tensor a sum of all it says stands beside it, which an average of states that say different things lacks.
     """
 
     method: str
@@ -49,7 +50,6 @@ class Provenance:
     p_pos: str | None
     scope: str | None
     fixed_mask: str | None = None
-    check: str = ""
 
     @classmethod
     def of(cls, part: BinaryWeight) -> Provenance:
@@ -76,27 +76,32 @@ class Provenance:
 
     def to_tensor(self) -> Tensor:
         """The bytes of its JSON form, on the host, as float32: averages and casts of whole states change none."""
-        told = asdict(replace(self, check=self._sum()))
+        told = asdict(self)
+        told["check"] = _sum(told)
         return torch.tensor([*json.dumps(told).encode()], dtype=torch.float32, device=HOST)
-
-    def _sum(self) -> str:
-        return f"{zlib.crc32(repr(replace(self, check='')).encode()):08x}"
 
     @classmethod
     def from_tensor(cls, state: Any) -> Provenance:
         """The counterpart of `to_tensor`. ValueError for anything else."""
         try:
             told = json.loads(bytes(state.detach().to("cpu", torch.float64).round().int().tolist()))
+            if told.pop("check") != _sum(told):
+                raise ValueError("of another sum")
             names = cls.__dataclass_fields__
             found = cls(**{name: value for name, value in told.items() if name in names})
             if not all(value is None or isinstance(value, str) for value in asdict(found).values()):
                 raise ValueError("not of text")
-            if found.check != found._sum():
-                raise ValueError("of another sum")
-            found = replace(found, check="")
             for value in (found.prune_rate, found.given_prune_rate, found.p_pos):
                 Fraction(value or 0)
-        except (AttributeError, TypeError, ValueError, RecursionError, RuntimeError, ZeroDivisionError) as fault:
+        except (
+            AttributeError,
+            KeyError,
+            TypeError,
+            ValueError,
+            RecursionError,
+            RuntimeError,
+            ZeroDivisionError,
+        ) as fault:
             raise ValueError(
                 "the state dictionary says nothing readable of the method that it was made under"
             ) from fault
@@ -121,6 +126,12 @@ class Provenance:
                 made, here = _plain(theirs), _plain(ours)
                 return f"the state dictionary was made with {setting} {made}, and this model has {here}: {remedy}"
         return ""
+
+
+def _sum(told: dict[str, Any]) -> str:
+    """Of what is told but the sum itself, fields of other versions too."""
+    told = {name: value for name, value in told.items() if name != "check"}
+    return f"{zlib.crc32(json.dumps(told, sort_keys=True).encode()):08x}"
 
 
 def _exact(number: Number) -> str:

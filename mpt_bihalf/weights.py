@@ -170,7 +170,10 @@ def set_progress(model: nn.Module, progress: float) -> None:
 
 
 def set_prune_rate(model: nn.Module, prune_rate: Number) -> None:
-    """Prune this fraction of the masked layers from now on, in [0, 1); ValueError as `binarize_weights` raises it."""
+    """Prune this fraction of the masked layers from now on.
+
+    prune_rate: in [0, 1). Raises ValueError, and changes nothing, for any other, and where a layer would keep nothing.
+    """
     fraction_within(prune_rate, "prune_rate", below_one=True)
     check_kept(model, prune_rate)
     for _, part, _ in binary_parts(model):
@@ -195,10 +198,11 @@ def check_kept(model: nn.Module, prune_rate: Number | None = None) -> None:
 
 
 def forget(model: nn.Module) -> None:
-    """Work out anew, in the next pass, what follows from frozen weights and from the scores of all layers.
+    """Let the next pass see what was written to frozen weights, or to scores that are ranked over all layers.
 
-    For writes that cannot be seen on an accelerator without waiting for it: those of a collective
-    (`torch.distributed.broadcast(p, 0)`), through `.data`, or of another library. On the CPU the next pass sees all.
+    Call it on an accelerator after a write that torch does not note there: by a collective
+    (`torch.distributed.broadcast(p, 0)`), through `.data`, by another library. On the CPU the next pass sees all writes
+    by itself. The signs and masks that were kept from pass to pass are worked out anew.
     """
     for _, part, _ in binary_parts(model):
         part.forget()

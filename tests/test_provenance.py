@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,7 @@ from mpt_bihalf import (
     set_prune_rate,
 )
 from mpt_bihalf.binarizers import BINARIZERS
+from mpt_bihalf.provenance import _sum
 
 NAMES = [name for name in METHODS if name != "dense"]
 MASKED = [name for name in NAMES if METHODS[name].mask is not None]
@@ -206,3 +208,15 @@ def test_an_older_state_of_layers_with_scores_of_their_own_is_an_error_where_the
     with pytest.raises(RuntimeError, match="had scores of their own"):
         model.load_state_dict(older(model.state_dict()))
     model.load_state_dict(model.state_dict())
+
+
+def test_a_state_of_a_later_version_that_tells_more_is_read() -> None:
+    model = under("mpt-sign")
+    state = model.state_dict()
+    for name in state:
+        if name.endswith("_extra_state"):
+            told = json.loads(bytes(state[name].int().tolist()))
+            told |= {"check": "", "of_a_later_version": "something"}
+            told["check"] = _sum(told)
+            state[name] = torch.tensor([*json.dumps(told).encode()], dtype=torch.float32)
+    under("mpt-sign", seed=1).load_state_dict(state)
