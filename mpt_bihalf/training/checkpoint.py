@@ -194,7 +194,7 @@ def _named(path: Path) -> Iterator[None]:
     except Exception as fault:  # a file that is truncated, corrupted or something else makes torch raise many kinds
         if isinstance(fault, OtherData | MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(fault):
             raise  # nothing is wrong with the file
-        reason = f"{type(fault).__name__}: {fault}".splitlines()[0]
+        reason = " ".join(f"{type(fault).__name__}: {fault}".split())[:300]
         raise ValueError(f"{path} is no checkpoint to go on from ({reason})") from fault
 
 
