@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from copy import deepcopy
+
 import pytest
 import torch
 from torch import nn
@@ -27,9 +29,14 @@ def test_binary_weights_come_out_frozen_and_the_rest_as_one_would_fine_tune_it(m
 @pytest.mark.parametrize("method", list(METHODS))
 def test_what_the_user_froze_stays_frozen(method: str) -> None:
     model = network()
-    model[0].requires_grad_(False)
-    baked = bake_weights(binarize_weights(model, method, skip=["0"], seed=0))
-    assert not any(p.requires_grad for p in baked[0].parameters())
+    frozen = model[0], model[1], model[6]  # a layer that stays real, and norms
+    for module in frozen:
+        module.requires_grad_(False)
+    for train_affine in (False, True):
+        binary = binarize_weights(deepcopy(model), method, skip=["0"], seed=0, train_affine=train_affine)
+        for baked in (bake_weights(binary), bake_weights(deepcopy(binary))):
+            assert not any(p.requires_grad for i in (0, 1, 6) for p in baked[i].parameters())
+            assert baked[3].weight.requires_grad
 
 
 @pytest.mark.parametrize("method", list(METHODS))
