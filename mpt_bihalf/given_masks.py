@@ -43,12 +43,14 @@ def start_scores(model: nn.Module, masks: Masks) -> None:
         and +1; other than 0 is kept. As `binary_weights(other)` and `ticket_weights(path)` give them.
 
     The scores of a layer, under the scope `global` those of all layers, stay the same values with their signs: the
-    largest magnitudes go to the kept places, the others to the pruned ones, either in the order in which these places
-    were scored before. Where a kept one would equal the largest pruned one, it becomes the next larger float.
+    largest magnitudes go to the kept places, the others to the pruned ones, and within each of the two the places keep
+    the order in which they were scored. Where a kept one would equal the largest pruned one, it becomes the next larger
+    float.
 
-    So the model's mask becomes this one exactly where its rule keeps as many: in all that it ranks together (layer,
-    filter or network, each sign by itself under mpt-balanced). At a lower rate it becomes a superset, at a higher one
-    a subset. Under the scope `global` each layer keeps one weight, whatever its mask.
+    So the model's mask becomes this one exactly where its rule keeps as many of all that it ranks together: of a layer,
+    a filter or the network, under mpt-balanced of each sign in a filter. At a lower rate it becomes a superset, at a
+    higher one a subset. Else it takes of this mask as many as its rule keeps there. Under the scope `global` each layer
+    keeps one weight, whatever its mask.
 
     Raises ValueError, and then changes nothing, for a model without scores, NaN in its scores, a name that is none of a
     layer with scores, a layer without a mask, and a mask of another shape, with other values, or that keeps

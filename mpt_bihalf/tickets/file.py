@@ -69,8 +69,8 @@ def load_ticket(path: Path | str, into: Model | None = None) -> nn.Module:
     """The plain network of a ticket, in evaluation mode, with the outputs of the trained one to the last bit.
 
     into: a plain network of the user's own, which is given the ticket's state and returned; without it the network is
-    made from its name. Binary weights are frozen (`requires_grad` is False), so that fine-tuning leaves them binary;
-    all else can be trained, in a network of the user's own what could be before.
+    made from its name. Binary weights are frozen (`requires_grad` is False), so that fine-tuning leaves them binary.
+    All else is trainable; in a network of the user's own it stays trainable or frozen, as it was.
 
     Nothing in the file is executed. Raises ValueError, in one line, for a file that is no ticket, truncated, altered or
     of a newer version, and for a network that it does not fit, which then stays as it was.
