@@ -90,8 +90,8 @@ def fix_masks(model: nn.Module, masks: Masks) -> None:
 
     Raises ValueError, and then changes nothing, for a name that is none of a convolution or linear layer, a binarized
     layer without a mask, a mask of another shape, with other values, or that keeps nothing, a weight that something
-    else computes, and two
-    masks for one weight. Layers that share a weight share its mask, whichever of them it is given for.
+    else computes, and two masks for one weight. Layers that share a weight share its mask, whichever of them it is
+    given for.
     """
     layers: dict[str, Any] = {name: layer for name, layer in model.named_modules() if isinstance(layer, BINARIZABLE)}
     weights = {name: layer.weight for name, layer in layers.items()}

@@ -53,8 +53,8 @@ class BinaryWeight(nn.Module):
         self.ranking: GlobalRanking | None = None
         self.index = 0
         self.shares_scores = False  # with the part of a layer before
-        self.freezes_affine = False  # whether biases and norms are frozen with W
-        self.frozen_before: list[nn.Parameter] = []  # which of these were frozen before
+        self.freezes_affine = False  # whether biases and norms were frozen with W
+        self.frozen_before: list[nn.Parameter] = []  # which biases and norms the user had frozen before
         self.progress = 0.0
         self.register_parameter("scores", nn.Parameter(torch.zeros_like(weight)) if self._frozen else None)
         self.register_buffer("fixed_mask", None)
