@@ -18,9 +18,10 @@ from torch.utils.data import Dataset as PerImage
 from torchvision import transforms
 
 from mpt_bihalf import create_model
-from mpt_bihalf.commandline import parse, run_command
+from mpt_bihalf.commandline import parse
 from mpt_bihalf.data import Dataset, ImageSet, training_batches
 from mpt_bihalf.devices import keep_freed_memory
+from mpt_bihalf.endings import run_command
 from mpt_bihalf.training.config import Run
 from mpt_bihalf.training.loop import build_network, build_optimizer, train_step
 

@@ -15,8 +15,9 @@ import torch
 from measuring import show
 
 from mpt_bihalf import METHODS
-from mpt_bihalf.commandline import parse, run_command
+from mpt_bihalf.commandline import parse
 from mpt_bihalf.devices import keep_freed_memory
+from mpt_bihalf.endings import run_command
 from mpt_bihalf.training.config import Run
 from mpt_bihalf.training.loop import build_network, build_optimizer, train_step
 

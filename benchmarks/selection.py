@@ -14,8 +14,9 @@ import torch
 from measuring import in_turn, median_ratio, show
 from torch import Tensor
 
-from mpt_bihalf.commandline import parse, run_command
+from mpt_bihalf.commandline import parse
 from mpt_bihalf.devices import keep_freed_memory
+from mpt_bihalf.endings import run_command
 from mpt_bihalf.selection import largest, no_hints
 
 

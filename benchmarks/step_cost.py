@@ -22,8 +22,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from mpt_bihalf import METHODS, create_model
-from mpt_bihalf.commandline import parse, run_command
+from mpt_bihalf.commandline import parse
 from mpt_bihalf.devices import keep_freed_memory
+from mpt_bihalf.endings import run_command
 from mpt_bihalf.parametrization import binary_layers
 from mpt_bihalf.training.config import Run
 from mpt_bihalf.training.loop import build_network, build_optimizer, train_step

@@ -24,8 +24,9 @@ from typing import Any
 
 from measuring import show
 
-from mpt_bihalf.commandline import parse, run_command
+from mpt_bihalf.commandline import parse
 from mpt_bihalf.data import load_dataset
+from mpt_bihalf.endings import run_command
 from mpt_bihalf.sums import SUMS, sum_of
 from mpt_bihalf.sweep import EngineOptions
 from mpt_bihalf.sweep.engines.local import LocalEngine

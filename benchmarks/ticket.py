@@ -19,7 +19,8 @@ from measuring import in_turn, median_ratio, show
 from torch import Tensor, nn
 
 from mpt_bihalf import bake_weights, binarize_weights, create_model
-from mpt_bihalf.commandline import parse, run_command
+from mpt_bihalf.commandline import parse
+from mpt_bihalf.endings import run_command
 from mpt_bihalf.models import find_network
 from mpt_bihalf.tickets import fold, load_ticket, save_ticket
 

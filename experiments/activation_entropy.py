@@ -1,29 +1,32 @@
 """The entropy of each channel's activations in a 1/1 network (Fig. 1b): python experiments/activation_entropy.py"""
 
-from dataclasses import dataclass
-from functools import cache
+from mpt_bihalf.endings import run_command, starting
 
-from tqdm import tqdm
+with starting():
+    from dataclasses import dataclass
+    from functools import cache
 
-from mpt_bihalf.activations import BinaryActivation
-from mpt_bihalf.commandline import parse, run_command
-from mpt_bihalf.files import output_folder
-from mpt_bihalf.recipes import ACTIVATION_ENTROPY
-from mpt_bihalf.report.activation_entropy import (
-    CLAIM,
-    activation_entropy_channels,
-    activation_entropy_curves,
-    activation_entropy_finding,
-    activation_entropy_rows,
-    draw_activation_entropy,
-)
-from mpt_bihalf.report.outcome import conclude
-from mpt_bihalf.sweep import Experiment, read_records, run_all, write_results
-from mpt_bihalf.sweep.records import run_folder
-from mpt_bihalf.training import Run
-from mpt_bihalf.training.finished import activation_shares
-from mpt_bihalf.training.loop import check_network, load_run_data
-from mpt_bihalf.training.record import ACTIVATIONS, FINISHED
+    from tqdm import tqdm
+
+    from mpt_bihalf.activations import BinaryActivation
+    from mpt_bihalf.commandline import parse
+    from mpt_bihalf.files import output_folder
+    from mpt_bihalf.recipes import ACTIVATION_ENTROPY
+    from mpt_bihalf.report.activation_entropy import (
+        CLAIM,
+        activation_entropy_channels,
+        activation_entropy_curves,
+        activation_entropy_finding,
+        activation_entropy_rows,
+        draw_activation_entropy,
+    )
+    from mpt_bihalf.report.outcome import conclude
+    from mpt_bihalf.sweep import Experiment, read_records, run_all, write_results
+    from mpt_bihalf.sweep.records import run_folder
+    from mpt_bihalf.training import Run
+    from mpt_bihalf.training.finished import activation_shares
+    from mpt_bihalf.training.loop import check_network, load_run_data
+    from mpt_bihalf.training.record import ACTIVATIONS, FINISHED
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +43,7 @@ class ActivationEntropy(Experiment):
     def runs(self) -> list[Run]:
         """All runs, each once, trials innermost. Raises ValueError, naming the option at fault."""
 
-        runs = self.runs_of(lambda method: [{}])
+        runs = self.runs_of()
         for run in {run.model: run for run in runs}.values():
             layers = [name for name, part in check_network(run).named_modules() if isinstance(part, BinaryActivation)]
             if self.layer and self.layer not in layers:

@@ -2,26 +2,28 @@
 python experiments/activation_variance.py --out runs/prune_sweep
 """
 
-import sys
-from dataclasses import dataclass
-from math import nan
-from pathlib import Path
-from typing import Any
+from mpt_bihalf.endings import run_command, show, starting, tell
 
-from torch import Tensor, nn
-from tqdm import tqdm
+with starting():
+    from dataclasses import dataclass
+    from math import nan
+    from pathlib import Path
+    from typing import Any
 
-from mpt_bihalf import binary_layers
-from mpt_bihalf.commandline import parse, run_command
-from mpt_bihalf.data import Dataset
-from mpt_bihalf.report.outcome import write_table
-from mpt_bihalf.sweep import find_runs
-from mpt_bihalf.sweep.records import read_result, run_folder
-from mpt_bihalf.training import Run
-from mpt_bihalf.training.finished import evaluate_test, finished_model
-from mpt_bihalf.training.loop import build_model, kept_data
-from mpt_bihalf.training.record import FINISHED
-from mpt_bihalf.training.recorded_data import OtherData
+    from torch import Tensor, nn
+    from tqdm import tqdm
+
+    from mpt_bihalf import binary_layers
+    from mpt_bihalf.commandline import parse
+    from mpt_bihalf.data import Dataset
+    from mpt_bihalf.report.outcome import write_table
+    from mpt_bihalf.sweep import find_runs
+    from mpt_bihalf.sweep.records import read_result, run_folder
+    from mpt_bihalf.training import Run
+    from mpt_bihalf.training.finished import evaluate_test, finished_model
+    from mpt_bihalf.training.loop import build_model, kept_data
+    from mpt_bihalf.training.record import FINISHED
+    from mpt_bihalf.training.recorded_data import OtherData
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,11 +87,11 @@ def main() -> None:
         rows.append(row(run, "start", layer_variances(start, dataset)))
         rows.append(row(run, "end", layer_variances(model, dataset)))
     for fault in missing:
-        print(f"missing: {fault}", file=sys.stderr)
+        tell(f"missing: {fault}")
     if not rows:
         raise ValueError(f"no finished run in {options.out} has its checkpoint still")
-    print(write_table(out / "activation_variance", rows))
-    print(f"\ntable: {out / 'activation_variance'}.csv, .txt, .md, .tex")
+    show(write_table(out / "activation_variance", rows))
+    show(f"\ntable: {out / 'activation_variance'}.csv, .txt, .md, .tex")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,14 @@
 """Accuracy of each method on five architectures, W/A 1/32 and 1/1 (Fig. 7): python experiments/architectures.py"""
 
-from dataclasses import dataclass
+from mpt_bihalf.endings import run_command, starting
 
-from mpt_bihalf.commandline import parse, run_command
-from mpt_bihalf.recipes import ARCHITECTURES
-from mpt_bihalf.report.method_comparison import ARCHITECTURES_CLAIM, conclude_comparison
-from mpt_bihalf.sweep.method_comparison import MethodComparison, compare_methods
+with starting():
+    from dataclasses import dataclass
+
+    from mpt_bihalf.commandline import parse
+    from mpt_bihalf.recipes import ARCHITECTURES
+    from mpt_bihalf.report.method_comparison import ARCHITECTURES_CLAIM, conclude_comparison
+    from mpt_bihalf.sweep.method_comparison import MethodComparison, compare_methods
 
 
 @dataclass(frozen=True, kw_only=True)

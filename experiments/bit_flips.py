@@ -1,22 +1,25 @@
 """Bit flips of one filter while training (Fig. 2): python experiments/bit_flips.py"""
 
-from dataclasses import dataclass
+from mpt_bihalf.endings import run_command, starting
 
-from mpt_bihalf.commandline import parse, run_command
-from mpt_bihalf.files import output_folder, write_csv
-from mpt_bihalf.recipes import BIT_FLIPS
-from mpt_bihalf.report.bit_flips import (
-    CLAIM,
-    bit_flips_curves,
-    bit_flips_finding,
-    bit_flips_rows,
-    bit_flips_runs,
-    bit_flips_steps,
-    draw_bit_flips,
-)
-from mpt_bihalf.report.outcome import conclude
-from mpt_bihalf.sweep import TracedExperiment, having, read_records, read_trace, run_all
-from mpt_bihalf.training.record import TRACE
+with starting():
+    from dataclasses import dataclass
+
+    from mpt_bihalf.commandline import parse
+    from mpt_bihalf.files import output_folder, write_csv
+    from mpt_bihalf.recipes import BIT_FLIPS
+    from mpt_bihalf.report.bit_flips import (
+        CLAIM,
+        bit_flips_curves,
+        bit_flips_finding,
+        bit_flips_rows,
+        bit_flips_runs,
+        bit_flips_steps,
+        draw_bit_flips,
+    )
+    from mpt_bihalf.report.outcome import conclude
+    from mpt_bihalf.sweep import TracedExperiment, having, read_records, read_trace, run_all
+    from mpt_bihalf.training.record import TRACE
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,28 +1,28 @@
 """Accuracy against the share of +1 among the weights (Fig. 5): python experiments/bit_ratio.py"""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from itertools import product
-from typing import Any
+from mpt_bihalf.endings import run_command, starting
 
-from mpt_bihalf.commandline import parse, run_command
-from mpt_bihalf.files import output_folder, write_csv
-from mpt_bihalf.methods import find_method
-from mpt_bihalf.recipes import BIT_RATIO
-from mpt_bihalf.report.bit_ratio import (
-    CLAIM,
-    bit_ratio_curves,
-    bit_ratio_finding,
-    bit_ratio_rows,
-    bit_ratio_runs,
-    bit_ratio_steps,
-    draw_bit_ratio,
-)
-from mpt_bihalf.report.outcome import conclude
-from mpt_bihalf.sweep import Experiment, having, parse_rates, read_layers, read_records, read_trace, run_all
-from mpt_bihalf.sweep.experiment import refuse_dense
-from mpt_bihalf.training import Run
-from mpt_bihalf.training.record import LAYERS, TRACE
+with starting():
+    from dataclasses import dataclass
+
+    from mpt_bihalf.commandline import parse
+    from mpt_bihalf.files import output_folder, write_csv
+    from mpt_bihalf.methods import find_method
+    from mpt_bihalf.recipes import BIT_RATIO
+    from mpt_bihalf.report.bit_ratio import (
+        CLAIM,
+        bit_ratio_curves,
+        bit_ratio_finding,
+        bit_ratio_rows,
+        bit_ratio_runs,
+        bit_ratio_steps,
+        draw_bit_ratio,
+    )
+    from mpt_bihalf.report.outcome import conclude
+    from mpt_bihalf.sweep import Experiment, having, parse_rates, read_layers, read_records, read_trace, run_all
+    from mpt_bihalf.sweep.experiment import Axes, refuse_dense
+    from mpt_bihalf.training import Run
+    from mpt_bihalf.training.record import LAYERS, TRACE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,10 +43,10 @@ class BitRatio(Experiment):
         ratios = parse_rates(self.ratios, "ratios")
         data = [self.data] if self.data else recipe.varied.get("data", [recipe.data])
 
-        def vary(method: str) -> Iterator[dict[str, Any]]:
+        def vary(method: str) -> Axes:
             refuse_dense(method)
-            for one, ratio in product(data, ratios if find_method(method).balanced else [0.5]):
-                yield {"data": one, "p_pos": ratio}
+            own = ratios if find_method(method).balanced else [0.5]
+            return [[{"data": one} for one in data], [{"p_pos": ratio} for ratio in own]]
 
         return self.runs_of(vary)
 

@@ -1,27 +1,27 @@
 """What weight decay and learning-rate decay do to latent weights and flips (Fig. 3): python experiments/decay.py"""
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from itertools import product
-from typing import Any
+from mpt_bihalf.endings import run_command, starting
 
-from mpt_bihalf.commandline import parse, run_command
-from mpt_bihalf.files import output_folder, write_csv
-from mpt_bihalf.recipes import DECAY
-from mpt_bihalf.report.decay import (
-    CLAIM,
-    decay_curves,
-    decay_finding,
-    decay_rows,
-    decay_runs,
-    decay_steps,
-    draw_decay,
-)
-from mpt_bihalf.report.outcome import conclude
-from mpt_bihalf.sweep import Experiment, having, read_records, read_trace, run_all
-from mpt_bihalf.sweep.experiment import refuse_dense
-from mpt_bihalf.training import Run
-from mpt_bihalf.training.record import TRACE
+with starting():
+    from dataclasses import dataclass, field
+
+    from mpt_bihalf.commandline import parse
+    from mpt_bihalf.files import output_folder, write_csv
+    from mpt_bihalf.recipes import DECAY
+    from mpt_bihalf.report.decay import (
+        CLAIM,
+        decay_curves,
+        decay_finding,
+        decay_rows,
+        decay_runs,
+        decay_steps,
+        draw_decay,
+    )
+    from mpt_bihalf.report.outcome import conclude
+    from mpt_bihalf.sweep import Experiment, having, read_records, read_trace, run_all
+    from mpt_bihalf.sweep.experiment import Axes, refuse_dense
+    from mpt_bihalf.training import Run
+    from mpt_bihalf.training.record import TRACE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,10 +40,12 @@ class Decay(Experiment):
         """All runs, each once, trials innermost. Raises ValueError, naming the option at fault."""
         decays = self.weight_decays or self.chosen_recipe().varied["weight_decay"]
 
-        def vary(method: str) -> Iterator[dict[str, Any]]:
+        def vary(method: str) -> Axes:
             refuse_dense(method)
-            for decay, schedule in product(decays, ("constant", "cosine")):
-                yield {"weight_decay": decay, "schedule": schedule}
+            return [
+                [{"weight_decay": decay} for decay in decays],
+                [{"schedule": how} for how in ("constant", "cosine")],
+            ]
 
         return self.runs_of(vary)
 

@@ -1,11 +1,14 @@
 """Accuracy on ImageNet, W/A 1/1 (Table 3): python experiments/imagenet.py --recipe paper --data imagenet:PATH"""
 
-from dataclasses import dataclass
+from mpt_bihalf.endings import run_command, starting
 
-from mpt_bihalf.commandline import parse, run_command
-from mpt_bihalf.recipes import IMAGENET
-from mpt_bihalf.report.method_comparison import IMAGENET_CLAIM, conclude_comparison
-from mpt_bihalf.sweep.method_comparison import MethodComparison, compare_methods
+with starting():
+    from dataclasses import dataclass
+
+    from mpt_bihalf.commandline import parse
+    from mpt_bihalf.recipes import IMAGENET
+    from mpt_bihalf.report.method_comparison import IMAGENET_CLAIM, conclude_comparison
+    from mpt_bihalf.sweep.method_comparison import MethodComparison, compare_methods
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,34 +1,35 @@
 """What learning a mask brings over a random or a shuffled one: python experiments/mask_controls.py"""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import cache
-from itertools import product
-from typing import Any
+from mpt_bihalf.endings import run_command, starting
 
-import numpy as np
-import pandas as pd
-from tqdm import tqdm
+with starting():
+    from dataclasses import dataclass
+    from functools import cache
 
-from mpt_bihalf.commandline import parse, run_command
-from mpt_bihalf.files import output_folder
-from mpt_bihalf.methods import METHODS, find_method
-from mpt_bihalf.recipes import MASK_CONTROLS
-from mpt_bihalf.report.mask_controls import (
-    CLAIM,
-    draw_mask_controls,
-    mask_controls_curves,
-    mask_controls_finding,
-    mask_controls_rows,
-)
-from mpt_bihalf.report.outcome import conclude
-from mpt_bihalf.report.statistics import TOP1
-from mpt_bihalf.sweep import Experiment, parse_rates, read_records, run_all
-from mpt_bihalf.sweep.records import run_folder
-from mpt_bihalf.training import Run
-from mpt_bihalf.training.finished import evaluate_shuffled
-from mpt_bihalf.training.loop import load_run_data
-from mpt_bihalf.training.record import FINISHED, SHUFFLED
+    import numpy as np
+    import pandas as pd
+    from tqdm import tqdm
+
+    from mpt_bihalf.commandline import parse
+    from mpt_bihalf.files import output_folder
+    from mpt_bihalf.methods import METHODS, find_method
+    from mpt_bihalf.recipes import MASK_CONTROLS
+    from mpt_bihalf.report.mask_controls import (
+        CLAIM,
+        draw_mask_controls,
+        mask_controls_curves,
+        mask_controls_finding,
+        mask_controls_rows,
+    )
+    from mpt_bihalf.report.outcome import conclude
+    from mpt_bihalf.report.statistics import TOP1
+    from mpt_bihalf.sweep import Experiment, parse_rates, read_records, run_all
+    from mpt_bihalf.sweep.experiment import Axes
+    from mpt_bihalf.sweep.records import run_folder
+    from mpt_bihalf.training import Run
+    from mpt_bihalf.training.finished import evaluate_shuffled
+    from mpt_bihalf.training.loop import load_run_data
+    from mpt_bihalf.training.record import FINISHED, SHUFFLED
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,13 +48,15 @@ class MaskControls(Experiment):
         """All runs, each once, trials innermost. Raises ValueError, naming the option at fault."""
         rates = parse_rates(self.rates)
 
-        def vary(method: str) -> Iterator[dict[str, Any]]:
+        def vary(method: str) -> Axes:
             if find_method(method).trains != "scores":
                 those = ", ".join(name for name, known in METHODS.items() if known.trains == "scores")
                 raise ValueError(f"method {method!r} learns no mask; {those} do")
-            for rate, learn in product(rates, (True, False)):
-                # A mask that does not learn is the same after one epoch as after many.
-                yield {"prune_rate": rate, "learn_mask": learn} | ({} if learn else {"epochs": 1})
+            # A mask that does not learn is the same after one epoch as after many.
+            return [
+                [{"prune_rate": rate} for rate in rates],
+                [{"learn_mask": True}, {"learn_mask": False, "epochs": 1}],
+            ]
 
         return self.runs_of(vary)
 

@@ -1,8 +1,11 @@
 """Accuracy of each method on each network (Table 2): python experiments/method_comparison.py"""
 
-from mpt_bihalf.commandline import parse, run_command
-from mpt_bihalf.report.method_comparison import CLAIM, conclude_comparison
-from mpt_bihalf.sweep.method_comparison import MethodComparison, compare_methods
+from mpt_bihalf.endings import run_command, starting
+
+with starting():
+    from mpt_bihalf.commandline import parse
+    from mpt_bihalf.report.method_comparison import CLAIM, conclude_comparison
+    from mpt_bihalf.sweep.method_comparison import MethodComparison, compare_methods
 
 
 def main() -> None:

@@ -1,9 +1,12 @@
 """Accuracy against the fraction of pruned weights (Fig. 8): python experiments/prune_sweep.py --rates 0.1..0.9"""
 
-from mpt_bihalf.commandline import curves_command, parse, run_command
-from mpt_bihalf.files import output_folder, write_text
-from mpt_bihalf.report import draw_sweep, save_figure, sweep_table
-from mpt_bihalf.sweep import PruneSweep, noted, read_records, run_all, write_results
+from mpt_bihalf.endings import run_command, show, starting
+
+with starting():
+    from mpt_bihalf.commandline import curves_command, parse
+    from mpt_bihalf.files import output_folder, write_text
+    from mpt_bihalf.report import draw_sweep, save_figure, sweep_table
+    from mpt_bihalf.sweep import PruneSweep, noted, read_records, run_all, write_results
 
 
 def main() -> None:
@@ -17,10 +20,10 @@ def main() -> None:
     table = sweep_table(records)
     write_text(out / "table.txt", table + "\n")
     png, pdf = save_figure(draw_sweep(records), out / "prune_sweep")
-    print(f"\n{table}\n")
+    show(f"\n{table}\n")
     for note in noted(records):
-        print(f"{note}\n")
-    print(f"results: {results}\nfigure:  {png}, {pdf}\ncurves:  {curves_command(out / 'runs')}")
+        show(f"{note}\n")
+    show(f"results: {results}\nfigure:  {png}, {pdf}\ncurves:  {curves_command(out / 'runs')}")
 
 
 if __name__ == "__main__":

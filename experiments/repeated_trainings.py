@@ -1,21 +1,24 @@
 """Losses and accuracies over many trainings (Fig. 4): python experiments/repeated_trainings.py"""
 
-from dataclasses import dataclass
+from mpt_bihalf.endings import run_command, starting
 
-import pandas as pd
+with starting():
+    from dataclasses import dataclass
 
-from mpt_bihalf.commandline import parse, run_command
-from mpt_bihalf.files import output_folder
-from mpt_bihalf.recipes import REPEATED_TRAININGS
-from mpt_bihalf.report.outcome import conclude
-from mpt_bihalf.report.repeated_trainings import (
-    CLAIM,
-    draw_repeated_trainings,
-    repeated_trainings_curves,
-    repeated_trainings_finding,
-    repeated_trainings_rows,
-)
-from mpt_bihalf.sweep import Experiment, read_records, run_all, write_results
+    import pandas as pd
+
+    from mpt_bihalf.commandline import parse
+    from mpt_bihalf.files import output_folder
+    from mpt_bihalf.recipes import REPEATED_TRAININGS
+    from mpt_bihalf.report.outcome import conclude
+    from mpt_bihalf.report.repeated_trainings import (
+        CLAIM,
+        draw_repeated_trainings,
+        repeated_trainings_curves,
+        repeated_trainings_finding,
+        repeated_trainings_rows,
+    )
+    from mpt_bihalf.sweep import Experiment, read_records, run_all, write_results
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +34,7 @@ class RepeatedTrainings(Experiment):
 def main() -> None:
     options = parse(RepeatedTrainings, "Train the same network many times by each method; compare what comes out.")
     out = output_folder(options.out)
-    runs = options.runs_of(lambda method: [{}])
+    runs = options.runs_of()
     run_all(runs, out, options)
 
     records = read_records(out, runs)

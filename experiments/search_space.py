@@ -1,12 +1,15 @@
 """All binary weights of a small network and the boundaries they draw (Fig. 6): python experiments/search_space.py"""
 
-from dataclasses import dataclass
+from mpt_bihalf.endings import run_command, starting
 
-from mpt_bihalf.commandline import parse, run_command
-from mpt_bihalf.files import output_folder
-from mpt_bihalf.report.outcome import conclude
-from mpt_bihalf.report.search_space import CLAIM, draw_search_space, search_space_finding, search_space_rows
-from mpt_bihalf.search_space import enumerate_search_space
+with starting():
+    from dataclasses import dataclass
+
+    from mpt_bihalf.commandline import parse
+    from mpt_bihalf.files import output_folder
+    from mpt_bihalf.report.outcome import conclude
+    from mpt_bihalf.report.search_space import CLAIM, draw_search_space, search_space_finding, search_space_rows
+    from mpt_bihalf.search_space import enumerate_search_space
 
 
 @dataclass(frozen=True, kw_only=True)

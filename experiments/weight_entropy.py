@@ -1,23 +1,26 @@
 """The entropy of binary weights while training (Fig. 1a): python experiments/weight_entropy.py"""
 
-from dataclasses import dataclass
+from mpt_bihalf.endings import run_command, starting
 
-from mpt_bihalf.commandline import parse, run_command
-from mpt_bihalf.files import output_folder, write_csv
-from mpt_bihalf.recipes import WEIGHT_ENTROPY
-from mpt_bihalf.report.outcome import conclude
-from mpt_bihalf.report.weight_entropy import (
-    CLAIM,
-    draw_weight_entropy,
-    weight_entropy_curves,
-    weight_entropy_finding,
-    weight_entropy_layers,
-    weight_entropy_rows,
-    weight_entropy_runs,
-    weight_entropy_steps,
-)
-from mpt_bihalf.sweep import TracedExperiment, having, read_records, read_trace, run_all
-from mpt_bihalf.training.record import TRACE
+with starting():
+    from dataclasses import dataclass
+
+    from mpt_bihalf.commandline import parse
+    from mpt_bihalf.files import output_folder, write_csv
+    from mpt_bihalf.recipes import WEIGHT_ENTROPY
+    from mpt_bihalf.report.outcome import conclude
+    from mpt_bihalf.report.weight_entropy import (
+        CLAIM,
+        draw_weight_entropy,
+        weight_entropy_curves,
+        weight_entropy_finding,
+        weight_entropy_layers,
+        weight_entropy_rows,
+        weight_entropy_runs,
+        weight_entropy_steps,
+    )
+    from mpt_bihalf.sweep import TracedExperiment, having, read_records, read_trace, run_all
+    from mpt_bihalf.training.record import TRACE
 
 
 @dataclass(frozen=True, kw_only=True)

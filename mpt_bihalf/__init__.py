@@ -1,59 +1,77 @@
 """Binary lottery tickets: edge-popup masks with optimal-transport binarization, in PyTorch."""
 
-from . import measures
-from .activations import ACTIVATION_GRADIENTS, BinaryActivation
-from .bake import bake_weights
-from .binarizers import BINARIZERS
-from .bop import Bop, parameter_groups
-from .given_masks import fix_masks, start_scores
-from .gradients import LATENT_GRADIENTS, SCORE_GRADIENTS, Ede
-from .masks import MASKS, global_score_masks, score_mask
-from .methods import METHODS, Method
-from .models import MODELS, create_model
-from .parametrization import binary_layers, find_nan
-from .scales import SCALES
-from .transport import binarize
-from .weights import binarize_weights, binary_weights, forget, set_progress, set_prune_rate, shuffle_scores
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from . import measures as measures
+    from .activations import ACTIVATION_GRADIENTS as ACTIVATION_GRADIENTS
+    from .activations import BinaryActivation as BinaryActivation
+    from .bake import bake_weights as bake_weights
+    from .binarizers import BINARIZERS as BINARIZERS
+    from .bop import Bop as Bop
+    from .bop import parameter_groups as parameter_groups
+    from .given_masks import fix_masks as fix_masks
+    from .given_masks import start_scores as start_scores
+    from .gradients import LATENT_GRADIENTS as LATENT_GRADIENTS
+    from .gradients import SCORE_GRADIENTS as SCORE_GRADIENTS
+    from .gradients import Ede as Ede
+    from .masks import MASKS as MASKS
+    from .masks import global_score_masks as global_score_masks
+    from .masks import score_mask as score_mask
+    from .methods import METHODS as METHODS
+    from .methods import Method as Method
+    from .models import MODELS as MODELS
+    from .models import create_model as create_model
+    from .parametrization import binary_layers as binary_layers
+    from .parametrization import find_nan as find_nan
+    from .scales import SCALES as SCALES
+    from .tickets import load_ticket as load_ticket
+    from .tickets import save_ticket as save_ticket
+    from .tickets import ticket_weights as ticket_weights
+    from .transport import binarize as binarize
+    from .weights import binarize_weights as binarize_weights
+    from .weights import binary_weights as binary_weights
+    from .weights import forget as forget
+    from .weights import set_progress as set_progress
+    from .weights import set_prune_rate as set_prune_rate
+    from .weights import shuffle_scores as shuffle_scores
 
 __version__ = "0.1.0"
 
-__all__ = [
-    "ACTIVATION_GRADIENTS",
-    "BINARIZERS",
-    "LATENT_GRADIENTS",
-    "MASKS",
-    "METHODS",
-    "MODELS",
-    "SCALES",
-    "SCORE_GRADIENTS",
-    "BinaryActivation",
-    "Bop",
-    "Ede",
-    "Method",
-    "bake_weights",
-    "binarize",
-    "binarize_weights",
-    "binary_layers",
-    "binary_weights",
-    "create_model",
-    "find_nan",
-    "fix_masks",
-    "forget",
-    "global_score_masks",
-    "measures",
-    "parameter_groups",
-    "score_mask",
-    "set_progress",
-    "set_prune_rate",
-    "shuffle_scores",
-    "start_scores",
-]
+# Where each name comes from. It is fetched when it is asked for: torch takes seconds to import, in which a command must
+# be able to end in one line.
+_HOMES = {
+    "activations": ["ACTIVATION_GRADIENTS", "BinaryActivation"],
+    "bake": ["bake_weights"],
+    "binarizers": ["BINARIZERS"],
+    "bop": ["Bop", "parameter_groups"],
+    "given_masks": ["fix_masks", "start_scores"],
+    "gradients": ["LATENT_GRADIENTS", "SCORE_GRADIENTS", "Ede"],
+    "masks": ["MASKS", "global_score_masks", "score_mask"],
+    "methods": ["METHODS", "Method"],
+    "models": ["MODELS", "create_model"],
+    "parametrization": ["binary_layers", "find_nan"],
+    "scales": ["SCALES"],
+    "tickets": ["load_ticket", "save_ticket", "ticket_weights"],
+    "transport": ["binarize"],
+    "weights": ["binarize_weights", "binary_weights", "forget", "set_progress", "set_prune_rate", "shuffle_scores"],
+}
+_HOME = {name: module for module, names in _HOMES.items() for name in names}
+
+__all__ = ["measures", *_HOME]  # noqa: PLE0604
 
 
 def __getattr__(name: str) -> object:
-    # What they need of the training takes a second to import.
-    if name in ("load_ticket", "save_ticket", "ticket_weights"):
-        from . import tickets
-
-        return getattr(tickets, name)
+    if name in _HOME:
+        return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    if not name.startswith("_") and find_spec(f"{__name__}.{name}"):
+        return import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
-import argparse
-import gc
-import json
-import shutil
-import sys
-import time
-from contextlib import nullcontext, suppress
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from .endings import one_line, run_command, show, starting, tell
 
-from .commandline import Parser, curves_command, one_line, run_command
-from .files import output_folder, refuse_links
-from .sweep.claim import claimed
-from .sweep.shown import Shown
-from .sweep.status import OVER, status_json, status_text, survey
-from .tickets.command import add_ticket
-from .training import Run, train
-from .training.loop import check_begins, check_fits, check_network, load_run_data, what_stays_real
-from .training.recorded_data import check_asked, check_data, has_begun
+with starting():
+    import argparse
+    import gc
+    import json
+    import shutil
+    import sys
+    import time
+    from contextlib import suppress
+    from dataclasses import dataclass
+    from typing import Any
+
+    from .commandline import Parser, curves_command, path_argument
+    from .files import output_folder, refuse_links
+    from .signals import Stopped
+    from .sweep.claim import claimed
+    from .sweep.shown import Shown
+    from .sweep.status import OVER, status_json, status_text, survey
+    from .tickets.command import add_ticket
+    from .training import Run, train
+    from .training.loop import check_begins, check_fits, check_network, load_run_data, what_stays_real
+    from .training.recorded_data import check_asked, check_data, has_begun
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,42 +92,48 @@ def do_train(options: Any) -> None:
     check_data(folder, run, dataset.digest)
     for note in (dataset.left_out, what_stays_real(run, model)):
         if note:
-            print(note, file=sys.stderr)
+            tell(note)
     with claimed(folder) as ours:
         if not ours:
             raise ValueError(f"another process is doing this run: {folder}")
         result = train(run, folder, dataset)
-    print(json.dumps(result, indent=2))
+    show(json.dumps(result, indent=2))
     if "note" in result:
-        print(f"note:   {one_line(result['note'])}")
-    print(f"run:    {folder}\ncurves: {curves_command(folder)}")
+        show(f"note:   {one_line(result['note'])}")
+    show(f"run:    {folder}\ncurves: {curves_command(folder)}")
 
 
 def show_status(options: Any) -> None:
     """Show how a sweep stands, once or again and again until it is done."""
     if options.watch and options.json:
         raise ValueError("--watch draws a screen and --json is for programs: choose one")
-    with suppress(KeyboardInterrupt) if options.watch else nullcontext():  # which is how one ends looking
+    try:
         while True:
             found = survey(options.out)
             screen = shutil.get_terminal_size((100, 50))
             text = json.dumps(status_json(found)) if options.json else status_text(found, *screen)
-            print("\x1b[H\x1b[2J" * (bool(options.watch) and sys.stdout.isatty()) + text, flush=True)
+            if options.watch and sys.stdout.isatty():
+                sys.stdout.write("\x1b[H\x1b[2J")
+            show(text)
             if not options.watch or all(status.state in OVER for status in found.runs):
                 return
             time.sleep(options.watch)
+    except KeyboardInterrupt as stop:
+        if not options.watch or isinstance(stop, Stopped):  # an interrupt is how one ends looking
+            raise
 
 
 def write_report(options: Any) -> None:
     """Print and write what the sweep's results are."""
-    from .report.sweep_report import sweep_report  # with matplotlib, half a second that no other command needs
+    with starting():
+        from .report.sweep_report import sweep_report  # with matplotlib, half a second that no other command needs
 
     columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
     sweep_report(survey(options.out), options.shown, columns)
 
 
 def _add_folder(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("out", type=Path, metavar="OUT", help="the sweep's folder, which its --out gave")
+    parser.add_argument("out", type=path_argument, metavar="OUT", help="the sweep's folder, which its --out gave")
 
 
 def _seconds(text: str) -> float:

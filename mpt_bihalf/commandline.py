@@ -1,22 +1,18 @@
-"""From a typed dataclass to a command line, and from an error to one line and exit status 2."""
+"""From a typed dataclass to a command line."""
 
 from __future__ import annotations
 
 import argparse
-import os
-import select
 import shlex
-import signal
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import simple_parsing
 from simple_parsing.helpers.custom_actions import BooleanOptionalAction
 
-from .distributed import PartFailed, first_to_tell, lead
-from .signals import raise_when_terminated
+from .endings import fail
+from .files import expanded
 
 Options = TypeVar("Options", bound=Any)
 
@@ -77,23 +73,6 @@ class _Help(argparse.HelpFormatter):
         return super()._format_args(action, default_metavar)
 
 
-class CommandFailed(Exception):
-    """A command could not do all that it was asked for, by no fault of who asked: one line and exit status 1."""
-
-
-def fail(message: str, status: int = 2) -> NoReturn:
-    """One line on standard error, and the exit status, 2 for what a user can mend."""
-    print("error: " + one_line(message, 2000), file=sys.stderr)
-    sys.exit(status)
-
-
-def one_line(text: object, longest: int = 200) -> str:
-    """Foreign text as a line may show it: without line breaks or anything else that would steer the terminal."""
-    text = str(text)[: 10 * longest]
-    plain = " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
-    return plain if len(plain) <= longest else plain[: longest - 1] + "…"
-
-
 def parse(options: type[Options], description: str, arguments: list[str] | None = None) -> Options:
     """The options as the command line gives them; a bad one ends the program with one line and exit status 2."""
     parser = Parser(description=description)
@@ -101,35 +80,14 @@ def parse(options: type[Options], description: str, arguments: list[str] | None 
     return parser.parse_args(arguments).options
 
 
+def path_argument(text: str) -> Path:
+    """The path that an argument gives, for a parser, which tells where it cannot be."""
+    try:
+        return expanded(text)
+    except ValueError as fault:
+        raise argparse.ArgumentTypeError(str(fault)) from None
+
+
 def curves_command(folder: Path) -> str:
     """What to type to see the TensorBoard curves below this folder."""
     return shlex.join([sys.executable, "-m", "tensorboard.main", "--logdir", str(folder)])
-
-
-def run_command(command: Callable[[], object]) -> None:
-    """Run a command; what a user can mend ends it in one line and exit status 2, a signal with 128 and its number."""
-    if sys.stderr is None:  # closed by who started it: what is told goes nowhere, and into no file either
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-        sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115
-    try:
-        with raise_when_terminated():
-            lead(command)
-        sys.stdout.flush()
-    except (CommandFailed, PartFailed) as fault:
-        fail(str(fault), status=1)
-    except KeyboardInterrupt as stop:
-        if first_to_tell():
-            print(f"interrupted: {str(stop) or 'the same command goes on from here'}", file=sys.stderr)
-        sys.exit(128 + getattr(stop, "signum", signal.SIGINT))
-    except (ValueError, OSError) as fault:
-        if isinstance(fault, BrokenPipeError) and _nobody_reads():
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still to be flushed
-            sys.exit(1)
-        fail(str(fault))
-
-
-def _nobody_reads() -> bool:
-    """Whether standard output is a pipe whose reader has seen enough and is gone."""
-    poll = select.poll()
-    poll.register(sys.stdout, 0)
-    return any(event & select.POLLERR for _, event in poll.poll(0))

@@ -110,6 +110,14 @@ def parse_json(content: bytes, path: Path) -> Any:
         raise ValueError(f"{path} is nested too deeply") from None
 
 
+def expanded(path: str | os.PathLike[str]) -> Path:
+    """The path with its `~` or `~USER` looked up. ValueError where no such home folder is known."""
+    found = Path(os.path.expanduser(path))
+    if found.parts[:1] and found.parts[0].startswith("~"):
+        raise ValueError(f"no home folder is known for {found.parts[0]!r}: give the path in full, or as './{found}'")
+    return found
+
+
 def output_folder(name: str) -> Path:
     """The folder that output goes to, which need not exist. ValueError where it cannot become a folder."""
     try:
@@ -118,7 +126,7 @@ def output_folder(name: str) -> Path:
         raise ValueError(f"the output folder {name!r} must have a name in UTF-8") from None
     if not name.strip() or "\0" in name:
         raise ValueError(f"the output folder needs a name, not {name!r}")
-    folder = Path(os.path.expanduser(name))
+    folder = expanded(name)
     for place in (folder, *folder.absolute().parents):
         if place.exists():
             if not place.is_dir():

@@ -19,7 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from mpt_bihalf import MODELS
 from mpt_bihalf.__main__ import main
-from mpt_bihalf.commandline import run_command
+from mpt_bihalf.endings import run_command
 from mpt_bihalf.models.design import Network
 from mpt_bihalf.sweep.claim import claimed
 from mpt_bihalf.sweep.plan import write_plan
@@ -351,6 +351,17 @@ def test_status_is_drawn_again_until_the_sweep_is_done(tmp_path: Path) -> None:
     assert "1 done (of 1)" in watching.stdout.read()
     watching.stdout.close()
     assert watching.wait() == 0
+
+
+@pytest.mark.parametrize(("signum", "status"), [(signal.SIGINT, 0), (signal.SIGTERM, 143)])
+def test_an_interrupt_ends_looking_and_termination_is_told(tmp_path: Path, signum: int, status: int) -> None:
+    write_plan(tmp_path, [Run(method="mpt-sign", epochs=1, device="cpu", threads=1)])
+    watching = subprocess.Popen([*COMMAND, "status", str(tmp_path), "--watch"], stdout=subprocess.PIPE, text=True)
+    assert watching.stdout is not None
+    watching.stdout.readline()
+    watching.send_signal(signum)
+    watching.stdout.close()
+    assert watching.wait() == status
 
 
 @pytest.mark.parametrize(

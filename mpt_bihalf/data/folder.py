@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from ..files import expanded
 from . import cache
 from .dataset import DataError, Dataset, ImageSet, resize
 from .decoding import image_endings, read_image
@@ -111,7 +112,7 @@ def list_parts(path: Path) -> Parts:
 
     Raises DataError where a part is missing or empty, or the classes of the two differ.
     """
-    path = Path(os.path.abspath(os.path.expanduser(path)))
+    path = Path(os.path.abspath(expanded(path)))
     found = Parts(path)
     test = "test" if os.path.isdir(path / "test") or not os.path.isdir(path / "val") else "val"
     classes, found.train = _list(found, "train")

@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+from ..files import expanded
 from .cifar import cifar10_is_here, cifar100_is_here, load_cifar10, load_cifar100
 from .dataset import DataError, Dataset
 from .digits import load_digits
@@ -19,6 +20,9 @@ from .imagenet import imagenet_is_here, load_imagenet, load_imagenet_from
 from .locations import data_folder
 
 Loader = Callable[[Path, int | None], Dataset]
+
+# Data sets that come with a library, so that no folder is looked at.
+EMBEDDED = ("digits",)
 
 DATASETS: dict[str, Loader] = {
     "digits": load_digits,
@@ -70,7 +74,7 @@ def is_here(name: str, data_root: str | None = None) -> bool:
     """Whether the data set of that name lies where it is looked for, whole or not, so that nothing is downloaded."""
     path = name.partition(":")[2]
     if path:
-        return os.path.isdir(os.path.expanduser(path))
+        return os.path.isdir(expanded(path))
     look = IS_HERE.get(name)
     return look is None or look(data_folder(data_root))
 
@@ -96,4 +100,6 @@ def load_dataset(name: str, data_root: str | None = None, image_size: int | None
     if image_size is not None and image_size < 1:
         raise DataError(f"image_size {image_size} must be 1 or more")
     prefix, _, path = name.partition(":")
-    return FOLDERS[prefix](Path(path), image_size) if path else DATASETS[name](data_folder(data_root), image_size)
+    if path:
+        return FOLDERS[prefix](Path(path), image_size)
+    return DATASETS[name](Path() if name in EMBEDDED else data_folder(data_root), image_size)

@@ -1,6 +1,18 @@
 """Tables and figures from records."""
 
-from .figures import draw_sweep, save_figure
+from typing import TYPE_CHECKING
+
 from .tables import summarise_trials, sweep_table
 
+if TYPE_CHECKING:
+    from .figures import draw_sweep, save_figure
+
 __all__ = ["draw_sweep", "save_figure", "summarise_trials", "sweep_table"]
+
+
+def __getattr__(name: str) -> object:
+    if name in ("draw_sweep", "save_figure"):
+        from . import figures  # with matplotlib, a quarter of a second that few commands need
+
+        return getattr(figures, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

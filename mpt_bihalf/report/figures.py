@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from ..commandline import one_line
+from ..endings import one_line
 from ..files import write_whole
 from .tables import (
     PRUNING,

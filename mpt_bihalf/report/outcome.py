@@ -13,6 +13,7 @@ from tabulate import tabulate
 from torch.utils.tensorboard import SummaryWriter
 
 from ..commandline import curves_command
+from ..endings import show
 from ..files import write_csv, write_text
 from .figures import save_figure
 
@@ -37,9 +38,9 @@ def conclude(
     table = write_table(out / name, rows)
     png, pdf = save_figure(figure, out / name)
     write_curves(out / "curves", curves)
-    print(f"\n{table}\n\nmeasured: {finding}\npaper:    {claim}\n")
-    print(f"table:    {out / name}.csv, .txt, .md, .tex\nfigure:   {png}, {pdf}")
-    print(f"curves:   {curves_command(out if runs else out / 'curves')}")
+    show(f"\n{table}\n\nmeasured: {finding}\npaper:    {claim}\n")
+    show(f"table:    {out / name}.csv, .txt, .md, .tex\nfigure:   {png}, {pdf}")
+    show(f"curves:   {curves_command(out if runs else out / 'curves')}")
 
 
 def write_table(path: Path, rows: Rows) -> str:

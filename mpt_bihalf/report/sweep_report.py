@@ -10,8 +10,8 @@ from typing import Any
 import pandas as pd
 from pandas.api.types import is_bool_dtype, is_numeric_dtype
 
-from ..commandline import one_line
 from ..data import short_data
+from ..endings import one_line, show
 from ..files import output_folder, write_csv, write_text
 from ..sweep.experiment import words
 from ..sweep.records import named_nothing, noted, record
@@ -64,10 +64,10 @@ def sweep_report(found: Survey, shown: Shown, columns: int | None = None) -> Non
         write_csv(path.with_name(path.name + ".csv"), long_rows(frame, view))
         png, pdf = save_figure(draw_sweep(frame, view, unfinished), path)
     finally:  # where nothing can be written, it can be read
-        print("\n\n".join(f"{table.title}\n{table.text(columns=columns)}" for table in tables) + "\n")
+        show("\n\n".join(f"{table.title}\n{table.text(columns=columns)}" for table in tables) + "\n")
         if notes:
-            print("\n".join(notes) + "\n")
-    print(f"tables: {path}.txt, .csv, .md, .tex\nfigure: {png}, {pdf}")
+            show("\n".join(notes) + "\n")
+    show(f"tables: {path}.txt, .csv, .md, .tex\nfigure: {png}, {pdf}")
 
 
 def records_of(found: Survey) -> pd.DataFrame:

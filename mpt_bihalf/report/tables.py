@@ -9,8 +9,8 @@ from typing import Any
 import pandas as pd
 from tabulate import tabulate
 
-from ..commandline import one_line
 from ..data import short_data
+from ..endings import one_line
 from ..methods import METHODS, Method
 from ..training import Run
 from ..training.config import WHERE

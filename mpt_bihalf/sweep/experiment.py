@@ -2,9 +2,10 @@
 
 # No postponed annotations: simple_parsing looks for their names in the module of the base class.
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
+from math import prod
 from typing import Any, ClassVar
 
 from ..methods import find_method
@@ -12,8 +13,12 @@ from ..recipes import Recipe
 from ..training import Run
 from ..training.config import cores_for
 from .engines import EngineOptions, check_engine
+from .plan import MOST_RUNS
 
 MOST_TRIALS = 10_000
+
+# What is varied, each by itself: an axis is a list of settings, as fields of a run.
+Axes = Sequence[Sequence[dict[str, Any]]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,10 +63,10 @@ class Experiment(EngineOptions):
     out: str = "runs"
     """folder for runs, tables and figures"""
 
-    def runs_of(self, vary: Callable[[str], Iterable[dict[str, Any]]]) -> list[Run]:
-        """All runs, each once, trials innermost; `vary` gives the settings of a method, as fields of a run.
+    def runs_of(self, vary: Callable[[str], Axes] = lambda method: ()) -> list[Run]:
+        """All runs, each once, trials innermost; `vary` gives the axes of a method, the last one varied fastest.
 
-        Raises ValueError, naming the option at fault.
+        Raises ValueError, naming the option at fault, and for more than `MOST_RUNS` before any is made.
         """
         check_engine(self)
         recipe = self.chosen_recipe()
@@ -83,9 +88,16 @@ class Experiment(EngineOptions):
         if not settings.get("threads"):
             settings["threads"] = 1 if self.chosen == "ray" else cores_for(self.jobs or 1)
         models, methods = words(self.models) or recipe.models, words(self.methods) or recipe.methods
+        axes = {method: vary(method) for method in methods}
+        count = len(models) * sum(prod(map(len, axes[method])) for method in methods) * trials
+        if count > MOST_RUNS:
+            raise ValueError(
+                f"the grid has {count:,} runs, and {MOST_RUNS:,} are the most: give fewer values, or split it"
+            )
         found: dict[Run, None] = {}
         for model, method in product(models, methods):
-            for changes in vary(method):
+            for point in product(*axes[method]):
+                changes = {name: value for setting in point for name, value in setting.items()}
                 own = {**recipe.of_model.get(model, {}), **recipe.of_method.get(method, {}), **given}
                 run = Run(**{**settings, **own, **changes, "model": model, "method": method})
                 for trial in range(trials):

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
 import pandas as pd
 
+from ..endings import show
 from ..files import output_folder, write_csv
 from ..recipes import METHOD_COMPARISON
 from ..training import Run
@@ -53,7 +52,7 @@ class MethodComparison(Experiment):
 
     def runs(self) -> list[Run]:
         """The trials of all arms, as they are without tuning. Raises ValueError, naming the option at fault."""
-        return self.runs_of(self._own)
+        return self.runs_of(lambda method: [self._own(method)])
 
     def tuning_runs(self) -> list[Run]:
         """The runs that the tuning looks at: every point of the grid for each arm. Raises ValueError as `runs`."""
@@ -62,11 +61,9 @@ class MethodComparison(Experiment):
         # Past every seed that a trial may have, so that more trials later find the same choice made.
         apart = replace(self, trials=self.tune_trials, seed=self.seed + MOST_TRIALS)
 
-        def vary(method: str) -> Iterator[dict[str, Any]]:
-            for own, lr, weight_decay in product(self._own(method), self.tune_lrs, self.tune_weight_decays):
-                yield {**own, "lr": lr, "weight_decay": weight_decay, "holdout": HOLDOUT}
-
-        return apart.runs_of(vary)
+        tried = zip(TUNED, (self.tune_lrs, self.tune_weight_decays), strict=True)
+        grid = [[{name: value} for value in values] for name, values in tried]
+        return apart.runs_of(lambda method: [self._own(method), *grid, [{"holdout": HOLDOUT}]])
 
     def _own(self, method: str) -> list[dict[str, Any]]:
         scale = {"scale": self.irnet_scale} if method == "irnet" and self.irnet_scale else {}
@@ -116,6 +113,6 @@ def compare_methods(options: MethodComparison) -> tuple[Path, list[dict[str, Any
     if options.tune:
         runs, scores = tune(runs, options.tuning_runs(), out, options)
         write_csv(out / "tuning.csv", scores.to_dict("records"))
-        print(f"tuning:   {out / 'tuning.csv'}")
+        show(f"tuning:   {out / 'tuning.csv'}")
     run_all(runs, out, options)
     return out, read_records(out, runs)

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from decimal import Decimal, InvalidOperation
-from itertools import product
 from typing import Any, get_type_hints
 
 from ..methods import find_method
 from ..recipes import PRUNE_SWEEP
 from ..training import Run
-from .experiment import Experiment, words
+from .experiment import Axes, Experiment, words
 
 # Fields of a run that a sweep has options of its own for.
 OPTION_OF = {"prune_rate": "--rates", "model": "--models", "method": "--methods", "seed": "--seed and --trials"}
@@ -43,11 +41,11 @@ class PruneSweep(Experiment):
         self.chosen_recipe()
         rates = parse_rates(self.rates)
         common = {"scope": self.scope, "skip": tuple(words(self.skip))}
-        points = grid_points(self.grid)
+        axes = grid_axes(self.grid)
 
-        def vary(method: str) -> Iterator[dict[str, Any]]:
-            for point, rate in product(points, rates if find_method(method).mask is not None else [0.0]):
-                yield {**common, **point, "prune_rate": rate}
+        def vary(method: str) -> Axes:
+            own = rates if find_method(method).mask is not None else [0.0]
+            return [[common], *axes, [{"prune_rate": rate} for rate in own]]
 
         return self.runs_of(vary)
 
@@ -95,11 +93,11 @@ def _decimal(part: str, told: str) -> Decimal:
     return value
 
 
-def grid_points(grid: list[str]) -> list[dict[str, Any]]:
-    """The combinations of `field=value,value` entries, as fields of a run. ValueError for a field or value unknown."""
+def grid_axes(grid: list[str]) -> Axes:
+    """An axis for each entry `field=value,value`. ValueError for a field or value unknown."""
     types = get_type_hints(Run)
     names = [item.name for item in fields(Run)]
-    axes: dict[str, list[Any]] = {}
+    axes: dict[str, list[dict[str, Any]]] = {}
     for entry in grid:
         name, equals, values = entry.partition("=")
         name = name.strip().replace("-", "_")
@@ -111,8 +109,8 @@ def grid_points(grid: list[str]) -> list[dict[str, Any]]:
             raise ValueError(f"grid {entry!r}: a run has no field {name!r}; it has {', '.join(names)}")
         if name in axes:
             raise ValueError(f"grid {entry!r}: {name} is given twice")
-        axes[name] = [_as_type(types[name], value.strip(), entry) for value in values.split(",")]
-    return [dict(zip(axes, point, strict=True)) for point in product(*axes.values())]
+        axes[name] = [{name: _as_type(types[name], value.strip(), entry)} for value in values.split(",")]
+    return list(axes.values())
 
 
 def _as_type(kind: Any, text: str, entry: str) -> Any:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import sys
 from collections.abc import Iterable
 from contextlib import suppress
 from math import isfinite
@@ -13,9 +12,8 @@ from typing import Any
 
 import pandas as pd
 from pandas.api.types import is_numeric_dtype
-from tqdm import tqdm
 
-from ..commandline import one_line
+from ..endings import one_line, tell
 from ..files import parse_json, read_json, write_csv
 from ..methods import METHODS
 from ..sums import read_whole
@@ -133,7 +131,7 @@ def _read_rows(out: Path, runs: list[Run], name: str) -> pd.DataFrame:
             ended = (read_result(folder, run) or {}).get("status") == FINISHED
             if ended and (run.trace or name != TRACE):
                 why = "" if isinstance(fault, FileNotFoundError) else f" ({fault})"
-                tqdm.write(f"{run.name}: {name} is missing{why}, and the run is left out", file=sys.stderr)
+                tell(f"{run.name}: {name} is missing{why}, and the run is left out")
             continue
         frames.append(frame.assign(run=run.name, **{field: getattr(run, field) for field in SETTING}))
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
@@ -10,9 +9,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from ..data.digest import DataDigest
+from ..endings import tell
 from ..files import refuse_links, write_json
 from ..sums import SUMS, Damaged, read_sums, read_whole, write_summed
 from ..training import Run
@@ -168,4 +166,4 @@ def _put_aside(folder: Path, out: Path, run: Run) -> None:
 
 def _tell(run: Run, lines: Sequence[str]) -> None:
     for line in lines:
-        tqdm.write(f"{run.name}: {line}", file=sys.stderr)
+        tell(f"{run.name}: {line}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Sequence
 from contextlib import closing
@@ -12,8 +11,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from ..commandline import CommandFailed, one_line
 from ..data import is_here, load_dataset
+from ..endings import CommandFailed, one_line, show, tell
 from ..training import Progress, Run
 from ..training.loop import check_begins, check_fits, check_network, show_progress, what_stays_real
 from ..training.recorded_data import check_asked, has_begun, refuse_other_data
@@ -48,12 +47,12 @@ def run_all(runs: list[Run], out: Path, options: EngineOptions | None = None, ne
     missing = [run for run in runs if not is_done(run, out, needs, again=_data_of(run) in digests)]
     missing = [replace(run, data_digest=digests.get(_data_of(run), "")) for run in missing]
     if not missing:
-        print(f"{len(runs)} of {len(runs)} runs are done already")
+        show(f"{len(runs)} of {len(runs)} runs are done already")
         return
     engine = make_engine(out, missing, options)
     write_plan(out, runs)
     if len(missing) < len(runs):
-        print(f"{len(runs) - len(missing)} of {len(runs)} runs are done already")
+        show(f"{len(runs) - len(missing)} of {len(runs)} runs are done already")
     failures: list[Outcome] = []
     with _Bars(len(runs), len(runs) - len(missing)) as bars:
         while missing:
@@ -125,7 +124,7 @@ def _check(runs: list[Run], missing: list[Run], out: Path, needs: Sequence[str])
         if of not in wanted and not needs and not any(recorded[run] or run.data_digest for run in seen):
             continue
         if of not in wanted and not is_here(name, root or None):
-            _tell(f"{name} is not there: what its runs came to is shown, and their data are not compared")
+            tell(f"{name} is not there: what its runs came to is shown, and their data are not compared")
             continue
         dataset = load_dataset(name, root or None, image_size or None)
         digests[of] = dataset.digest.sha256
@@ -141,22 +140,18 @@ def _check(runs: list[Run], missing: list[Run], out: Path, needs: Sequence[str])
             if told and has_begun(folder):
                 refuse_other_data(folder, run, told, dataset.digest)
         if dataset.left_out:
-            _tell(dataset.left_out)
+            tell(dataset.left_out)
     for note in filter(None, notes):
-        _tell(note)
+        tell(note)
     done = set(runs) - set(missing)
     unknown = sum(not recorded[run] for run in done)
     if unknown:
-        _tell(f"{unknown:,} of {len(done):,} done runs are older, or damaged, and do not tell what data they saw")
+        tell(f"{unknown:,} of {len(done):,} done runs are older, or damaged, and do not tell what data they saw")
     return digests
 
 
 def _data_of(run: Run) -> Data:
     return run.data, run.data_root, run.image_size
-
-
-def _tell(line: str) -> None:
-    tqdm.write(line, file=sys.stderr)
 
 
 class _Bars:

@@ -16,7 +16,7 @@ from typing import Any
 
 from tabulate import tabulate
 
-from ..commandline import one_line
+from ..endings import one_line
 from ..files import read_json, read_text
 from ..training import Run
 from ..training.record import FINISHED, RESULT

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from ..parametrization import binary_layers
 from ..training import Run
 from ..training.loop import check_network
-from .experiment import Experiment, refuse_dense
+from .experiment import Axes, Experiment, refuse_dense
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,9 +20,9 @@ class TracedExperiment(Experiment):
     def runs(self) -> list[Run]:
         """All runs, each once, trials innermost. Raises ValueError, naming the option at fault."""
 
-        def vary(method: str) -> list[dict[str, Any]]:
+        def vary(method: str) -> Axes:
             refuse_dense(method)
-            return [{}]
+            return ()
 
         runs = self.runs_of(vary)
         for run in {run.model: run for run in runs if self.layer}.values():

@@ -8,8 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-
+from ..endings import wants_memory
 from ..files import refuse_links, remove_leftovers, write_json
 from ..training import Run, train
 from ..training.loop import Tell, kept_data
@@ -58,7 +57,6 @@ def failed(run: Run, out: Path, error: str, trace: str = "") -> Outcome:
 
 def _told(fault: Exception) -> str:
     text = str(fault) or type(fault).__name__
-    memory = isinstance(fault, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in text
-    if memory:
+    if wants_memory(fault):
         return f"out of memory: {text}"
     return text if isinstance(fault, OSError | ValueError) else f"{type(fault).__name__}: {text}"

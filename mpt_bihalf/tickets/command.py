@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from signal import SIGINT
@@ -12,9 +11,10 @@ from typing import Any, cast
 
 import torch
 
-from ..commandline import CommandFailed, Parser, one_line
+from ..commandline import Parser, path_argument
 from ..data import load_dataset
 from ..devices import HOST, pick_device
+from ..endings import CommandFailed, one_line, show, tell
 from ..signals import Stopped
 from ..sweep.records import is_number
 from ..training.finished import evaluate_test
@@ -49,8 +49,8 @@ def add_ticket(commands: Any) -> None:
         "Its checkpoint and its data must be there. A file that is there already is replaced.",
         "e.g. python -m mpt_bihalf ticket make runs/conv4-digits-mpt-bihalf-pruned0.9-seed0-HASH -o conv4.ticket",
     )
-    make.add_argument("run", type=Path, metavar="RUN", help="the run's folder, which train and sweeps name")
-    make.add_argument("-o", "--out", type=Path, required=True, metavar="FILE", help="the ticket to write")
+    make.add_argument("run", type=path_argument, metavar="RUN", help="the run's folder, which train and sweeps name")
+    make.add_argument("-o", "--out", type=path_argument, required=True, metavar="FILE", help="the ticket to write")
     make.add_argument("--form", choices=FORMS, default="bits", help="bits: masks and signs; seed: masks alone, where "
                       "signs follow from the run's seed (mpt methods), for a torch that draws the same")  # fmt: skip
     make.add_argument("--note", default="", help="words of your own to keep in the file")
@@ -80,7 +80,9 @@ def add_ticket(commands: Any) -> None:
     verify.add_argument("--data", metavar="DATA", help="score it on the test images of these data, as --data of train; "
                         "by the ticket's mean, std and class names, if it has them")  # fmt: skip
     verify.add_argument("--data-root", metavar="PATH", help="where data sets lie or are downloaded to")
-    verify.add_argument("--run", type=Path, metavar="RUN", help="compare with the network of this run, bit by bit")
+    verify.add_argument(
+        "--run", type=path_argument, metavar="RUN", help="compare with the network of this run, bit by bit"
+    )
 
     export = _add(
         kinds,
@@ -93,8 +95,8 @@ def add_ticket(commands: Any) -> None:
         "e.g. python -m mpt_bihalf ticket export conv4.ticket --onnx conv4.onnx --fold",
     )
     _add_file(export)
-    export.add_argument("--onnx", type=Path, metavar="FILE", help="write an ONNX file")
-    export.add_argument("--torch", type=Path, metavar="FILE", help="write a program of torch.export (.pt2)")
+    export.add_argument("--onnx", type=path_argument, metavar="FILE", help="write an ONNX file")
+    export.add_argument("--torch", type=path_argument, metavar="FILE", help="write a program of torch.export (.pt2)")
     export.add_argument("--fold", action="store_true", default=None, help="first fold batch norms and remove dead "
                         "filters and channels; tells by how much outputs differ, which is rounding")  # fmt: skip
 
@@ -147,29 +149,29 @@ def do_make(options: Any) -> None:
     """Make a ticket of a run."""
     _check_place(options.out)
     write_ticket(run_ticket(options.run, options.note), options.out, options.form)
-    print(size_table(options.out).rows[-1][-1] + f" times smaller than float32: {options.out}")
+    show(size_table(options.out).rows[-1][-1] + f" times smaller than float32: {options.out}")
 
 
 def do_show(options: Any) -> None:
     """Show what a ticket is."""
     ticket = read_ticket(options.ticket)
     if options.json:
-        print(json.dumps({"architecture": ticket.architecture, "about": ticket.about}, indent=2))
+        show(json.dumps({"architecture": ticket.architecture, "about": ticket.about}, indent=2))
         return
     for line in _about(ticket):
-        print(one_line(line, 1000))
+        show(one_line(line, 1000))
     table = size_table(options.ticket)
-    print(f"\n{table.title}\n{table.text()}")
+    show(f"\n{table.title}\n{table.text()}")
 
 
 def do_verify(options: Any) -> None:
     """Check a ticket."""
     ticket = read_ticket(options.ticket)
     weights = sum(layer.binary.numel() for layer in ticket.layers.values())
-    print(f"file: whole; {len(ticket.layers)} binary layers of {weights:,} weights, as many kept and +1 as it says")
+    show(f"file: whole; {len(ticket.layers)} binary layers of {weights:,} weights, as many kept and +1 as it says")
     if ticket.architecture is not None:
         ticket.network()
-        print(f"network: {ticket.architecture['name']} takes all of it")
+        show(f"network: {ticket.architecture['name']} takes all of it")
     if options.run is not None:
         _, model, _ = trained_model(options.run)
         theirs, ours = Ticket.of(model).state_dict(), ticket.state_dict()
@@ -178,7 +180,7 @@ def do_verify(options: Any) -> None:
             raise CommandFailed(
                 f"{str(options.ticket)!r} is not the network of {str(options.run)!r}: {other[0]} differs"
             )
-        print(f"run: the same network as {options.run} has, to the last bit")
+        show(f"run: the same network as {options.run} has, to the last bit")
     if options.data is not None:
         dataset = load_dataset(options.data, options.data_root, ticket.images[-1]).to(HOST)
         check_images(ticket, dataset)
@@ -195,7 +197,7 @@ def do_verify(options: Any) -> None:
         figures = evaluate_test(ticket.network(), dataset, run.get("precision", "fp32"))
         told = f"; its run had {_figure(result, 'test_top1', 2)} % on {one_line(run.get('data'))}" if result else ""
         told += ", which are other data" if result and differing else ""
-        print(f"{options.data}: test top-1 {figures['test_top1']:.2f} %{told}")
+        show(f"{options.data}: test top-1 {figures['test_top1']:.2f} %{told}")
 
 
 @torch.no_grad()
@@ -212,18 +214,18 @@ def do_export(options: Any) -> None:
     example = torch.randn(8, *ticket.images, generator=torch.Generator().manual_seed(0), dtype=torch.float32)
     if options.fold:
         folded, removed = fold(model, example)
-        print(
+        show(
             f"folded: {removed.norms} batch norms, {removed.dead} dead filters and {removed.unused} unused ones; "
             f"{removed.parameters_after:,} of {removed.parameters_before:,} parameters left"
         )
         before = model(example)
         off = float((folded(example) - before).abs().max() / before.abs().max())
-        print(f"        outputs for {len(example)} random images differ by {off:.0e} of the largest")
+        show(f"        outputs for {len(example)} random images differ by {off:.0e} of the largest")
         model = folded
     for path, write in ((options.onnx, export_onnx), (options.torch, export_torch)):
         if path is not None:
             write(model, example, path, ticket.image_spec.metadata())
-            print(f"wrote {path}: {path.stat().st_size:,} bytes")
+            show(f"wrote {path}: {path.stat().st_size:,} bytes")
 
 
 def do_compare(options: Any) -> None:
@@ -232,12 +234,12 @@ def do_compare(options: Any) -> None:
         raise ValueError("compare takes two tickets or more")
     tickets = dict(zip(ticket_names(options.tickets), map(read_ticket, options.tickets), strict=True))
     for name, path in zip(tickets, options.tickets, strict=True):
-        print(f"{name}: {path}")
+        show(f"{name}: {path}")
     names = list(tickets)
     pairs = [(a, b) for index, a in enumerate(names) for b in names[index + 1 :]]
     tables = [overlap_table(f"{a} and {b}", tickets[a], tickets[b]) for a, b in pairs] + [density_table(tickets)]
     for table in tables:
-        print(f"\n{table.title}\n{table.text()}")
+        show(f"\n{table.title}\n{table.text()}")
 
 
 def do_transfer(options: Any) -> None:
@@ -271,13 +273,13 @@ def do_transfer(options: Any) -> None:
         except KeyboardInterrupt as stop:
             raise Stopped(getattr(stop, "signum", SIGINT), "nothing of it is kept") from None
     if differing:
-        print(f"other data than the ticket's run was trained on: {one_line(differing, 1000)}")
-    print(f"images standardised by their own {statistics(dataset.mean, dataset.std)}")
-    print(f"{table.title}\n{table.text()}")
+        show(f"other data than the ticket's run was trained on: {one_line(differing, 1000)}")
+    show(f"images standardised by their own {statistics(dataset.mean, dataset.std)}")
+    show(f"{table.title}\n{table.text()}")
 
 
 def _warn(text: str) -> None:
-    print("warning: " + one_line(text, 1000), file=sys.stderr)
+    tell(f"warning: {text}")
 
 
 def _check_place(path: Path, taken: Sequence[Path] = ()) -> None:
@@ -332,4 +334,4 @@ def _add(
 
 
 def _add_file(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("ticket", type=Path, metavar="TICKET", help="the file")
+    parser.add_argument("ticket", type=path_argument, metavar="TICKET", help="the file")

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import sqrt
 
-from ..commandline import one_line
+from ..endings import one_line
 from ..report.tables import Table
 from .ticket import BinaryLayer, Ticket
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..commandline import one_line
+from ..endings import one_line
 from ..report.tables import Table
 from .coding import bound
 from .file import read_ticket, tensor_sizes

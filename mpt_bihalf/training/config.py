@@ -7,7 +7,6 @@ import json
 import os
 import re
 from dataclasses import dataclass, field, fields, replace
-from pathlib import Path
 from sys import float_info
 from typing import Any, Literal
 
@@ -16,6 +15,7 @@ from ..counts import fraction_within
 from ..data import check_name, own_augmentation, short_data
 from ..devices import check_shared, pick_device
 from ..distributed import launched
+from ..files import expanded
 from ..gradients import LATENT_GRADIENTS, SCORE_GRADIENTS, Ede
 from ..initialise import INITS
 from ..masks import SCOPES
@@ -364,7 +364,7 @@ def _check_type(name: str, value: Any, default: Any) -> None:
 
 
 def _absolute(folder: str) -> str:
-    return str(Path(os.path.expanduser(folder)).absolute())
+    return str(expanded(folder).absolute())
 
 
 def cores_for(jobs: int) -> int:

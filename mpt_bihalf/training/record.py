@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import tempfile
 import time
 from dataclasses import asdict, replace
@@ -11,8 +10,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
+from ..endings import tell
 from ..files import csv_text, json_text, remove_leftovers, write_csv, write_json
 from ..signals import Stopped
 from ..sums import SUMS, write_summed
@@ -45,7 +44,7 @@ class Record:
         """Keep the checkpoint, which cannot be used, under another name, and say so."""
         aside = Path(tempfile.mkdtemp(dir=self._folder, prefix="unusable-")) / CHECKPOINT
         (self._folder / CHECKPOINT).replace(aside)
-        tqdm.write(f"{fault}; it is kept as {aside}, and the run starts over", file=sys.stderr)
+        tell(f"{fault}; it is kept as {aside}, and the run starts over")
 
     def begin(self, state: State) -> None:
         """The run goes on from here, or begins."""

@@ -5,6 +5,7 @@ from pathlib import Path
 import platformdirs
 import pytest
 
+from mpt_bihalf.data import load_dataset
 from mpt_bihalf.data.locations import cache_root, data_folder
 
 
@@ -25,4 +26,17 @@ def test_without_it_the_users_own_is_taken(monkeypatch: pytest.MonkeyPatch, empt
 def test_a_data_root_is_taken_as_given() -> None:
     assert data_folder("~/images") == Path.home() / "images"
     assert data_folder("images") == Path("images")
-    assert data_folder("~nobody-of-this-name/images") == Path("~nobody-of-this-name/images")
+    with pytest.raises(ValueError, match="no home folder is known for '~nobody-of-this-name'"):
+        data_folder("~nobody-of-this-name/images")
+
+
+def test_a_user_without_a_home_is_told_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HOME", "XDG_CACHE_HOME", "MPT_BIHALF_CACHE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", {}.__getitem__)  # as of a user without an entry
+    with pytest.raises(ValueError, match="set MPT_BIHALF_CACHE"):
+        load_dataset("cifar10")
+    assert len(load_dataset("digits").test) == 360
+    monkeypatch.setenv("MPT_BIHALF_CACHE", "~/caches")
+    with pytest.raises(ValueError, match="no home folder is known for '~'"):
+        cache_root()

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from mpt_bihalf.commandline import run_command
+from mpt_bihalf.endings import run_command
 from mpt_bihalf.training import Run
 
 ROOT = Path(__file__).parents[2]

@@ -18,7 +18,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from mpt_bihalf import METHODS
 from mpt_bihalf.__main__ import main
-from mpt_bihalf.commandline import run_command
+from mpt_bihalf.endings import run_command
 from mpt_bihalf.training import loop
 
 Sweep = Callable[..., int]

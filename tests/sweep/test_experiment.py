@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 import torch
 
-from mpt_bihalf.sweep import PruneSweep
+from mpt_bihalf.sweep import PruneSweep, experiment
+from mpt_bihalf.sweep.method_comparison import MethodComparison
 from mpt_bihalf.training import config
 
 
@@ -61,3 +62,25 @@ def test_a_device_need_not_be_where_the_command_is_typed() -> None:
 def test_an_engine_that_cannot_be_is_told(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         only(**options)
+
+
+@pytest.mark.parametrize(
+    ("options", "count"),
+    [
+        ({"rates": "0..0.9:0.0001", "trials": 12, "methods": ["mpt-sign", "bihalf"]}, 12 * 9_001 + 12),
+        ({"grid": [f"lr={','.join(map(str, range(1, 1001)))}", f"momentum={','.join(['0'] * 1000)}"]}, 81 * 10**6),
+        ({"models": ["conv2"] * 400, "trials": 10_000, "methods": ["dense"], "rates": "0.5"}, 4 * 10**6),
+    ],
+)
+def test_a_grid_of_too_many_runs_is_refused_with_their_count_before_any_is_made(
+    options: dict[str, Any], count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(experiment, "Run", pytest.fail)
+    with pytest.raises(ValueError, match=f"^the grid has {count:,} runs, and 100,000 are the most"):
+        PruneSweep(**options).runs()
+
+
+def test_a_tuning_of_too_many_runs_is_refused_likewise() -> None:
+    options = MethodComparison(models=["conv2"], methods=["sign"], tune_lrs=[0.1] * 100, tune_trials=1_000)
+    with pytest.raises(ValueError, match="the grid has 200,000 runs"):
+        options.tuning_runs()

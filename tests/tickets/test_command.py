@@ -22,8 +22,8 @@ from torchvision.datasets import ImageFolder
 
 from mpt_bihalf import binarize_weights, create_model
 from mpt_bihalf.__main__ import main
-from mpt_bihalf.commandline import run_command
 from mpt_bihalf.data import ImageSet, load_dataset
+from mpt_bihalf.endings import run_command
 from mpt_bihalf.sweep.records import read_result, read_run
 from mpt_bihalf.tickets import Ticket, load_ticket, read_ticket, save_ticket, write_ticket
 
@@ -141,6 +141,8 @@ def test_free_text_of_strangers_is_shown_in_plain_lines(ticket: Command, tmp_pat
     told = ticket("show", name)
     write_ticket(replace(Ticket.of(model), about={"run": text, "result": None, "note": 3}), tmp_path / "b")
     assert "note: 3" in ticket("show", tmp_path / "b")
+    odd = (tmp_path / "b").rename(tmp_path / "\x1b[2J\x9b")
+    assert not {"\x1b", "\x9b"} & {*ticket("compare", odd, odd)}
     assert "\x1b" not in told and "\nresult: 100" not in told and "gone result" in told and "top-1 ? %" in told
 
 

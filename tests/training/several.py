@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from mpt_bihalf import binary_weights
-from mpt_bihalf.commandline import run_command
 from mpt_bihalf.distributed import Team, launched
+from mpt_bihalf.endings import run_command
 from mpt_bihalf.models import MODELS
 from mpt_bihalf.models.design import Design, Network
 from mpt_bihalf.training import Run, loop, train

@@ -18,6 +18,7 @@ from queue import SimpleQueue
 from typing import Any, TextIO
 
 from ...devices import use_accelerator
+from ...endings import tell
 from ...signals import Stopped
 from ...training import Progress, Run
 from ..work import perform
@@ -45,17 +46,17 @@ def main() -> None:
     while line := lines.get():
         last = 0.0
 
-        def tell(progress: Progress) -> None:
+        def pass_on(progress: Progress) -> None:
             nonlocal last
             if progress.figures is not None or time.monotonic() - last > EVERY:
                 answer(progress)
                 last = time.monotonic()
 
         try:
-            outcome = perform(Run.from_dict(json.loads(line)), out, tell)
+            outcome = perform(Run.from_dict(json.loads(line)), out, pass_on)
         except Stopped as stopped:
             if text := str(stopped):
-                print(text, file=sys.stderr)
+                tell(text)
             sys.exit(128 + stopped.signum)
         answer({"result": outcome.result, "error": outcome.error})
 
