@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from signal import SIGINT
@@ -290,7 +291,7 @@ def _check_place(path: Path, taken: Sequence[Path] = ()) -> None:
         raise ValueError(f"{str(path)!r} is a folder: give the name of a file")
     if path.exists() and not path.is_file():
         raise ValueError(f"{str(path)!r} is no file that could be replaced")
-    if path.resolve() in (other.resolve() for other in taken):
+    if os.path.realpath(path) in map(os.path.realpath, taken):
         raise ValueError(f"{str(path)!r} is named twice: give the file to write a name of its own")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ def trained_model(folder: Path) -> tuple[Run, nn.Module, Dataset]:
     """The run in a folder, its network as its last checkpoint has it, under its method, and its data, on the host."""
     if not (folder / "config.json").is_file():
         raise ValueError(f"{str(folder)!r} is no run's folder: there is no config.json in it")
-    folder = folder.resolve()  # its name is looked at, and "." has none
+    folder = Path(os.path.realpath(folder))  # its name is looked at, and "." has none
     run = read_run(folder)
     result = read_result(folder, run)
     if result is None or result["status"] != FINISHED:
