@@ -62,7 +62,8 @@ _HOMES = {
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
-__all__ = ["measures", *_HOME]  # noqa: PLE0604
+# Of tickets the module itself is the place.
+__all__ = ["measures", *(name for name, module in _HOME.items() if module != "tickets")]  # noqa: PLE0604
 
 
 def __getattr__(name: str) -> object:
