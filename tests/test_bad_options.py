@@ -94,7 +94,7 @@ def ended(name: str, words: list[str], folder: Path) -> tuple[str, str, float, i
         status = "0"
         os.close(reader)
         os.chdir(folder)
-        signal.alarm(30)
+        signal.alarm(120)
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         errors, output = io.StringIO(), io.StringIO()
         with redirect_stdout(output), redirect_stderr(errors):
