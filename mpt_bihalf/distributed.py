@@ -28,15 +28,17 @@ from torch.nn.parallel import DistributedDataParallel
 
 from .batch_norm import synchronise_batch_norm
 from .devices import accelerators, collective_backends, use_accelerator
+from .signals import say_also
 
 # Seconds between two looks for what the first process asks.
 LOOK_AGAIN = 0.05
 # Seconds in which what has failed in one process fails in the others too, if it does in all.
 FAILS_TOO = 10.0
 # The processes of a launch ask each other through torchrun's store: these are its keys.
-CALLS, CALL, TOLD = "mpt_bihalf/calls", "mpt_bihalf/call/{}", "mpt_bihalf/told"
+CALLS, CALL, OVER, TOLD = "mpt_bihalf/calls", "mpt_bihalf/call/{}", "mpt_bihalf/over", "mpt_bihalf/told"
 FAULT, LEFT = "mpt_bihalf/fault/{}", "mpt_bihalf/left/{}/{}"  # of a call; LEFT also of who has ended its part
-OVER = b""
+# What a process that does not write can say of what is kept.
+FROM_WHAT_THERE_IS = "the same command goes on from the last checkpoint, if there is one"
 
 
 class Lost(KeyboardInterrupt):
@@ -166,19 +168,14 @@ class _Several(Team):
 
 def lead(command: Callable[[], object]) -> None:
     """Do a command: in the first process of those that torchrun started, while the others follow; else just so."""
-    launch = launched()
-    if launch.processes == 1:
+    if launched().rank == 0:
         command()
-    elif launch.rank:
-        _follow()
     else:
         try:
-            command()
+            _follow()
         except KeyboardInterrupt as end:
-            raise _reason(end) from None
-        finally:
-            with suppress(dist.DistError):
-                _announce(OVER)
+            say_also(end, FROM_WHAT_THERE_IS)
+            raise
 
 
 @contextmanager
@@ -212,14 +209,32 @@ def typed_command() -> list[str]:
     return [*start, *(arguments[1:] if arguments[0] == "-u" else arguments)]  # torchrun adds -u
 
 
-def first_to_tell() -> bool:
-    """Whether what ends all processes is still untold: they all hear of it, and the first to do so tells the user."""
-    if launched().processes == 1:
+def is_to_tell() -> bool:
+    """Whether this process is to tell the user why all end. They all hear of it, and one line is enough.
+
+    That is the first, which knows what is kept; where it has not done so in time, another one, which waits for it.
+    """
+    launch = launched()
+    if launch.processes == 1:
         return True
     try:
-        return _store().add(TOLD, 1) == 1
-    except dist.DistError:
-        return launched().rank == 0
+        if launch.rank == 0:
+            return not _store().check([TOLD])
+        return not _is_set([OVER], FAILS_TOO) and _store().add(TOLD, 1) == 1
+    except dist.DistError:  # the store is gone, and its machine: one process of each other machine tells
+        return launch.local_rank == 0
+
+
+@contextmanager
+def over_when_told() -> Iterator[None]:
+    """Within, the first process does its command and tells how that ended; it is over for the others then."""
+    try:
+        yield
+    finally:
+        launch = launched()
+        if launch.processes > 1 and launch.rank == 0:
+            with suppress(dist.DistError):
+                _store().set(OVER, "")
 
 
 @cache
@@ -258,7 +273,7 @@ def _follow() -> None:
             if ended is not None:
                 raise ended from None
             raise
-        if content == OVER:
+        if content is None:
             return
         part, arguments, device = pickle.loads(content)
         ended = None
@@ -266,53 +281,64 @@ def _follow() -> None:
             with _joined(call, device) as team:
                 part(*arguments, team)
         except KeyboardInterrupt as end:
-            ended = _reason(end)
-            if isinstance(ended, Lost) and not _have_left(call, [0]):
-                raise ended from None
+            ended = end
+            if isinstance(end, Lost) and not _have_left(call, [0]):
+                raise
         except Exception:  # the first process tells it, and goes on or ends
             pass
 
 
 def _have_left(call: int, ranks: Iterable[int], seconds: float = 0.001) -> bool:
     """Whether these processes have ended their part of this work, or do so within that time."""
+    return _is_set([LEFT.format(call, rank) for rank in ranks], seconds)
+
+
+def _is_set(keys: list[str], seconds: float) -> bool:
+    """Whether all of these keys are set, or are within that time."""
     try:
-        _store().wait([LEFT.format(call, rank) for rank in ranks], timedelta(seconds=seconds))
+        _store().wait(keys, timedelta(seconds=seconds))
     except dist.DistError:
         return False
     return True
 
 
-def _reason(end: KeyboardInterrupt) -> KeyboardInterrupt:
-    """Why all has to end, where the signal by which torchrun then ends the others came on top of it."""
-    lost: BaseException | None = end
-    while lost is not None and not isinstance(lost, Lost):
-        lost = lost.__context__
-    return lost or end
-
-
-def _await(key: str) -> bytes:
-    """What the first process sets, however long that takes."""
+def _await(key: str) -> bytes | None:
+    """What the first process sets, however long that takes; None where it is over."""
     with suppress(dist.DistError):
         while not _store().check([key]):
+            if _store().check([OVER]):
+                return None
             time.sleep(LOOK_AGAIN)
         return _store().get(key)
-    return OVER  # the store has gone with the first process
+    return None  # the store has gone with the first process
 
 
 @contextmanager
 def _joined(call: int, device: torch.device) -> Iterator[Team]:
     """The processes of this launch as a team for one piece of work."""
+    try:
+        with _group(call, device) as team:
+            yield team
+    except KeyboardInterrupt as end:
+        # torchrun ends the others by a signal, which may come just when torch has raised for the one that is gone.
+        if not isinstance(end, Lost) and any(map(_by_others, _before(end))):
+            _lost(call)
+        raise
+
+
+@contextmanager
+def _group(call: int, device: torch.device) -> Iterator[Team]:
     launch, store = launched(), _store()
     if launch.local_rank < accelerators():
         use_accelerator(launch.local_rank)
-    dist.init_process_group(
-        collective_backends(device),
-        store=dist.PrefixStore(CALL.format(call) + "/group", store),
-        rank=launch.rank,
-        world_size=launch.processes,
-    )
     team = _Several(launch.rank, launch.processes)
     try:
+        dist.init_process_group(
+            collective_backends(device),
+            store=dist.PrefixStore(CALL.format(call) + "/group", store),
+            rank=launch.rank,
+            world_size=launch.processes,
+        )
         yield team
         team.answer()
     except Exception as fault:
@@ -331,10 +357,18 @@ def _joined(call: int, device: torch.device) -> Iterator[Team]:
     finally:
         with suppress(dist.DistError):
             store.set(LEFT.format(call, launch.rank), "")
-        dist.destroy_process_group()
+        if dist.is_initialized():
+            dist.destroy_process_group()
 
 
-def _by_others(fault: Exception) -> bool:
+def _before(fault: BaseException) -> Iterator[BaseException]:
+    """What was being handled when this was raised, and so on."""
+    while fault.__context__ is not None:
+        fault = fault.__context__
+        yield fault
+
+
+def _by_others(fault: BaseException) -> bool:
     """Whether this is what torch raises where another process has left."""
     return isinstance(fault, dist.DistError) or (type(fault) is RuntimeError and "gloo" in str(fault))
 
@@ -346,4 +380,4 @@ def _lost(call: int) -> NoReturn:
         fault = _store().get(FAULT.format(call)).decode() if _store().check([FAULT.format(call)]) else None
     if fault is not None and launched().rank == 0:
         raise PartFailed(f"another process of the run failed: {fault}") from None
-    raise Lost("another process of the run was killed; the same command goes on from the last checkpoint") from None
+    raise Lost("another process of the run was killed") from None

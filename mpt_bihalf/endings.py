@@ -98,27 +98,29 @@ def starting() -> Iterator[None]:
 def run_command(command: Callable[[], object]) -> None:
     """Run a command; what a user can mend ends it in one line and exit status 2, a signal with 128 and its number."""
     with starting():
-        from .distributed import PartFailed, first_to_tell, lead
-        from .signals import raise_when_terminated
-    try:
-        with raise_when_terminated():
-            lead(command)
-        sys.stdout.flush()
-    except (CommandFailed, PartFailed) as fault:
-        fail(str(fault), status=1)
-    except (KeyboardInterrupt, BrokenPipeError) as end:
-        stop = _asked(end)
-        if stop is None:
-            sys.exit(1) if _nobody_reads() else fail(str(end))
-        with suppress(OSError):  # nobody reads it
-            if first_to_tell():
-                tell(f"interrupted: {str(stop) or 'the same command goes on from here'}")
-        sys.exit(128 + getattr(stop, "signum", signal.SIGINT))
-    except Exception as fault:
-        _fail_by(fault)
-        raise
-    finally:
-        _let_go()
+        from .distributed import PartFailed, is_to_tell, lead, over_when_told
+        from .signals import FROM_HERE, raise_when_terminated
+    # Twice: one that comes while the end is told must not cut that short.
+    with over_when_told(), raise_when_terminated():
+        try:
+            with raise_when_terminated():
+                lead(command)
+            sys.stdout.flush()
+        except (CommandFailed, PartFailed) as fault:
+            fail(str(fault), status=1)
+        except (KeyboardInterrupt, BrokenPipeError) as end:
+            stop = _asked(end)
+            if stop is None:
+                sys.exit(1) if _nobody_reads() else fail(str(end))
+            with suppress(OSError):  # nobody reads it
+                if is_to_tell():
+                    tell(f"interrupted: {str(stop) or FROM_HERE}")
+            sys.exit(128 + getattr(stop, "signum", signal.SIGINT))
+        except Exception as fault:
+            _fail_by(fault)
+            raise
+        finally:
+            _let_go()
 
 
 def _fail_by(fault: Exception) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -21,6 +22,15 @@ class Stopped(KeyboardInterrupt):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.signum, str(self))  # it may have to reach another process
+
+
+FROM_HERE = "the same command goes on from here"
+
+
+def say_also(end: KeyboardInterrupt, text: str) -> None:
+    """Add to what an end says; where there is nothing to add to, `FROM_HERE` goes without saying."""
+    if str(end) or text != FROM_HERE:
+        end.args = ("; ".join(filter(None, [str(end), text])),)
 
 
 Agree = Callable[[int | None], int | None]
@@ -76,11 +86,16 @@ def stop_when_asked(agree: Agree = lambda signum: signum) -> Iterator[Stop]:
 
 @contextmanager
 def raise_when_terminated() -> Iterator[None]:
-    """Within, SIGTERM raises Stopped in the main thread, as SIGINT raises KeyboardInterrupt."""
+    """Within, SIGTERM raises Stopped in the main thread, as SIGINT raises KeyboardInterrupt.
+
+    While such an end is under way, another SIGTERM changes nothing: it would only hide why, and what is kept.
+    """
 
     asked: list[int] = []
 
     def end(signum: int, _: FrameType | None) -> None:
+        if isinstance(sys.exc_info()[1], KeyboardInterrupt):
+            return
         asked.append(signum)
         raise Stopped(signum)
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from mpt_bihalf import devices
-from mpt_bihalf.distributed import ALONE, Launch, first_to_tell, launched, lead, together, typed_command
+from mpt_bihalf.distributed import ALONE, Launch, is_to_tell, launched, lead, together, typed_command
 
 Started = Callable[..., None]
 
@@ -37,7 +37,7 @@ def test_alone_a_command_is_just_done_and_there_is_nobody_to_ask() -> None:
     done = []
     lead(lambda: done.append(1))
     assert done == [1]
-    assert first_to_tell()
+    assert is_to_tell()
     with together(print, device=torch.device("cpu")) as team:
         assert team is ALONE
     model, values = nn.Linear(2, 2), torch.ones(3)

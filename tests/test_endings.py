@@ -36,7 +36,9 @@ def start(*arguments: str, path: Path | None = None, **options: object) -> subpr
 # Without torch, which takes seconds to import.
 ALONE = """
 import os, signal, sys, time, types
-alone = {"PartFailed": ZeroDivisionError, "first_to_tell": lambda: True, "lead": lambda command: command()}
+from contextlib import nullcontext
+alone = {"PartFailed": ZeroDivisionError, "is_to_tell": lambda: True, "lead": lambda command: command()}
+alone["over_when_told"] = nullcontext
 sys.modules["mpt_bihalf.distributed"] = types.SimpleNamespace(**alone)
 from mpt_bihalf.endings import run_command, show
 def main():

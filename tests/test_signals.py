@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from mpt_bihalf.signals import Stop, Stopped, raise_when_terminated, stop_when_asked
+from mpt_bihalf.signals import FROM_HERE, Stop, Stopped, raise_when_terminated, say_also, stop_when_asked
 
 ASKING = [signal.SIGINT, signal.SIGTERM]
 
@@ -122,6 +122,40 @@ def test_a_second_interrupt_does_not_wait_and_termination_does(
     with pytest.raises(Stopped):
         work()
     assert at_once == [raised]
+
+
+def test_termination_on_top_of_an_end_changes_nothing() -> None:
+    end = KeyboardInterrupt("another process is gone")
+
+    def work() -> None:
+        try:
+            raise end
+        finally:
+            send(signal.SIGTERM)
+
+    with pytest.raises(KeyboardInterrupt) as told, raise_when_terminated():
+        work()
+    assert told.value is end
+
+
+def test_termination_ends_what_mends_another_fault() -> None:
+    def work() -> None:
+        try:
+            raise ValueError
+        except ValueError:
+            send(signal.SIGTERM)
+
+    with pytest.raises(Stopped), raise_when_terminated():
+        work()
+
+
+def test_what_an_end_says_is_added_to() -> None:
+    end = Stopped(signal.SIGTERM)
+    say_also(end, FROM_HERE)
+    assert str(end) == ""
+    say_also(end, "half is lost")
+    say_also(end, FROM_HERE)
+    assert str(pickle.loads(pickle.dumps(end))) == f"half is lost; {FROM_HERE}"
 
 
 def test_the_handlers_are_those_of_before_again() -> None:

@@ -23,13 +23,13 @@ from ..bop import Bop, parameter_groups
 from ..data import DataError, Dataset, evaluation_batches, load_dataset, training_batches
 from ..data.digest import DataDigest
 from ..devices import autocast, fused_optimizers, keep_freed_memory, reproducible_kernels
-from ..distributed import ALONE, Team, launched, together
+from ..distributed import ALONE, PartFailed, Team, launched, together
 from ..dtypes import float32_by_default
 from ..gradients import Ede, Gradient
 from ..models import create_model, find_network
 from ..parametrization import find_nan
 from ..real_valued import StaysReal, real_matrices
-from ..signals import Stopped, stop_when_asked
+from ..signals import Stopped, say_also, stop_when_asked
 from ..weights import binarize_weights, check_kept
 from .checkpoint import State, load_checkpoint
 from .config import Run
@@ -82,9 +82,16 @@ def train(run: Run, folder: Path, dataset: Dataset | None = None, tell: Tell | N
     check_data(folder, run, dataset.digest)
     if not has_begun(folder):
         check_begins(run, check_fits(run, dataset))
-    with together(take_part, run, folder, device=torch.device(run.device)) as team:
-        check_alike(team, run, dataset)
-        return train_together(team, run, folder, dataset, Record(folder, run), tell)
+    record = Record(folder, run)
+    try:
+        with together(take_part, run, folder, device=torch.device(run.device)) as team:
+            check_alike(team, run, dataset)
+            return train_together(team, run, folder, dataset, record, tell)
+    except PartFailed:
+        raise
+    except KeyboardInterrupt as end:
+        say_also(end, record.where())
+        raise
 
 
 def take_part(run: Run, folder: Path, team: Team) -> None:
@@ -161,7 +168,11 @@ def train_together(
         except Diverged as fault:
             result = {"status": f"{DIVERGED}: {fault}"}
         except Stopped as stopped:
-            record.keep_steps(state, team.gather(state.totals), stopped)
+            totals = team.gather(state.totals)
+            try:
+                record.keep_steps(state, totals)
+            except OSError as fault:
+                say_also(stopped, f"the steps since the last checkpoint are lost ({fault})")
             raise
         record.end(history, result)
     return result

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..endings import tell
 from ..files import csv_text, json_text, remove_leftovers, write_csv, write_json
-from ..signals import Stopped
+from ..signals import FROM_HERE
 from ..sums import SUMS, write_summed
 from .checkpoint import CHECKPOINT, History, State, save_checkpoint
 from .config import Run
@@ -30,6 +30,8 @@ SHUFFLED, ACTIVATIONS = "shuffled.json", "activations.csv"
 # The files of which SHA256SUMS tells. A checkpoint has its sum, and data.json is one.
 SUMMED = (METRICS, LAYERS, TRACE, RESULT, SHUFFLED, ACTIVATIONS)
 FINISHED, DIVERGED = "finished", "diverged"
+FROM_CHECKPOINT = "the same command goes on from the last checkpoint"
+FROM_START = "the same command begins this run anew"
 
 
 class Record:
@@ -37,8 +39,8 @@ class Record:
 
     def __init__(self, folder: Path, run: Run) -> None:
         self._folder, self._run = folder, replace(run, data_digest="")
-        folder.mkdir(parents=True, exist_ok=True)
-        remove_leftovers(folder, WRITTEN)
+        self._state: State | None = None  # of the run under way
+        self._kept = 0, 0  # the epochs and steps done by the checkpoint
 
     def put_aside(self, fault: ValueError) -> None:
         """Keep the checkpoint, which cannot be used, under another name, and say so."""
@@ -48,7 +50,10 @@ class Record:
 
     def begin(self, state: State) -> None:
         """The run goes on from here, or begins."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(self._folder, WRITTEN)
         self._started, self._first = time.perf_counter(), state.epoch
+        self._state, self._kept = state, (state.epoch, state.step)
         if not state.epoch and not state.step:
             (self._folder / METRICS).unlink(missing_ok=True)  # nothing is done, so nothing may say so
         write_json(self._folder / CONFIG, asdict(self._run))
@@ -62,22 +67,31 @@ class Record:
     ) -> None:
         """An epoch is done, and the state has its rows."""
         self._curves.add(figures, layers, traced, lr)
-        save_checkpoint(self._folder, self._run, state)
+        self._save(state)
         write_csv(self._folder / METRICS, state.history["epochs"])
 
-    def keep_steps(self, state: State, totals: Tensor, stopped: Stopped) -> None:
-        """The run was stopped within an epoch. Where that cannot be written, the last checkpoint stays, and Stopped
-        says so. totals: those of all processes."""
+    def keep_steps(self, state: State, totals: Tensor) -> None:
+        """The run was stopped within an epoch; OSError where that cannot be written, and the last checkpoint stays.
+
+        totals: those of all processes.
+        """
         # Once the loss is not finite the run is bound to diverge in this epoch: the checkpoint before is a sound one.
         if state.step and totals.isfinite().all():
-            try:
-                save_checkpoint(self._folder, self._run, state, totals)
-            except OSError as fault:
-                text = f"the steps since the last checkpoint are lost ({fault}); the same command goes on from there"
-                raise Stopped(stopped.signum, text) from fault
+            self._save(state, totals)
+
+    def _save(self, state: State, totals: Tensor | None = None) -> None:
+        save_checkpoint(self._folder, self._run, state, totals)
+        self._kept = state.epoch, state.step
+
+    def where(self) -> str:
+        """From where the same command goes on, should the run end now: what is on the disk decides."""
+        if self._state is None or self._kept == (self._state.epoch, self._state.step):
+            return FROM_HERE
+        return FROM_CHECKPOINT if self._kept != (0, 0) else FROM_START
 
     def end(self, history: History, result: dict[str, Any]) -> None:
         """A file for each kind of figures that the run has; the result last, as it says that the run is done."""
+        self._state = None
         self._curves.end(finished=result["status"] == FINISHED)
         seconds = round(time.perf_counter() - self._started, 3)
         write_json(self._folder / TIMES, {"seconds": seconds, "from_epoch": self._first})
@@ -105,6 +119,6 @@ class NoRecord(Record):
         self, state: State, figures: Figures, layers: list[Figures], traced: list[Figures], lr: float
     ) -> None: ...
 
-    def keep_steps(self, state: State, totals: Tensor, stopped: Stopped) -> None: ...
+    def keep_steps(self, state: State, totals: Tensor) -> None: ...
 
     def end(self, history: History, result: dict[str, Any]) -> None: ...

@@ -2,6 +2,8 @@
 
 python several.py OUT RUN ...; each RUN is JSON with the fields of a run, whose folder is called by its method. `AT` in
 the environment, as JSON, says what is to befall whom: {"rank": 1, "step": 30, "signal": 9}; signal 0 is an error.
+`HOOKS` lists what befalls a process just before its n-th call of a function: it notes the place in the store, waits for
+what `awaits` names there, sends itself a signal, and with `full` finds no room on the disk.
 """
 
 from __future__ import annotations
@@ -10,13 +12,16 @@ import hashlib
 import json
 import os
 import sys
+from datetime import timedelta
+from importlib import import_module
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mpt_bihalf import binary_weights
+from mpt_bihalf import binary_weights, distributed
 from mpt_bihalf.distributed import Team, launched
 from mpt_bihalf.endings import run_command
 from mpt_bihalf.models import MODELS
@@ -83,6 +88,25 @@ def watched(model: nn.Module, optimizer: Any, x: Tensor, y: Tensor, *others: Any
     return totals
 
 
+def hook(rank: int, place: str, call: int = 1, awaits: str = "", signal: int = 0, full: bool = False) -> None:
+    module, _, name = place.rpartition(".")
+    original, calls = getattr(import_module(module), name), count(1)
+
+    def hooked(*arguments: Any, **named: Any) -> Any:
+        if next(calls) == call:
+            store = distributed._store()
+            store.set(f"{name} {rank}", "")
+            if awaits:
+                store.wait([awaits], timedelta(seconds=120))
+            os.kill(os.getpid(), signal)
+            if full:
+                raise OSError(28, "No space left on device")
+        return original(*arguments, **named)
+
+    if rank == RANK:
+        setattr(import_module(module), name, hooked)
+
+
 def main() -> None:
     for given in sys.argv[2:]:
         fields = json.loads(given)
@@ -94,6 +118,10 @@ loop.train_step, loop.train_together = watched, noted
 loop.EVALUATION_BATCH = 11  # so that the processes have unlike numbers of batches
 MODELS["normed"] = Network(normed, skip=("first", "last"))
 MODELS["double_resnet18"] = Network(double_resnet18, skip=MODELS["resnet18"].skip)
+
+for given in json.loads(os.environ.get("HOOKS", "[]")):
+    hook(**given)
+distributed.FAILS_TOO = float(os.environ.get("FAILS_TOO", distributed.FAILS_TOO))
 
 if __name__ == "__main__":
     run_command(main)

@@ -7,12 +7,14 @@ import os
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
 import torch
+from torch.distributed import TCPStore
 
 ROOT = Path(__file__).parents[2]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
@@ -148,6 +150,118 @@ def test_a_killed_process_ends_all_and_the_same_command_goes_on_to_the_same_bits
     assert several(2, tmp_path, LONG) == (0, f"trained {LONG['method']}\n", "")
     assert json.loads((folder / "times.json").read_text())["from_epoch"] == 1
     assert_as_untroubled(made, folder)
+
+
+def ordered(out: Path, at: dict[str, Any], *hooks: dict[str, Any], **run: Any) -> list[tuple[int, list[str]]]:
+    """Status and lines of two processes that train `LONG`, when what befalls them comes in the order of the hooks.
+
+    They are started as torchrun does, but the test is their agent: it notes in the store who is gone, and sends SIGTERM
+    to the second once the first is; the hooks send it to the first.
+    """
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    environment = {
+        **{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "TORCHELASTIC_USE_AGENT_STORE": "True"},
+        **{
+            "TORCHELASTIC_RUN_ID": "some",
+            "WORLD_SIZE": "2",
+            "LOCAL_WORLD_SIZE": "2",
+            "TORCHELASTIC_RESTART_COUNT": "0",
+        },
+        **{"AT": json.dumps(at), "HOOKS": json.dumps(hooks), "FAILS_TOO": "2"},
+    }
+    processes = [
+        start(1, SEVERAL, str(out), json.dumps(LONG | run), **environment, RANK=str(rank), LOCAL_RANK=str(rank))
+        for rank in (0, 1)
+    ]
+    with ThreadPoolExecutor() as pool:
+        ends = {pool.submit(ended, process): rank for rank, process in enumerate(processes)}
+        first = next(as_completed(ends))
+        store.set(f"gone {ends[first]}", "")
+        if ends[first] == 0:
+            processes[1].send_signal(signal.SIGTERM)
+        return [(end.result()[0], ours(end.result()[2])) for end in ends]
+
+
+LOST = "interrupted: another process of the run was killed; the same command "
+KILLED = {"step": 3, "signal": int(signal.SIGKILL)}
+ASKED = {"step": 3, "signal": int(signal.SIGTERM)}
+
+
+def told_at(place: str, call: int = 1) -> dict[str, Any]:
+    """SIGTERM comes to the first process at this place, once the other is gone."""
+    return {"rank": 0, "place": place, "call": call, "awaits": "gone 1", "signal": int(signal.SIGTERM)}
+
+
+@pytest.mark.parametrize(
+    "hook",
+    [
+        told_at("mpt_bihalf.distributed._by_others"),  # torch has just raised for the process that is gone
+        *(
+            pytest.param(told_at(*place), marks=pytest.mark.slow)
+            for place in [
+                ("mpt_bihalf.training.loop.train_step", 4),  # the collective of this step is yet to fail
+                ("mpt_bihalf.distributed._lost",),
+                ("torch.distributed.destroy_process_group",),
+                ("mpt_bihalf.training.loop.say_also",),
+                ("mpt_bihalf.commandline.is_to_tell",),
+            ]
+        ),
+    ],
+    ids=lambda hook: hook["place"],
+)
+def test_when_the_signal_comes_to_who_is_left_does_not_matter(tmp_path: Path, hook: dict[str, Any]) -> None:
+    (status, lines), (killed, silent) = ordered(tmp_path, {"rank": 1, **KILLED}, hook)
+    assert (status, lines) == (130, [LOST + "begins this run anew"])
+    assert (killed, silent) == (-signal.SIGKILL, [])
+    assert not (tmp_path / str(LONG["method"]) / "checkpoint.pt").exists()
+
+
+@pytest.mark.slow
+def test_in_evaluation_too_what_is_kept_decides(tmp_path: Path) -> None:
+    dies = {"rank": 1, "place": "mpt_bihalf.training.loop._logits", "call": 75, "signal": int(signal.SIGKILL)}
+    (status, lines), _ = ordered(tmp_path, {}, dies)
+    assert (status, lines) == (130, [LOST + "goes on from the last checkpoint"])
+    assert torch.load(tmp_path / str(LONG["method"]) / "checkpoint.pt")["step"] == 0
+
+
+@pytest.mark.slow
+def test_who_dies_after_all_have_stopped_takes_nothing_away(tmp_path: Path) -> None:
+    dies = {"rank": 1, "place": "mpt_bihalf.distributed._await", "call": 2, "signal": int(signal.SIGKILL)}
+    writes = {"rank": 0, "place": "mpt_bihalf.training.record.save_checkpoint", "awaits": "gone 1"}
+    (status, lines), (killed, silent) = ordered(tmp_path, {"rank": 1, **ASKED}, dies, writes)
+    assert (status, lines) == (143, ["interrupted: the same command goes on from here"])
+    assert (killed, silent) == (-signal.SIGKILL, [])
+    assert torch.load(tmp_path / str(LONG["method"]) / "checkpoint.pt")["step"] in (4, 5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("at", "place", "reason"),
+    [
+        ({"rank": 0, **KILLED}, None, "another process of the run was killed; "),
+        ({"rank": 0, **ASKED}, "mpt_bihalf.training.record.save_checkpoint", ""),
+        ({"rank": 0, **ASKED}, "mpt_bihalf.commandline.is_to_tell", ""),
+    ],
+)
+def test_where_the_first_process_is_gone_another_tells_what_holds_in_any_case(
+    tmp_path: Path, at: dict[str, Any], place: str | None, reason: str
+) -> None:
+    dies = [{"rank": 0, "place": place, "signal": int(signal.SIGKILL)}] if place else []
+    (killed, silent), (_, lines) = ordered(tmp_path, at, *dies)
+    assert (killed, silent) == (-signal.SIGKILL, [])
+    assert lines == [f"interrupted: {reason}the same command goes on from the last checkpoint, if there is one"]
+
+
+@pytest.mark.slow
+def test_the_process_that_writes_tells_what_could_not_be_written(tmp_path: Path) -> None:
+    hooks = [
+        {"rank": 1, "place": "mpt_bihalf.distributed._await", "call": 2, "signal": int(signal.SIGTERM)},
+        {"rank": 1, "place": "mpt_bihalf.commandline.is_to_tell"},
+        {"rank": 0, "place": "mpt_bihalf.training.record.save_checkpoint", "awaits": "is_to_tell 1", "full": True},
+    ]
+    (status, (line,)), (_, silent) = ordered(tmp_path, {"rank": 1, **ASKED}, *hooks)
+    assert status == 143 and silent == []
+    assert "lost ([Errno 28] No space left on device); the same command begins this run anew" in line
 
 
 @pytest.mark.slow

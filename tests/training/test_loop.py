@@ -716,6 +716,32 @@ def test_a_full_disk_ends_the_run_in_a_clear_error_and_with_room_again_it_goes_o
     assert curves_of(folder / "trace") == curves_of(whole / "trace")
 
 
+@pytest.mark.parametrize(("at", "told"), [(3, "begins this run anew"), (6, "goes on from the last checkpoint")])
+def test_an_end_at_once_says_from_where_the_same_command_goes_on(
+    at: int, told: str, make_run: Callable[..., Run], tmp_path: Path, small: Dataset
+) -> None:
+    def tell(progress: Progress) -> None:
+        if progress.step == at:
+            for _ in range(2):
+                os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt, match=f"the same command {told}"):
+        train(make_run(), tmp_path, small, tell)
+
+
+def test_a_stop_once_the_loss_is_not_finite_says_that_it_keeps_no_steps(
+    make_run: Callable[..., Run], tmp_path: Path, small: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def step(*_: Any) -> Tensor:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return torch.full((3,), torch.nan)
+
+    monkeypatch.setattr(loop, "train_step", step)
+    with pytest.raises(Stopped, match="the same command begins this run anew"):
+        train(make_run(), tmp_path, small)
+    assert not (tmp_path / "checkpoint.pt").exists()
+
+
 def test_a_stop_on_a_full_disk_keeps_the_last_checkpoint_and_says_so(
     small_disk: Path, trained: Trained, small: Dataset
 ) -> None:
@@ -727,7 +753,9 @@ def test_a_stop_on_a_full_disk_keeps_the_last_checkpoint_and_says_so(
             fill(small_disk)
             os.kill(os.getpid(), signal.SIGTERM)
 
-    with pytest.raises(Stopped, match=r"last checkpoint are lost .*No space left on device: .*checkpoint\.pt'"):
+    with pytest.raises(
+        Stopped, match=r"last checkpoint are lost .*No space left on device: .*checkpoint\.pt'.*; .*goes"
+    ):
         train(run, folder, small, tell)
     (small_disk / "filler").unlink()
     steps: list[int] = []
