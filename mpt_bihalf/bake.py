@@ -23,7 +23,7 @@ def bake_weights(model: Model) -> Model:
     else as it was. Real-valued weights under a fixed mask (`fix_masks`) are those in use, 0 where pruned. Nothing of
     this package is left in the copy; it can be pickled and exported. `model` stays as it is.
 
-    Raises ValueError, naming the layer, for a NaN in latent weights or scores.
+    Raises ValueError, naming the layer, for a NaN in latent weights or scores, and for a sharded model.
     """
     refuse_nan(model)
     baked = deepcopy(model)

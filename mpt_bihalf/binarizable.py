@@ -8,13 +8,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import parametrize
 
 from .parametrization import is_binarized, parametrizations
 from .usage import Usage, alone
 
 BINARIZABLE = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+# By name: to import the second takes a second.
+WRAPPERS = ("DistributedDataParallel", "FullyShardedDataParallel")
 SKIP_RULES = ("first", "last", "downsample")
 
 
@@ -30,8 +31,11 @@ def layers_to_binarize(model: nn.Module, skip: Sequence[str] | str, use: Usage |
     made, and a warning says which they are. Raises ValueError, in one line, for an entry of `skip` that is no layer and
     no rule, and for a layer whose weight is none to binarize.
     """
-    if any(isinstance(module, DistributedDataParallel) for module in model.modules()):
-        raise ValueError("binarize the model first, then wrap it: DistributedDataParallel would not know the scores")
+    for module in model.modules():
+        if type(module).__name__ in WRAPPERS:
+            raise ValueError(
+                f"binarize the model first, then wrap it: {type(module).__name__} would not know the scores"
+            )
     found = layers_of(model)
     skip = (skip,) if isinstance(skip, str) else skip
     names = list(found)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from .binarizable import BINARIZABLE
-from .parametrization import BinaryWeight, binary_layers
+from .parametrization import BinaryWeight, binary_layers, refuse_sharded
 from .transport import check_rankable
 
 Masks = Mapping[str, Tensor]
@@ -52,10 +52,11 @@ def start_scores(model: nn.Module, masks: Masks) -> None:
     higher one a subset. Else it takes of this mask as many as its rule keeps there. Under the scope `global` each layer
     keeps one weight, whatever its mask.
 
-    Raises ValueError, and then changes nothing, for a model without scores, NaN in its scores, a name that is none of a
-    layer with scores, a layer without a mask, and a mask of another shape, with other values, or that keeps
-    nothing.
+    Raises ValueError, and then changes nothing, for a model without scores, a sharded one, NaN in its scores, a name
+    that is none of a layer with scores, a layer without a mask, and a mask of another shape, with other values, or that
+    keeps nothing.
     """
+    refuse_sharded(model)
     parts = {name: part for name, part, _ in binary_layers(model) if part.scores is not None}
     if not parts:
         raise ValueError("the model has no scores to start: put a method on it that trains them, as mpt-bihalf does")
@@ -88,11 +89,12 @@ def fix_masks(model: nn.Module, masks: Masks) -> None:
     The masks are part of the state (`fixed_mask`), so they go with it to the device, into copies and checkpoints; fix
     masks before loading such a state. Another call replaces them. `bake_weights` gives a plain network with zeros.
 
-    Raises ValueError, and then changes nothing, for a name that is none of a convolution or linear layer, a binarized
-    layer without a mask, a mask of another shape, with other values, or that keeps nothing, a weight that something
-    else computes, and two masks for one weight. Layers that share a weight share its mask, whichever of them it is
-    given for.
+    Raises ValueError, and then changes nothing, for a sharded model, a name that is none of a convolution or linear
+    layer, a binarized layer without a mask, a mask of another shape, with other values, or that keeps nothing, a weight
+    that something else computes, and two masks for one weight. Layers that share a weight share its mask, whichever of
+    them it is given for.
     """
+    refuse_sharded(model)
     layers: dict[str, Any] = {name: layer for name, layer in model.named_modules() if isinstance(layer, BINARIZABLE)}
     weights = {name: layer.weight for name, layer in layers.items()}
     kept = _checked(masks, weights, needed=[name for name, _, _ in binary_layers(model)])

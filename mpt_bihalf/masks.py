@@ -20,6 +20,7 @@ from .counts import Number, fraction_within, kept_count, round_half_up
 from .filters import filters
 from .latent import Latent
 from .selection import largest
+from .sharded import is_whole
 from .transport import check_rankable
 
 MaskRule: TypeAlias = Callable[[Latent], Tensor]
@@ -170,11 +171,18 @@ class GlobalRanking:
     def mask_of(self, index: int, scores: Sequence[Tensor] = ()) -> Tensor:
         """The mask of the layer at this place: bool, shape of its scores.
 
-        scores: of all layers, in the place of those that they have.
+        scores: of all layers, in the place of those that they have. Raises ValueError where some lie in parts on
+        several processes.
         """
         if scores:
             return _ranked_together(scores, self.prune_rate)[index]
         scores = self.scores()
+        for of_layer in scores:
+            if not is_whole(of_layer):
+                raise ValueError(
+                    "scope 'global' ranks the scores of all layers together, and some lie in parts on several "
+                    "processes: shard the model as one (fully_shard(model)), not its layers one by one"
+                )
         # A layer that asks again starts a new pass: off the host not all writes are seen.
         mask = self._masks.pop(index, None) if self._masks and _held(scores) == self._ranked else None
         if mask is None:

@@ -26,6 +26,7 @@ from .masks import GlobalRanking
 from .methods import Method
 from .provenance import EXTRA_STATE, Provenance
 from .scales import scale_of
+from .sharded import REMEDY, refuse_part
 from .spare import Spare
 
 SCORES_APART = "the state dictionary is of a time when layers of one weight had scores of their own: bake it there"
@@ -114,10 +115,22 @@ class BinaryWeight(nn.Module):
             return mask, self.method.binarizer(latent, mask), scale_of(self.method.scale, latent, mask)
 
     def latent(self, weight: Tensor, scores: Tensor | None, all_scores: Sequence[Tensor] = ()) -> Latent:
-        """The layer as the rules of its method see it, with these for W, S and the S of all layers."""
+        """The layer as the rules of its method see it, with these for W, S and the S of all layers.
+
+        Raises ValueError where W or S is not whole.
+        """
+        self.check_whole(weight, scores)
         settings = self.prune_rate, self.p_pos, self.scope, self.ranking, self.index, self.progress
         detached = None if scores is None else scores.detach()
         return Latent(weight.detach(), detached, *settings, self._hints, self._spare, all_scores)
+
+    def check_whole(self, weight: Tensor, scores: Tensor | None, layer: str = "this layer") -> None:
+        """Raise ValueError where W or S is not all that the layer has."""
+        for name, tensor in (("weight", weight), ("scores", scores)):
+            if tensor is not None:
+                refuse_part(f"{name} of {layer}", tensor)
+                if tensor.shape != self._shape:  # what FullyShardedDataParallel leaves
+                    raise ValueError(f"{name} of {layer}, {[*tensor.shape]} of {[*self._shape]}, {REMEDY}")
 
     def look_at(self, weight: Tensor, scores: Tensor | None, all_scores: Sequence[Tensor] = ()) -> Latent:
         """`latent`; as long as a frozen W holds the same, what follows from it is worked out once."""
@@ -295,8 +308,10 @@ def binary_parts(model: nn.Module) -> Iterator[tuple[str, BinaryWeight, Tensor]]
 def find_nan(model: nn.Module) -> str | None:
     """The name of the first binarized layer with a NaN in its latent weights or scores; None if there is none.
 
-    A NaN never leaves a trained tensor, so it is enough to look now and then. Waits for the device, once.
+    A NaN never leaves a trained tensor, so it is enough to look now and then. Waits for the device, once. Raises
+    ValueError for a sharded model.
     """
+    refuse_sharded(model)
     names, flags = [], []
     for name, part, weight in binary_layers(model):
         for tensor in (weight, part.scores):
@@ -307,8 +322,19 @@ def find_nan(model: nn.Module) -> str | None:
     return names[found.index(True)] if any(found) else None
 
 
+def refuse_sharded(model: nn.Module) -> None:
+    """Raise ValueError, naming what it is, where this process does not have all of the model's parameters."""
+    for name, module in model.named_modules():
+        if any(kind.__name__ == "FSDPModule" for kind in type(module).__mro__):  # at times they are whole, but on loan
+            raise ValueError(f"module {name!r} {REMEDY}")
+    for name, parameter in model.named_parameters():
+        refuse_part(f"parameter {name!r}", parameter)
+    for name, part, weight in binary_layers(model):
+        part.check_whole(weight, part.scores, f"layer {name!r}")
+
+
 def refuse_nan(model: nn.Module) -> None:
-    """Raise ValueError, naming the layer, for a NaN in latent weights or scores."""
+    """Raise ValueError, naming the layer, for a NaN in latent weights or scores, and for a sharded model."""
     layer = find_nan(model)
     if layer is not None:
         raise ValueError(f"layer {layer!r} has NaN in its latent weights or scores")

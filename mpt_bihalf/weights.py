@@ -19,7 +19,7 @@ from .gradients import LATENT_GRADIENTS, SCORE_GRADIENTS, Gradient
 from .initialise import INITS, draw_latent, draw_scores
 from .masks import SCOPES, GlobalRanking, MaskRule, check_places, edge_popup, refuse_empty
 from .methods import Method, find_method
-from .parametrization import BinaryWeight, binary_layers, binary_parts, refuse_nan
+from .parametrization import BinaryWeight, binary_layers, binary_parts, refuse_nan, refuse_sharded
 from .real_valued import warn_of_real_matrices
 from .scales import SCALES, Scale
 from .transport import check_rankable
@@ -86,12 +86,13 @@ def binarize_weights(
     afterwards, assign to `layer.weight`, or write to `layer.parametrizations.weight.original`: `layer.weight` itself is
     worked out anew each time it is read, so what `torch.nn.init` writes into it is lost.
 
-    Raises ValueError for anything unknown or out of range, for a layer of which nothing would be kept, and for a weight
-    that something else than these layers holds too; then the model is as it was.
+    Raises ValueError for anything unknown or out of range, for a layer of which nothing would be kept, for a weight
+    that something else than these layers holds too, and for a sharded model; then the model is as it was.
 
     >>> model = binarize_weights(torchvision.models.resnet18(num_classes=10), "mpt-bihalf", prune_rate=0.5,
     ...                          skip=("first", "last", "downsample"))
     """
+    refuse_sharded(model)
     method = _with_parts(find_method(method), scale, latent_gradient, score_gradient)
     kept = 1 - fraction_within(prune_rate, "prune_rate", below_one=True)
     fraction_within(p_pos, "p_pos")
@@ -213,8 +214,10 @@ def shuffle_scores(model: nn.Module, seed: int) -> None:
     """Permute the scores of each layer at random, in place: a mask of the same counts that knows no place.
 
     Within the filters where the mask rule ranks within filters, so that each keeps as many as before. The control for
-    what a finished mask owes to where its weights are, beyond how many each layer keeps.
+    what a finished mask owes to where its weights are, beyond how many each layer keeps. Raises ValueError for a
+    sharded model.
     """
+    refuse_sharded(model)
     generator = torch.Generator().manual_seed(seed)
     for _, part, weight in binary_layers(model):
         if part.scores is not None:
@@ -227,7 +230,7 @@ def shuffle_scores(model: nn.Module, seed: int) -> None:
 def binary_weights(model: nn.Module) -> dict[str, Tensor]:
     """B of each binarized layer by name: -1, 0 (pruned), +1 in the shape and dtype of its weight.
 
-    Raises ValueError, naming the layer, for a NaN in latent weights or scores.
+    Raises ValueError, naming the layer, for a NaN in latent weights or scores, and for a sharded model.
     """
     refuse_nan(model)
     forget(model)

@@ -72,6 +72,9 @@ PYTHON = list(fenced("python"))
 @pytest.mark.parametrize(("page", "line", "code"), PYTHON, ids=[f"{page}:{line + 1}" for page, line, _ in PYTHON])
 def test_python_runs(page: str, line: int, code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    alone = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}  # as torchrun sets them
+    for name, value in alone.items() if "init_process_group" in code else ():
+        monkeypatch.setenv(name, value)
     with ExitStack() as kept:
         for registry in REGISTRIES:
             kept.enter_context(mock.patch.dict(registry))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..bake import bake_weights
 from ..dtypes import float32_by_default
 from ..models import create_model
-from ..parametrization import binary_layers
+from ..parametrization import binary_layers, refuse_sharded
 from ..weights import forget
 from .images import ImageSpec
 
@@ -69,9 +69,10 @@ class Ticket:
     ) -> Ticket:
         """The ticket of a binarized model as it stands; of a plain one all is rest.
 
-        Raises ValueError for a NaN in latent weights or scores, a state that is not of tensors alone, and where the
-        architecture is not the model's.
+        Raises ValueError for a NaN in latent weights or scores, a sharded model, a state that is not of tensors alone,
+        and where the architecture is not the model's.
         """
+        refuse_sharded(model)
         layers = {}
         forget(model)
         with torch.no_grad():
@@ -100,7 +101,8 @@ class Ticket:
         return state | {name: state[earlier] for name, earlier in self.shared.items()}
 
     def check_fits(self, model: nn.Module) -> None:
-        """Raise ValueError unless the model is plain and its state has these names, shapes and dtypes."""
+        """Raise ValueError unless the model is plain and whole, and its state has these names, shapes and dtypes."""
+        refuse_sharded(model)
         if any(True for _ in binary_layers(model)):
             raise ValueError("the network is binarized already: a ticket goes into a plain one")
         own, shapes = _state(model), self.shapes()
