@@ -36,7 +36,8 @@ LOOK_AGAIN = 0.05
 FAILS_TOO = 10.0
 # The processes of a launch ask each other through torchrun's store: these are its keys.
 CALLS, CALL, OVER, TOLD = "mpt_bihalf/calls", "mpt_bihalf/call/{}", "mpt_bihalf/over", "mpt_bihalf/told"
-FAULT, LEFT = "mpt_bihalf/fault/{}", "mpt_bihalf/left/{}/{}"  # of a call; LEFT also of who has ended its part
+FAULT = "mpt_bihalf/fault/{}"  # of a call
+HERE, LEFT = "mpt_bihalf/here/{}/{}", "mpt_bihalf/left/{}/{}"  # of a call, who has come and who has ended its part
 # What a process that does not write can say of what is kept.
 FROM_WHAT_THERE_IS = "the same command goes on from the last checkpoint, if there is one"
 
@@ -332,6 +333,10 @@ def _group(call: int, device: torch.device) -> Iterator[Team]:
     if launch.local_rank < accelerators():
         use_accelerator(launch.local_rank)
     team = _Several(launch.rank, launch.processes)
+    # Once torch waits for somebody who never comes, no signal ends it.
+    store.set(HERE.format(call, launch.rank), "")
+    while not store.check([HERE.format(call, rank) for rank in range(launch.processes)]):
+        time.sleep(LOOK_AGAIN)
     try:
         dist.init_process_group(
             collective_backends(device),

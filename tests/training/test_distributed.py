@@ -152,11 +152,11 @@ def test_a_killed_process_ends_all_and_the_same_command_goes_on_to_the_same_bits
     assert_as_untroubled(made, folder)
 
 
-def ordered(out: Path, at: dict[str, Any], *hooks: dict[str, Any], **run: Any) -> list[tuple[int, list[str]]]:
+def ordered(out: Path, at: dict[str, Any], *hooks: dict[str, Any], terminated: int = 1) -> list[tuple[int, list[str]]]:
     """Status and lines of two processes that train `LONG`, when what befalls them comes in the order of the hooks.
 
     They are started as torchrun does, but the test is their agent: it notes in the store who is gone, and sends SIGTERM
-    to the second once the first is; the hooks send it to the first.
+    to the one `terminated` once the other is; else the hooks send it.
     """
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     environment = {
@@ -170,15 +170,15 @@ def ordered(out: Path, at: dict[str, Any], *hooks: dict[str, Any], **run: Any) -
         **{"AT": json.dumps(at), "HOOKS": json.dumps(hooks), "FAILS_TOO": "2"},
     }
     processes = [
-        start(1, SEVERAL, str(out), json.dumps(LONG | run), **environment, RANK=str(rank), LOCAL_RANK=str(rank))
+        start(1, SEVERAL, str(out), json.dumps(LONG), **environment, RANK=str(rank), LOCAL_RANK=str(rank))
         for rank in (0, 1)
     ]
     with ThreadPoolExecutor() as pool:
         ends = {pool.submit(ended, process): rank for rank, process in enumerate(processes)}
         first = next(as_completed(ends))
         store.set(f"gone {ends[first]}", "")
-        if ends[first] == 0:
-            processes[1].send_signal(signal.SIGTERM)
+        if ends[first] != terminated:
+            processes[terminated].send_signal(signal.SIGTERM)
         return [(end.result()[0], ours(end.result()[2])) for end in ends]
 
 
@@ -214,6 +214,13 @@ def test_when_the_signal_comes_to_who_is_left_does_not_matter(tmp_path: Path, ho
     assert (status, lines) == (130, [LOST + "begins this run anew"])
     assert (killed, silent) == (-signal.SIGKILL, [])
     assert not (tmp_path / str(LONG["method"]) / "checkpoint.pt").exists()
+
+
+@pytest.mark.slow
+def test_who_waits_for_one_that_never_comes_still_ends_when_asked(tmp_path: Path) -> None:
+    dies = {"rank": 1, "place": "mpt_bihalf.distributed._group", "signal": int(signal.SIGKILL)}
+    (status, lines), _ = ordered(tmp_path, {}, dies, terminated=0)
+    assert (status, lines) == (143, ["interrupted: the same command goes on from here"])
 
 
 @pytest.mark.slow
