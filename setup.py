@@ -68,7 +68,7 @@ setup(
         "simple-parsing>=0.1.6",
         "tabulate>=0.9",
         "tensorboard>=2.15",
-        "torch>=2.6",
+        "torch>=2.7",
         "torchvision>=0.21",
         "tqdm>=4.60",
     ],

@@ -100,7 +100,7 @@ def refuse_empty(layers: Mapping[str, tuple[MaskRule, Tensor, str]], prune_rate:
 def _ranked_size(rule: MaskRule, weight: Tensor, scope: str) -> int:
     """How many weights of a layer the rule ranks together; 0 where it spares one of each layer, or is not known."""
     if rule in (extremes, balanced) or (rule is edge_popup and scope == "filter"):
-        return weight[0].numel()
+        return weight.shape[1:].numel()
     return weight.numel() if rule is magnitude or (rule is edge_popup and scope == "layer") else 0
 
 

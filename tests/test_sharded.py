@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,7 +23,6 @@ from mpt_bihalf import (
     binarize_weights,
     binary_layers,
     binary_weights,
-    create_model,
     find_nan,
     fix_masks,
     forget,
@@ -75,22 +73,6 @@ def trained(model: nn.Module) -> nn.Module:
     return model
 
 
-def in_two(work: Callable[[int], Any]) -> None:
-    """Do `work(rank)` in each of two processes."""
-
-    def child(rank: int) -> None:
-        torch.set_num_threads(1)  # those of this process are not in a fork of it
-        work(rank)
-
-    children = [multiprocessing.get_context("fork").Process(target=child, args=[rank]) for rank in (0, 1)]
-    for one in children:
-        one.start()
-    for one in children:
-        one.join(120)
-        one.kill()
-    assert [one.exitcode for one in children] == [0, 0]
-
-
 @contextmanager
 def joined(place: Path, rank: int = 0, processes: int = 1) -> Iterator[None]:
     store = dist.FileStore(str(place / "store"), processes)
@@ -121,38 +103,81 @@ CASES = [
 ]
 
 
-def test_two_processes_that_share_a_model_train_it_as_one_that_has_it_whole(tmp_path: Path) -> None:
-    twins = {case: trained(network(*case)) for case in CASES}
-
-    def save(rank: int) -> None:
-        for i, case in enumerate(CASES):
-            model = trained(sharded(network(*case), as_one=case[1] == "global"))
-            set_prune_rate(model, 0.5)
-            state = get_model_state_dict(model, options=FULL)
-            parts = get_model_state_dict(model)
-            dcp.save(parts, checkpoint_id=tmp_path / f"checkpoint-{i}")
-            again = sharded(network(*case), as_one=case[1] == "global")
-            read = get_model_state_dict(again)
-            dcp.load(read, checkpoint_id=tmp_path / f"checkpoint-{i}")
-            set_model_state_dict(again, read)
-            copy = get_model_state_dict(again, options=FULL)
-            with torch.no_grad():
-                out = model.eval()(X)
-            if rank == 0:
-                assert same_state(state, copy), case
-                torch.save((state, out), tmp_path / f"{i}.pt")
-
-    def work(rank: int) -> None:
-        with joined(tmp_path, rank, 2):
-            save(rank)
-
-    in_two(work)
+def save_trained(rank: int, place: Path) -> None:
+    """Of each case the full state of a sharded model and of a whole one, both trained, and the former's outputs."""
     for i, case in enumerate(CASES):
-        state, out = torch.load(tmp_path / f"{i}.pt")
-        whole = network(*case)
+        model = trained(sharded(network(*case), as_one=case[1] == "global"))
+        set_prune_rate(model, 0.5)
+        state = get_model_state_dict(model, options=FULL)
+        parts = get_model_state_dict(model)
+        dcp.save(parts, checkpoint_id=place / f"checkpoint-{i}")
+        again = sharded(network(*case), as_one=case[1] == "global")
+        read = get_model_state_dict(again)
+        dcp.load(read, checkpoint_id=place / f"checkpoint-{i}")
+        set_model_state_dict(again, read)
+        copy = get_model_state_dict(again, options=FULL)
+        with torch.no_grad():
+            out = model.eval()(X)
+        if rank == 0:
+            assert same_state(state, copy), case
+            torch.save((state, trained(network(*case)).state_dict(), out), place / f"{i}.pt")
+
+
+def flatten() -> None:
+    twin = binary_weights(trained(network()))
+    model = trained(FullyShardedDataParallel(network(), device_id=torch.device("cpu"), use_orig_params=True))
+    for function in NEEDS_WHOLE.values():
+        with pytest.raises(ValueError, match=REFUSED):
+            function(model)
+    with pytest.raises(ValueError, match="then wrap it: FullyShardedDataParallel would not know the scores"):
+        binarize_weights(FullyShardedDataParallel(plain(), device_id=torch.device("cpu")))
+    with FullyShardedDataParallel.summon_full_params(model):
+        inside = binary_weights(model)
+    assert [*inside] == [f"_fsdp_wrapped_module.{name}" for name in twin]
+    assert all(map(torch.equal, inside.values(), twin.values()))
+
+
+def run_page(rank: int, place: Path, port: int) -> None:
+    """The lines of the page, in the folder."""
+    (code,) = (
+        block for block in re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(), re.M | re.S) if "fsdp" in block
+    )
+    environment = {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(place)
+        for name, value in {**environment, "TORCHELASTIC_USE_AGENT_STORE": "True"}.items():
+            patch.setenv(name, value)
+        defined: dict[str, Any] = {"__name__": "__main__"}
+        exec(compile(code, PAGE, "exec"), defined)
+        if rank == 0:
+            torch.save([binary_weights(model) for model in (defined["plain"], defined["network"]())], "page.pt")
+
+
+def do(rank: int, place: Path, port: int) -> None:
+    torch.set_num_threads(1)
+    with joined(place, rank, 2):
+        save_trained(rank, place)
+        flatten()
+    run_page(rank, place, port)
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where two processes have left what they came to."""
+    place = tmp_path_factory.mktemp("two")
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # as torchrun has one
+    torch.multiprocessing.spawn(do, (place, store.port), nprocs=2)
+    return place
+
+
+def test_two_processes_that_share_a_model_train_it_as_one_that_has_it_whole(two: Path) -> None:
+    for i, case in enumerate(CASES):
+        state, of_twin, out = torch.load(two / f"{i}.pt")
+        whole, twin = network(*case), network(*case)
         whole.load_state_dict(state)
-        assert same_state(binary_weights(whole), binary_weights(twins[case])), case
-        one, other = Ticket.of(whole), Ticket.of(twins[case])
+        twin.load_state_dict(of_twin)
+        assert same_state(binary_weights(whole), binary_weights(twin)), case
+        one, other = Ticket.of(whole), Ticket.of(twin)
         assert one.layers.keys() == other.layers.keys() and len(one.layers) == 4
         assert same_state(one.state_dict(), other.state_dict()), case
         assert torch.equal(whole.eval()(X), out), case
@@ -160,31 +185,10 @@ def test_two_processes_that_share_a_model_train_it_as_one_that_has_it_whole(tmp_
             binarize_weights(plain(), "irnet", seed=1).load_state_dict(state)
 
 
-def test_the_lines_of_the_page_make_in_two_processes_the_ticket_of_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (code,) = (
-        block for block in re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(), re.M | re.S) if "fsdp" in block
-    )
-    monkeypatch.chdir(tmp_path)
-
-    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # as torchrun has one
-    environment = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port)}
-    for name, value in {**environment, "TORCHELASTIC_USE_AGENT_STORE": "True"}.items():
-        monkeypatch.setenv(name, value)
-
-    def work(rank: int) -> None:
-        monkeypatch.setenv("RANK", str(rank))
-        exec(compile(code, PAGE, "exec"), {"__name__": "__main__"})
-
-    in_two(work)
-    twin = binarize_weights(create_model("conv2", width=0.1, seed=0), "mpt-bihalf", prune_rate=0.8, seed=0)
-    before = binary_weights(twin)
-    twin(torch.ones(2, 3, 32, 32)).square().mean().backward()
-    torch.optim.SGD([p for p in twin.parameters() if p.requires_grad], lr=1.0).step()
-    assert not same_state(before, binary_weights(twin))
-    binary = {name: value.to(torch.int8) for name, value in binary_weights(twin).items()}
-    assert same_state(ticket_weights("sharded.ticket"), binary)
+def test_the_lines_of_the_page_make_a_ticket_in_two_processes(two: Path) -> None:
+    after, before = torch.load(two / "page.pt")
+    assert not same_state(before, after)
+    assert same_state(ticket_weights(two / "sharded.ticket"), {name: b.to(torch.int8) for name, b in after.items()})
 
 
 NEEDS_WHOLE: dict[str, Callable[[nn.Module], Any]] = {
@@ -237,23 +241,3 @@ def test_scores_that_are_ranked_over_all_layers_ask_for_a_model_sharded_as_one(g
     model = sharded(network("mpt-sign", "global"))
     with pytest.raises(ValueError, match=r"scope 'global' .*shard the model as one \(fully_shard\(model\)\)"):
         model(X)
-
-
-def test_flattened_parts_are_refused_and_whole_weights_lent_are_taken(tmp_path: Path) -> None:
-    twin = binary_weights(trained(network()))
-
-    def work(rank: int) -> None:
-        with joined(tmp_path, rank, 2):
-            model = FullyShardedDataParallel(network(), device_id=torch.device("cpu"), use_orig_params=True)
-            trained(model)
-            for function in NEEDS_WHOLE.values():
-                with pytest.raises(ValueError, match=REFUSED):
-                    function(model)
-            with pytest.raises(ValueError, match="then wrap it: FullyShardedDataParallel would not know the scores"):
-                binarize_weights(FullyShardedDataParallel(plain(), device_id=torch.device("cpu")))
-            with FullyShardedDataParallel.summon_full_params(model):
-                inside = binary_weights(model)
-            assert [*inside] == [f"_fsdp_wrapped_module.{name}" for name in twin]
-            assert all(map(torch.equal, inside.values(), twin.values()))
-
-    in_two(work)
