@@ -3,44 +3,86 @@
 from __future__ import annotations
 
 import csv
-import glob
 import io
 import json
 import os
+import re
 import secrets
 import stat
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
 # Far above what a run leaves, in bytes.
 LARGEST = 4 * 2**20
+# Bytes of a file's name in that of the unfinished one, which has 14 more: names have 255 at most, encrypted ones 143.
+LONGEST = 128
 
 
 def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """Let `write` fill a new file, then put it at once in the place of `path`; on failure `path` stays as it was.
 
-    An OSError that knows no file, as that of a full disk, is given the name of `path`.
+    A link in its place is replaced, not followed. What killed writers of it have left unfinished is removed first. An
+    OSError of the new file, or of none, as that of a full disk, is given the name of `path`.
     """
-    temporary = path.with_name(_temporary_prefix(path) + secrets.token_hex(6))
+    remove_leftovers(path)
+    written = False
+    while not written:
+        temporary = path.with_name(_temporary_prefix(path) + secrets.token_hex(6))
+        try:
+            with open(temporary, "xb") as file:
+                if _kept(file):
+                    write(file)
+                    file.flush()
+                    os.fsync(file.fileno())
+                    if fcntl is None:
+                        file.close()  # Windows renames no open file
+                    os.replace(temporary, path)
+                    written = True
+        except BaseException as fault:
+            temporary.unlink(missing_ok=True)
+            if isinstance(fault, OSError) and fault.errno is not None and fault.filename in (None, str(temporary)):
+                fault.filename = str(path)
+                del fault.filename2
+            raise
+
+
+def remove_leftovers(path: Path) -> None:
+    """Remove what writers of this file that were killed have left unfinished beside it.
+
+    A living writer holds a lock on what it writes; where there are no locks, all is left as it is.
+    """
+    unfinished = re.compile(re.escape(_temporary_prefix(path)) + "[0-9a-f]{12}")
+    with suppress(OSError), os.scandir(path.parent) as entries:
+        for entry in entries:
+            if unfinished.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
+                with suppress(OSError), open(entry.path, "r+b") as file:
+                    _lock(file)
+                    os.unlink(entry.path)
+
+
+def _kept(file: BinaryIO) -> bool:
+    """Keep others from removing this new file while it is open; False where one has come before."""
     try:
-        with open(temporary, "xb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException as fault:
-        temporary.unlink(missing_ok=True)
-        if isinstance(fault, OSError) and fault.errno is not None and fault.filename is None:
-            fault.filename = str(path)
-        raise
+        _lock(file)
+    except BlockingIOError:
+        return False
+    except OSError:  # no locks here, so nobody removes anything
+        pass
+    return os.path.lexists(file.name)
 
 
-def remove_leftovers(folder: Path, names: Iterable[str]) -> None:
-    """Remove what writers of files of these names have left behind unfinished in `folder`, as a killed one does."""
-    for name in names:
-        for leftover in folder.glob(glob.escape(_temporary_prefix(folder / name)) + "*"):
-            leftover.unlink(missing_ok=True)
+def _lock(file: BinaryIO) -> None:
+    """Lock an open file. BlockingIOError where somebody else has its lock, another OSError where there are no locks."""
+    if fcntl is None:
+        raise OSError("no locks on this system")
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -145,4 +187,4 @@ def refuse_links(folder: Path, within: Path) -> None:
 
 
 def _temporary_prefix(path: Path) -> str:
-    return f".{path.name}."
+    return f".{os.fsencode(path.name)[:LONGEST].decode(errors='ignore')}."

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import os
 import signal
 import stat
@@ -12,8 +13,10 @@ from typing import BinaryIO
 
 import pytest
 
+from mpt_bihalf import files
 from mpt_bihalf.files import read_json, remove_leftovers, write_csv, write_json, write_text, write_whole
 
+HEX = "0123456789ab"
 HANGING_WRITER = """
 import sys, time
 from pathlib import Path
@@ -58,12 +61,94 @@ def test_a_full_disk_is_told_with_the_files_name_and_leaves_the_old_file(small_d
     assert list(small_disk.iterdir()) == [path]
 
 
-def test_only_what_writers_of_the_files_named_left_unfinished_is_removed(tmp_path: Path) -> None:
-    stay = [tmp_path / name for name in ("a.txt", ".b.txt.xyz", "a.txt.xyz", ".a.txt", ".a[1].txtx")]
-    for path in (*stay, tmp_path / ".a.txt.xyz", tmp_path / ".a.txt.uvw", tmp_path / ".a[1].txt.xyz"):
+def test_only_what_a_writer_of_the_file_left_unfinished_is_removed(tmp_path: Path) -> None:
+    names = ("a[1].txt", ".a1.txt.{}", "a[1].txt.{}", ".a[1].txt", ".a[1].txt.swp", ".a[1].txt.{}0", ".a[1].txtx.{}")
+    stay = [tmp_path / name.format(HEX) for name in names]
+    for path in (*stay, tmp_path / f".a[1].txt.{HEX}", tmp_path / f".a[1].txt.{HEX[::-1]}"):
         path.write_text("x")
-    remove_leftovers(tmp_path, ["a.txt", "a[1].txt", "none.txt"])
-    assert sorted(tmp_path.iterdir()) == sorted(stay)
+    (tmp_path / ".a[1].txt.111111111111").symlink_to(stay[0])
+    (tmp_path / ".a[1].txt.222222222222").mkdir()
+    os.mkfifo(tmp_path / ".a[1].txt.333333333333")
+    remove_leftovers(tmp_path / "a[1].txt")
+    remove_leftovers(tmp_path / "none.txt")
+    remove_leftovers(tmp_path / "none" / "none.txt")
+    odd = [tmp_path / f".a[1].txt.{digit * 12}" for digit in "123"]
+    assert sorted(tmp_path.iterdir()) == sorted([*stay, *odd])
+
+
+def test_what_a_killed_writer_left_is_removed_by_the_next_and_what_a_living_one_writes_is_not(old: Path) -> None:
+    writer = subprocess.Popen([sys.executable, "-c", HANGING_WRITER, str(old)], stdout=subprocess.PIPE)
+    assert writer.stdout is not None
+    assert writer.stdout.readline() == b"half\n"
+    (unfinished,) = old.parent.glob(".file.txt.*")
+    write_text(old, "new")
+    assert unfinished.exists()
+    writer.kill()
+    writer.wait()
+    writer.stdout.close()
+    write_text(old, "newer")
+    assert list(old.parent.iterdir()) == [old]
+    assert old.read_text() == "newer"
+
+
+@pytest.mark.parametrize("has_it", [True, False])
+def test_a_writer_begins_anew_where_its_new_file_was_removed_or_is_about_to_be(
+    has_it: bool, old: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock, removed = files._lock, []
+
+    def late(file: BinaryIO) -> None:
+        if not removed:
+            removed.append(Path(file.name))
+            removed[0].unlink()
+            if has_it:
+                raise BlockingIOError
+        lock(file)
+
+    monkeypatch.setattr(files, "_lock", late)
+    write_text(old, "new")
+    assert removed
+    assert old.read_text() == "new"
+    assert list(old.parent.iterdir()) == [old]
+
+
+@pytest.mark.parametrize("missing", [True, False])
+def test_where_there_are_no_locks_files_are_written_and_leftovers_stay(
+    missing: bool, old: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none(*arguments: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    if missing:
+        monkeypatch.setattr(files, "fcntl", None)
+    else:
+        monkeypatch.setattr(files.fcntl, "flock", none)
+    leftover = old.parent / f".file.txt.{HEX}"
+    leftover.write_text("x")
+    write_text(old, "new")
+    assert old.read_text() == "new"
+    assert sorted(old.parent.iterdir()) == [leftover, old]
+
+
+@pytest.mark.parametrize("name", ["a" * 255, "é" * 127 + "x"])
+def test_a_name_may_be_as_long_as_the_system_has_it(name: str, tmp_path: Path) -> None:
+    write_text(tmp_path / name, "x")
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    with pytest.raises(OSError, match=rf"File name too long: '.*/{name}y'$"):
+        write_text(tmp_path / f"{name}y", "x")
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_a_link_is_replaced_and_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "victim").write_text("precious")
+    (tmp_path / "link").symlink_to(tmp_path / "victim")
+    (tmp_path / "dangling").symlink_to(tmp_path / "made")
+    for name in ("link", "dangling"):
+        write_text(tmp_path / name, "new")
+        assert not (tmp_path / name).is_symlink()
+        assert (tmp_path / name).read_text() == "new"
+    assert (tmp_path / "victim").read_text() == "precious"
+    assert not (tmp_path / "made").exists()
 
 
 def test_a_first_write_that_fails_leaves_no_file(tmp_path: Path) -> None:
@@ -109,7 +194,7 @@ def test_permissions_follow_the_umask(tmp_path: Path, umask: int) -> None:
 
 
 def test_a_missing_folder_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(FileNotFoundError, match=r"/no/file\.txt'$"):
         write_text(tmp_path / "no" / "file.txt", "x")
     assert list(tmp_path.iterdir()) == []
 

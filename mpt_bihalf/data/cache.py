@@ -9,11 +9,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..files import write_whole
+from ..files import remove_leftovers, write_whole
 
 
 def read(file: Path, fingerprint: str) -> dict[str, Tensor] | None:
     """The tensors that `write` put into `file` under the same fingerprint; None where that is not what it holds."""
+    remove_leftovers(file)
     try:
         stored = torch.load(file, map_location="cpu", weights_only=True)
         tensors = stored["tensors"]

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..distributed import typed_command
-from ..files import read_json, read_text, refuse_links, write_text
+from ..files import read_json, read_text, refuse_links, remove_leftovers, write_text
 from ..training import Run
 
 PLANS = "sweeps"
@@ -48,10 +48,11 @@ def write_plan(out: Path, runs: Sequence[Run], command: Sequence[str] | None = N
     digest = hashlib.sha256("\n".join(run.hash for run in runs).encode()).hexdigest()[:10]
     path = out / PLANS / f"{digest}.json"
     text = json.dumps(plan) + "\n"
+    refuse_links(path.parent, out)
     with suppress(OSError, ValueError):
         if read_text(path, LARGEST_PLAN) == text:
+            remove_leftovers(path)  # of another process that wrote it at the same time
             return path
-    refuse_links(path.parent, out)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, text)
     return path

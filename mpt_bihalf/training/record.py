@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from ..endings import tell
-from ..files import csv_text, json_text, remove_leftovers, write_csv, write_json
+from ..files import csv_text, json_text, write_csv, write_json
 from ..signals import FROM_HERE
-from ..sums import SUMS, write_summed
+from ..sums import write_summed
 from .checkpoint import CHECKPOINT, History, State, save_checkpoint
 from .config import Run
 from .environment import environment
@@ -24,7 +24,6 @@ from .recorded_data import DATA
 
 METRICS, LAYERS, TRACE = "metrics.csv", "layers.csv", "trace.csv"
 CONFIG, ENVIRONMENT, TIMES, RESULT = "config.json", "environment.json", "times.json", "result.json"
-WRITTEN = (METRICS, LAYERS, TRACE, CONFIG, DATA, ENVIRONMENT, TIMES, RESULT, CHECKPOINT, SUMS)
 # What is worked out of a finished run's checkpoint when it is asked for.
 SHUFFLED, ACTIVATIONS = "shuffled.json", "activations.csv"
 # The files of which SHA256SUMS tells. A checkpoint has its sum, and data.json is one.
@@ -51,7 +50,6 @@ class Record:
     def begin(self, state: State) -> None:
         """The run goes on from here, or begins."""
         self._folder.mkdir(parents=True, exist_ok=True)
-        remove_leftovers(self._folder, WRITTEN)
         self._started, self._first = time.perf_counter(), state.epoch
         self._state, self._kept = state, (state.epoch, state.step)
         if not state.epoch and not state.step:

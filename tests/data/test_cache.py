@@ -76,6 +76,16 @@ def test_a_folder_that_cannot_be_written_is_passed_over(tmp_path: Path, tensors:
     assert (tmp_path / "file").read_text() == "in the way"
 
 
+def test_what_a_killed_process_left_of_a_file_is_removed_by_the_next(
+    tmp_path: Path, tensors: dict[str, torch.Tensor]
+) -> None:
+    file, leftover = tmp_path / "file.pt", tmp_path / ".file.pt.0123456789ab"
+    for use in (lambda: cache.write(file, "mark", tensors), lambda: cache.read(file, "mark")):
+        leftover.write_text("half")
+        use()
+        assert list(tmp_path.iterdir()) == [file]
+
+
 @pytest.mark.parametrize("failing", ["fsync", "replace"])
 def test_a_write_that_fails_leaves_the_old_file_whole(
     tmp_path: Path, tensors: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch, failing: str

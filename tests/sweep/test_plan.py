@@ -41,6 +41,13 @@ def test_the_same_command_finds_its_plan_and_leaves_it(tmp_path: Path) -> None:
     assert (path.stat().st_ino, path.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
 
 
+def test_what_a_killed_process_left_of_a_plan_is_removed(tmp_path: Path) -> None:
+    for _ in range(2):
+        path = write_plan(tmp_path, [Run()], ["a"])
+        assert list(path.parent.iterdir()) == [path]
+        path.with_name(f".{path.name}.0123456789ab").write_text("{")
+
+
 def test_another_command_for_the_same_runs_takes_its_place_and_other_runs_have_a_plan_of_their_own(
     tmp_path: Path,
 ) -> None:
