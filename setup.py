@@ -57,7 +57,7 @@ setup(
     python_requires=">=3.10",
     install_requires=[
         "constriction>=0.4",
-        "filelock>=3.12",
+        "filelock>=3.20.1",
         "matplotlib>=3.7",
         "numpy>=1.26",
         "pandas>=2.0",

@@ -18,6 +18,8 @@ with suppress(ImportError):  # Windows
     import fcntl
 
 LOCK, CLAIM = "claim.lock", "claim.json"
+# Seconds.
+LOOK_AGAIN = 0.001
 
 
 @contextmanager
@@ -30,11 +32,14 @@ def claimed(folder: Path) -> Iterator[bool]:
     """
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / LOCK)
-    try:
-        lock.acquire(blocking=False)
-    except Timeout:
-        yield False
-        return
+    while not lock.is_locked:
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            if held(folder):
+                yield False
+                return
+            time.sleep(LOOK_AGAIN)  # it was somebody who looked, as `held` does
     try:
         write_json(folder / CLAIM, {"host": platform.node(), "pid": os.getpid(), "since": time.time()})
         yield True

@@ -52,7 +52,7 @@ def is_done(run: Run, out: Path, needs: Sequence[str] = (), again: bool = True) 
     except (OSError, ValueError) as why:
         _tell(run, [f"{name} is {fault}, and cannot be made again: {why}" for name, fault in faults.items()])
         if lacking and again:
-            _put_aside(folder, out, run)
+            _put_aside(folder, out, run, needs)
         elif not lacking:
             _tell(run, [f"to do it again, and have its files whole, remove {folder / RESULT}"])
         return not (lacking and again)
@@ -153,12 +153,12 @@ def _whole_history(folder: Path, run: Run, result: dict[str, Any]) -> tuple[Hist
     return history, data
 
 
-def _put_aside(folder: Path, out: Path, run: Run) -> None:
-    """Keep the result under another name, so that the run is done again; not while somebody does it."""
+def _put_aside(folder: Path, out: Path, run: Run, needs: Sequence[str]) -> None:
+    """Keep the result under another name, so that the run is done again; not where somebody does it, or has done it."""
     with suppress(OSError, ValueError):  # a link, or nothing that may be written, as doing the run will tell
         refuse_links(folder, out)
         with claimed(folder) as ours:
-            if ours:
+            if ours and _lacking(folder, run, needs):
                 aside = Path(tempfile.mkdtemp(dir=folder, prefix="put-aside-")) / RESULT
                 (folder / RESULT).replace(aside)
                 _tell(run, [f"it is done again; its result is kept as {aside}"])

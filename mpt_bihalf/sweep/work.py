@@ -12,7 +12,7 @@ from ..endings import wants_memory
 from ..files import refuse_links, remove_leftovers, write_json
 from ..training import Run, train
 from ..training.loop import Tell, kept_data
-from .claim import CLAIM, claimed
+from .claim import claimed
 from .records import FAILURE, read_result, run_folder
 
 
@@ -32,26 +32,34 @@ def perform(run: Run, out: Path, tell: Tell | None = None) -> Outcome:
     folder = run_folder(out, run)
     try:
         refuse_links(folder, out)
+        result = read_result(folder, run)
+        if result is not None:  # somebody else's by now
+            return Outcome(run, result)
         with claimed(folder) as ours:
             if not ours:
                 return Outcome(run)
-            remove_leftovers(folder, (CLAIM, FAILURE))
             result = read_result(folder, run)
             if result is None:
                 result = train(run, folder, kept_data(run), tell)
             (folder / FAILURE).unlink(missing_ok=True)
+            remove_leftovers(folder / FAILURE)
             return Outcome(run, result)
     except Exception as fault:
         return failed(run, out, _told(fault), traceback.format_exc())
 
 
 def failed(run: Run, out: Path, error: str, trace: str = "") -> Outcome:
-    """The outcome of a run that ended with this error, which is left in the run's folder where that can be written."""
+    """The outcome of a run that ended with this error, which is left in the run's folder where that can be written.
+
+    Not where somebody else does the run meanwhile, or has done it.
+    """
     error = " ".join(error.split())
     folder = run_folder(out, run)
     with suppress(OSError, ValueError):
         refuse_links(folder, out)
-        write_json(folder / FAILURE, {"error": error, "traceback": trace, "when": time.time()})
+        with claimed(folder) as ours:
+            if ours and read_result(folder, run) is None:
+                write_json(folder / FAILURE, {"error": error, "traceback": trace, "when": time.time()})
     return Outcome(run, error=error)
 
 

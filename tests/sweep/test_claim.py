@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import fcntl
 import os
 import platform
 import signal
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 from filelock import FileLock, Timeout
 
+from mpt_bihalf.sweep import claim
 from mpt_bihalf.sweep.claim import claimed, held, holder
 
 HOLD = """
@@ -45,6 +47,15 @@ def test_a_claim_tells_who_holds_it_and_goes_with_the_holder(tmp_path: Path) -> 
         assert before <= told["since"] <= time.time()
     assert holder(tmp_path) is None
     assert not (tmp_path / "claim.json").exists()
+
+
+def test_who_only_looks_keeps_nobody_from_a_claim(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with (tmp_path / "claim.lock").open("w") as looked_at:
+        fcntl.flock(looked_at, fcntl.LOCK_SH)
+        monkeypatch.setattr(claim.time, "sleep", lambda seconds: looked_at.close())
+        with claimed(tmp_path) as ours:
+            assert ours
+            assert looked_at.closed
 
 
 def test_a_claim_is_given_back_after_an_error(tmp_path: Path) -> None:

@@ -4,7 +4,8 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pytest
 
 from mpt_bihalf.data import Dataset, load_dataset
 from mpt_bihalf.sums import SUMS, sum_of
-from mpt_bihalf.sweep import EngineOptions, run_all
+from mpt_bihalf.sweep import EngineOptions, repair, run_all
 from mpt_bihalf.sweep.claim import claimed
 from mpt_bihalf.sweep.records import read_records, run_folder
 from mpt_bihalf.sweep.repair import damaged_files, is_done
@@ -280,6 +281,22 @@ def test_a_result_that_somebody_redoes_is_not_put_aside(out: Path, folder: Path,
         assert not is_done(RUN, out, [TRACE])
     assert (folder / RESULT).exists() and not list(folder.glob("put-aside-*"))
     assert len(told()) == 1
+
+
+def test_a_result_that_somebody_has_just_redone_is_not_put_aside(
+    out: Path, folder: Path, told: Told, monkeypatch: pytest.MonkeyPatch, whole: dict[str, bytes]
+) -> None:
+    @contextmanager
+    def late(folder: Path) -> Iterator[bool]:
+        (folder / TRACE).write_bytes(whole[TRACE])
+        with claimed(folder) as ours:
+            yield ours
+
+    delete(folder / CHECKPOINT)
+    delete(folder / TRACE)
+    monkeypatch.setattr(repair, "claimed", late)
+    is_done(RUN, out, [TRACE])
+    assert (folder / RESULT).exists() and not list(folder.glob("put-aside-*"))
 
 
 @pytest.mark.parametrize("checkpoint", [True, False])

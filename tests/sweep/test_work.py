@@ -12,7 +12,7 @@ import pytest
 
 from mpt_bihalf.sweep.claim import claimed
 from mpt_bihalf.sweep.records import run_folder
-from mpt_bihalf.sweep.work import perform
+from mpt_bihalf.sweep.work import failed, perform
 from mpt_bihalf.training import Run
 
 Runs = Callable[..., list[Run]]
@@ -26,6 +26,35 @@ def test_a_run_is_done_once(tmp_path: Path, runs: Runs) -> None:
     written = {file: file.stat().st_mtime_ns for file in run_folder(tmp_path, run).iterdir() if file.suffix == ".csv"}
     assert perform(run, tmp_path) == first
     assert {file: file.stat().st_mtime_ns for file in written} == written
+
+
+def test_a_run_that_is_done_is_claimed_by_nobody(tmp_path: Path, runs: Runs) -> None:
+    (run, *_) = runs(methods=["sign"])
+    first = perform(run, tmp_path)
+    lock = run_folder(tmp_path, run) / "claim.lock"
+    lock.unlink()
+    assert perform(run, tmp_path) == first
+    assert not lock.exists()
+
+
+def test_what_a_killed_process_left_of_a_failure_goes_with_the_failure(tmp_path: Path, runs: Runs) -> None:
+    (run, *_) = runs(methods=["sign"])
+    folder = run_folder(tmp_path, run)
+    folder.mkdir(parents=True)
+    (folder / ".failure.json.0123456789ab").write_text("{")
+    perform(run, tmp_path)
+    assert not list(folder.glob(".*"))
+
+
+def test_a_failure_is_not_left_where_somebody_else_does_the_run_or_has_done_it(tmp_path: Path, runs: Runs) -> None:
+    (run, *_) = runs(methods=["sign"])
+    failure = run_folder(tmp_path, run) / "failure.json"
+    with claimed(failure.parent):
+        assert failed(run, tmp_path, "its process died").error == "its process died"
+    assert not failure.exists()
+    perform(run, tmp_path)
+    failed(run, tmp_path, "its process died")
+    assert not failure.exists()
 
 
 def test_a_run_that_somebody_does_is_left_to_them(tmp_path: Path, runs: Runs) -> None:
