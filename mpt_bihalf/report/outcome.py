@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import isnan
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from matplotlib.figure import Figure
 from tabulate import tabulate
-from torch.utils.tensorboard import SummaryWriter
 
 from ..commandline import curves_command
 from ..endings import show
-from ..files import write_csv, write_text
+from ..files import refuse_links, write_csv, write_text
+from ..training.events import NAME, EventFile, number_of, scalars
 from .figures import save_figure
 
 Rows = Sequence[dict[str, Any]]
@@ -32,8 +31,9 @@ def conclude(
 
     rows: the table of the experiment, also as `name`.csv, .txt, .md and .tex. figure: `name`.png and .pdf. curves:
     (step, value) by tag, for TensorBoard. finding: one line that the records say; claim: one line that the paper says.
-    runs: whether runs with curves of their own lie below `out`.
+    runs: whether runs with curves of their own lie below `out`. ValueError where the folder of the curves is a link.
     """
+    refuse_links(out / "curves", out)
     out.mkdir(parents=True, exist_ok=True)
     table = write_table(out / name, rows)
     png, pdf = save_figure(figure, out / name)
@@ -57,18 +57,22 @@ def write_table(path: Path, rows: Rows) -> str:
 
 
 def write_curves(folder: Path, curves: Curves) -> None:
-    """TensorBoard curves in the place of those written here before; what else is in the folder stays."""
-    folder.mkdir(parents=True, exist_ok=True)
-    before = list(folder.glob(f"events.out.tfevents.*{CURVES}"))
-    with TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
-        with SummaryWriter(temporary, filename_suffix=CURVES) as writer:
-            for tag, points in curves.items():
-                for step, value in points:
-                    writer.add_scalar(tag, value, step)
-        for file in Path(temporary).iterdir():
-            file.replace(folder / file.name)
-    for file in before:
-        file.unlink()
+    """TensorBoard curves in the place of those written here before; what else is in the folder stays.
+
+    Of several processes that do so at once the last one's curves stay.
+    """
+    events = EventFile(folder, 0, CURVES)
+    try:
+        for tag, points in curves.items():
+            for step, value in points:
+                events.add(scalars({tag: value}), step)
+        events.flush()
+    except BaseException:
+        events.path.unlink(missing_ok=True)
+        raise
+    for other in folder.glob(f"{NAME}*{CURVES}"):
+        if number_of(other) < number_of(events.path):
+            other.unlink(missing_ok=True)
 
 
 def _is_nan(value: Any) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import socket
 import time
@@ -61,12 +62,12 @@ class Curves:
             for name, value in row.items():
                 if name not in ("epoch", "layer", "weights"):
                     points[f"{name}/{row['layer']}"] = value
-        self._events.add(_scalars(points), figures["epoch"])
+        self._events.add(scalars(points), figures["epoch"])
         self._events.flush()
         if trace:
             self._trace = self._trace or EventFile(self._folder / "trace", self._first_step)
             for row in trace:
-                self._trace.add(_scalars({f"{name}/{row['layer']}": row[name] for name in TRACED}), row["step"])
+                self._trace.add(scalars({f"{name}/{row['layer']}": row[name] for name in TRACED}), row["step"])
             self._trace.flush()
 
     def end(self, finished: bool) -> None:
@@ -82,21 +83,14 @@ class EventFile:
 
     Written in this thread and at `flush` only, so that a full disk is an OSError here (torch's SummaryWriter fails in
     a thread of its own). A link in the place of `folder` is replaced by a folder: what it leads to is not the run's.
+    suffix: how its name ends.
     """
 
-    def __init__(self, folder: Path, first: int) -> None:
+    def __init__(self, folder: Path, first: int, suffix: str = "") -> None:
         if folder.is_symlink():
             folder.unlink()
         folder.mkdir(exist_ok=True)
-        # TensorBoard reads files by name, so a clock that goes wrong, or another machine's, must not change the order.
-        there = [
-            int(match[1])
-            for path in folder.iterdir()
-            if (match := re.match(re.escape(NAME) + r"(\d{10})\.", path.name)) and int(match[1]) < LATEST
-        ]
-        number = max([int(time.time()), *(second + 1 for second in there)])
-        self._path = folder / f"{NAME}{number:010}.{socket.gethostname()}"
-        self._path.open("xb").close()
+        self.path = _new_file(folder, suffix)
         self._pending = BytesIO()
         self._records = RecordWriter(self._pending)
         self._put(Event(file_version="brain.Event:2"), first)
@@ -106,12 +100,14 @@ class EventFile:
         self._put(Event(summary=summary), step)
 
     def flush(self) -> None:
-        """Write what was added. Raises OSError, naming the file."""
+        """Write what was added, unless the file was removed meanwhile. Raises OSError, naming it."""
         try:
-            with self._path.open("ab") as file:
+            with open(self.path, "ab", opener=_open_existing) as file:
                 file.write(self._pending.getvalue())
+        except FileNotFoundError:
+            pass
         except OSError as fault:
-            fault.filename = str(self._path)
+            fault.filename = str(self.path)
             raise
         self._pending.seek(0)
         self._pending.truncate()
@@ -119,6 +115,36 @@ class EventFile:
     def _put(self, event: Event, step: int) -> None:
         event.step, event.wall_time = step, time.time()
         self._records.write(event.SerializeToString())
+
+
+def number_of(file: Path) -> int:
+    """The number in the name of an event file, by which TensorBoard orders them; 0 where there is none of ours."""
+    match = re.match(re.escape(NAME) + r"(\d{10})\.", file.name)
+    return int(match[1]) if match and int(match[1]) < LATEST else 0
+
+
+def scalars(points: dict[str, Any]) -> Summary:
+    """A point of each curve, by tag."""
+    return Summary(value=[Summary.Value(tag=tag, simple_value=value) for tag, value in points.items()])
+
+
+def _new_file(folder: Path, suffix: str) -> Path:
+    """An empty file whose number is above that of all event files there, whoever else makes one at the same time."""
+    while True:
+        # TensorBoard reads files by name, so a clock that goes wrong, or another machine's, must not change the order.
+        number = max(int(time.time()), 1 + max(map(number_of, folder.iterdir()), default=0))
+        path = folder / f"{NAME}{number:010}.{socket.gethostname()}{suffix}"
+        try:
+            path.open("xb").close()
+        except FileExistsError:
+            continue
+        if all(number_of(other) < number for other in folder.iterdir() if other != path):
+            return path
+        path.unlink(missing_ok=True)
+
+
+def _open_existing(path: str, flags: int) -> int:
+    return os.open(path, flags & ~os.O_CREAT | getattr(os, "O_NOFOLLOW", 0))
 
 
 def _describe(run: Run) -> tuple[Experiment, SessionStartInfo]:
@@ -140,7 +166,3 @@ def _hparams(tag: str, **data: Any) -> Summary:
     content = HParamsPluginData(version=PLUGIN_DATA_VERSION, **data).SerializeToString()
     plugin = SummaryMetadata.PluginData(plugin_name=PLUGIN_NAME, content=content)
     return Summary(value=[Summary.Value(tag=tag, metadata=SummaryMetadata(plugin_data=plugin))])
-
-
-def _scalars(points: dict[str, Any]) -> Summary:
-    return Summary(value=[Summary.Value(tag=tag, simple_value=value) for tag, value in points.items()])

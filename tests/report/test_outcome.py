@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import shlex
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,10 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from torch.utils.tensorboard import SummaryWriter
 
 from mpt_bihalf import files
 from mpt_bihalf.report.outcome import conclude, write_curves, write_table
+from mpt_bihalf.training.events import EventFile
 
 ROWS: list[dict[str, Any]] = [
     {"method": "sign", "figure": "test_top1", "mean": 96.12345, "p": None},
@@ -144,11 +145,71 @@ def test_curves_stay_as_they_were_where_new_ones_fail(tmp_path: Path, monkeypatc
     def fail(*arguments: object) -> None:
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(SummaryWriter, "add_scalar", fail)
+    monkeypatch.setattr(EventFile, "flush", fail)
     with pytest.raises(OSError, match="no space left"):
         write_curves(tmp_path / "curves", {"top1/sign": [(1, 0.0)]})
     assert read_curves(tmp_path / "curves") == CURVES
     assert [path.name for path in tmp_path.iterdir()] == ["curves"]
+
+
+def test_of_two_that_write_curves_at_once_the_last_one_wins_and_none_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, flush = tmp_path / "curves", EventFile.flush
+    write_curves(folder, {"old": [(1, 1.0)]})
+
+    def late(file: EventFile) -> None:
+        monkeypatch.setattr(EventFile, "flush", flush)
+        write_curves(folder, CURVES)
+        flush(file)
+
+    monkeypatch.setattr(EventFile, "flush", late)
+    write_curves(folder, {"overtaken": [(1, 1.0)]})
+    assert read_curves(folder) == CURVES
+    assert len(list(folder.iterdir())) == 1
+
+
+def test_many_that_write_curves_at_once_leave_those_of_one(tmp_path: Path) -> None:
+    folder = tmp_path / "curves"
+
+    def write(writer: int) -> None:
+        for number in range(12):
+            write_curves(folder, {f"{writer}": [(step, number) for step in range(3)]})
+
+    with ThreadPoolExecutor(3) as writers:
+        for done in [writers.submit(write, writer) for writer in range(3)]:
+            done.result()
+    (points,) = read_curves(folder).values()
+    assert points == [(step, 11.0) for step in range(3)]
+    assert len(list(folder.iterdir())) == 1
+
+
+def test_a_full_disk_is_told_with_the_name_of_the_curves_and_leaves_the_old_ones(
+    small_disk: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = small_disk / "curves"
+    write_curves(folder, CURVES)
+    with pytest.raises(OSError, match="No space left"):
+        (small_disk / "filler").write_bytes(bytes(2**27))
+    with pytest.raises(OSError, match=rf"No space left on device: '{folder}/events\.\S*\.outcome'$"):
+        write_curves(folder, {"top1/sign": [(step, 0.0) for step in range(100)]})
+    assert read_curves(folder) == CURVES
+    assert len(list(folder.iterdir())) == 1
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_link_in_the_place_of_the_curves_is_refused_before_anything_is_written(
+    tmp_path: Path, outcome: Callable[..., Path]
+) -> None:
+    elsewhere, out = tmp_path / "elsewhere", tmp_path / "deep" / "out"
+    elsewhere.mkdir()
+    (elsewhere / "events.out.tfevents.1.outcome").write_text("mine")
+    out.mkdir(parents=True)
+    (out / "curves").symlink_to(elsewhere)
+    with pytest.raises(ValueError, match="curves is a link"):
+        outcome()
+    assert [path.name for path in out.iterdir()] == ["curves"]
+    assert [path.name for path in elsewhere.iterdir()] == ["events.out.tfevents.1.outcome"]
 
 
 def test_a_second_outcome_replaces_the_first(outcome: Callable[..., Path]) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,9 @@ from tensorboard.plugins.hparams import api_pb2, get_experiment, list_session_gr
 from tensorboard.plugins.hparams.backend_context import Context
 
 from mpt_bihalf.data import Dataset
-from mpt_bihalf.training import Run, record, train
+from mpt_bihalf.training import Run, events, record, train
 from mpt_bihalf.training.config import WHERE
-from mpt_bihalf.training.events import Curves
+from mpt_bihalf.training.events import Curves, EventFile
 from mpt_bihalf.training.log import MEASURED, TRACED
 
 LAYERS = ["0", "2", "6", "8", "10"]
@@ -110,6 +111,31 @@ def test_a_trace_that_is_a_link_is_not_followed(tmp_path: Path, small: Dataset, 
     assert train(make_run(trace=1, epochs=1), folder, small)["status"] == "finished"
     assert list(outside.iterdir()) == []
     assert not any(path.is_symlink() for path in folder.iterdir())
+
+
+def test_files_begun_at_the_same_time_have_names_of_their_own_in_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(events.time, "time", lambda: 1.6e9)
+    with ThreadPoolExecutor(4) as makers:
+        made = list(makers.map(lambda _: EventFile(tmp_path, 0).path, range(20)))
+    assert sorted(made) == sorted(tmp_path.iterdir())
+    numbers = sorted(map(events.number_of, made))
+    assert numbers[0] >= 1.6e9
+    assert len(set(numbers)) == 20
+
+
+def test_a_file_that_is_removed_stays_so_and_a_link_in_its_place_is_not_followed(tmp_path: Path) -> None:
+    victim, file = tmp_path / "victim", EventFile(tmp_path, 0)
+    victim.write_text("precious")
+    file.path.unlink()
+    file.flush()
+    assert list(tmp_path.iterdir()) == [victim]
+    file.path.symlink_to(victim)
+    file.add(events.scalars({"a": 1.0}), 1)
+    with pytest.raises(OSError, match=rf"'{file.path}'$"):
+        file.flush()
+    assert victim.read_text() == "precious"
 
 
 def test_the_hparams_page_shows_each_run_with_its_fields_and_figures(trained: Trained, tmp_path: Path) -> None:
