@@ -79,6 +79,14 @@ def wait_for(condition: Callable[[], Any], seconds: float = 60) -> Any:
     return found
 
 
+def is_over(process: psutil.Process) -> bool:
+    """Whether it has ended, be it that nobody has asked yet how."""
+    try:
+        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
 class Folder:
     """A sweep's output folder, filled by hand with what runs leave."""
 

@@ -24,19 +24,11 @@ import pytest
 import torch
 
 from mpt_bihalf.sweep.claim import holder
-from tests.sweep.conftest import ROOT, kill_all, wait_for
+from tests.sweep.conftest import ROOT, is_over, kill_all, wait_for
 
 # Four runs of some 1.5 s: sign and mpt-bihalf, seeds 0 and 1.
 GRID = ("--methods", "sign", "mpt-bihalf", "--trials", "2", "--epochs", "3", "--grid", "batch_size=32")
 COMMON = ("--rates", "0.5", "--device", "cpu", "--threads", "1", "--jobs", "2")
-
-
-def is_over(process: psutil.Process) -> bool:
-    """Whether it has ended, be it that nobody has asked yet how."""
-    try:
-        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return True
 
 
 class Sweep:

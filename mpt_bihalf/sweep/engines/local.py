@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Generator
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -22,8 +23,10 @@ from .engine import Engine, EngineOptions, Event
 
 # A run whose process was killed is taken up again so often.
 ATTEMPTS = 3
-# Seconds that a worker has to end its step and write its checkpoint when the sweep is interrupted.
+# Seconds that a worker has to end its step and write its checkpoint when the sweep is interrupted, or killed.
 PATIENCE = 60
+START = Path(__file__).with_name("start_worker.py")
+PACKAGE_PARENT = Path(__file__).parents[3]
 # Workers by default, at most: each holds the data and torch in memory.
 MOST = 8
 
@@ -62,16 +65,16 @@ class LocalEngine(Engine):
         finally:
             _stop(workers)
 
-    def accelerator(self, worker: int) -> list[str]:
-        """The arguments by which this worker is given its accelerator, if there are any."""
-        return [str(worker % self._devices)] if self._devices else []
+    def accelerator(self, worker: int) -> str:
+        """The number of this worker's accelerator; empty where there are none."""
+        return str(worker % self._devices) if self._devices else ""
 
 
 class _Worker(threading.Thread):
     """A thread that sees to one worker process: hands it runs, passes on what it says, starts it again if it dies."""
 
     def __init__(
-        self, out: Path, waiting: SimpleQueue[Run], events: SimpleQueue[Event | BaseException], accelerator: list[str]
+        self, out: Path, waiting: SimpleQueue[Run], events: SimpleQueue[Event | BaseException], accelerator: str
     ) -> None:
         super().__init__(daemon=True)
         self._out, self._waiting, self._events, self._accelerator = out, waiting, events, accelerator
@@ -140,12 +143,10 @@ class _Worker(threading.Thread):
                 raise _Stop
             if self._process is None or self._process.poll() is not None:
                 self._process = subprocess.Popen(
-                    [sys.executable, "-m", "mpt_bihalf.sweep.engines.worker", str(self._out), *self._accelerator],
+                    [sys.executable, START, str(PATIENCE), self._out, self._accelerator, *search_path()],
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     text=True,
-                    # It finds the modules that this process finds.
-                    env={**os.environ, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)},
                     # An interrupt at the terminal comes to this process alone, which then ends the workers in order.
                     start_new_session=True,
                 )
@@ -155,6 +156,19 @@ class _Worker(threading.Thread):
         assert self._process
         self._process.kill()
         self._process.wait()
+
+
+def search_path() -> list[str]:
+    """The folders that a worker looks for modules in: those of this process but the current one, where anything may lie
+    that would be taken for a module of Python's. If the package lies there, it comes last."""
+    return [path for path in sys.path if not is_here(path)] + [str(PACKAGE_PARENT)] * is_here(PACKAGE_PARENT)
+
+
+def is_here(path: str | Path) -> bool:
+    """Whether this is the current folder, however it is called."""
+    with suppress(OSError):
+        return os.path.samestat(os.stat(path or "."), os.stat("."))
+    return False
 
 
 class _Stop(Exception):

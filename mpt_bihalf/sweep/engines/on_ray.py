@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 from ...training import Run
 from ..work import Outcome, failed, perform
 from .engine import Engine, EngineOptions, Event
+from .local import PACKAGE_PARENT, is_here
 
 # A run whose worker or node died is taken up again so often, by any node; it goes on from its last checkpoint.
 RETRIES = 5
@@ -50,7 +52,7 @@ class RayEngine(Engine):
         self._check_room(runs)
 
     def do(self, runs: list[Run]) -> Generator[Event]:
-        task = self._ray.remote(_perform)
+        task = self._ray.remote(_task())
         left = deque(runs)
         under_way: dict[Any, Run] = {}
         try:
@@ -92,7 +94,25 @@ class RayEngine(Engine):
         return Outcome(run, result, error)
 
 
-def _perform(values: dict[str, Any], out: str) -> tuple[dict[str, Any] | None, str]:
+def _task() -> Callable[[dict[str, Any], str], tuple[dict[str, Any] | None, str]]:
+    """What a node does, as a function that Ray hands over by its code, so that it comes before the package's imports.
+
+    Ray has its workers look for modules in the driver's current folder first. They do as those of this machine do.
+    """
+    here, package_lies_here = os.getcwd(), is_here(PACKAGE_PARENT)
+
+    def task(values: dict[str, Any], out: str) -> tuple[dict[str, Any] | None, str]:
+        import sys
+
+        sys.path[:] = [path for path in sys.path if path != here] + [here] * package_lies_here
+        from mpt_bihalf.sweep.engines.on_ray import perform_run
+
+        return perform_run(values, out)
+
+    return task
+
+
+def perform_run(values: dict[str, Any], out: str) -> tuple[dict[str, Any] | None, str]:
     outcome = perform(Run.from_dict(values), Path(out), lambda progress: None)
     return outcome.result, outcome.error
 

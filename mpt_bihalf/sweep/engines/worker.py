@@ -27,14 +27,14 @@ from ..work import perform
 EVERY = 0.2
 
 
-def main() -> None:
-    out, accelerator = Path(sys.argv[1]), sys.argv[2:]
+def work(out: str, accelerator: int | None) -> None:
+    """Do what standard input asks for, below `out`, on the accelerator of this number, if any."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what anything else prints is no answer
     # Not by sys.stdin: a thread that waits there holds its lock, and a process forked to decode images closes it first.
     asked = os.fdopen(os.dup(0))
-    if accelerator:
-        use_accelerator(int(accelerator[0]))
+    if accelerator is not None:
+        use_accelerator(accelerator)
     lines: SimpleQueue[str] = SimpleQueue()
     threading.Thread(target=_listen, args=[asked, lines], daemon=True).start()
 
@@ -53,7 +53,7 @@ def main() -> None:
                 last = time.monotonic()
 
         try:
-            outcome = perform(Run.from_dict(json.loads(line)), out, pass_on)
+            outcome = perform(Run.from_dict(json.loads(line)), Path(out), pass_on)
         except Stopped as stopped:
             if text := str(stopped):
                 tell(text)
@@ -66,7 +66,3 @@ def _listen(asked: TextIO, lines: SimpleQueue[str]) -> None:
         lines.put(line)
     lines.put("")
     os.kill(os.getpid(), signal.SIGTERM)  # the engine has ended: training, if there is any, stops after its step
-
-
-if __name__ == "__main__":
-    main()

@@ -15,12 +15,13 @@ import pytest
 import torch
 
 from mpt_bihalf.sweep import EngineOptions, read_records
-from mpt_bihalf.sweep.claim import holder
+from mpt_bihalf.sweep.claim import claimed, holder
 from mpt_bihalf.sweep.engines import local
 from mpt_bihalf.sweep.engines.local import LocalEngine
 from mpt_bihalf.sweep.records import run_folder
 from mpt_bihalf.sweep.work import Outcome, perform
 from mpt_bihalf.training import Run
+from tests.sweep.conftest import is_over, wait_for
 
 Runs = Callable[..., list[Run]]
 
@@ -161,17 +162,69 @@ def test_workers_end_with_a_sweep_that_is_killed(
     assert not (folder / "failure.json").exists()
 
 
+def test_a_worker_that_hangs_does_not_outlive_a_sweep_that_is_killed(
+    tmp_path: Path, runs: Runs, python: Callable[..., subprocess.Popen[str]]
+) -> None:
+    (run,) = (long(run) for run in runs(methods=["sign"], trials=1))
+    code = """
+        import sys
+        from pathlib import Path
+        from mpt_bihalf.sweep import run_all
+        from mpt_bihalf.sweep.engines import local
+        from mpt_bihalf.training import Run
+        local.PATIENCE = 0.5
+        run_all([Run(**eval(sys.argv[2]))], Path(sys.argv[1]))
+    """
+    sweep = python(code, tmp_path, repr(vars(run)))
+    folder = run_folder(tmp_path, run)
+    wait_for((folder / "checkpoint.pt").exists)
+    (worker,) = psutil.Process(sweep.pid).children()
+    (guard,) = worker.children()
+    worker.suspend()  # as one that is stuck in compiled code, and holds the interpreter
+    sweep.kill()
+    wait_for(lambda: is_over(worker))
+    wait_for(lambda: is_over(guard))
+    with claimed(folder) as ours:
+        assert ours
+
+
+def test_a_worker_takes_no_module_from_the_current_folder_nor_another_package_of_this_name(
+    tmp_path: Path, runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, first = tmp_path / "here", tmp_path / "first"
+    for folder, name in ((here, "random"), (here, "tqdm"), (here, "scipy"), (first / "mpt_bihalf", "__init__")):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{name}.py").write_text("raise RuntimeError('imported')")
+    monkeypatch.chdir(here)
+    monkeypatch.setattr(local.sys, "path", ["", str(here), str(first), *local.sys.path])
+    (outcome,) = do(runs(methods=["sign"], trials=1), tmp_path / "out")
+    assert outcome.error == ""
+
+
+def test_a_worker_looks_for_modules_where_the_sweep_does_but_in_the_current_folder_last_and_only_for_the_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, link, gone = tmp_path / "here", tmp_path / "link", tmp_path / "gone"
+    here.mkdir()
+    link.symlink_to(here)
+    monkeypatch.chdir(here)
+    monkeypatch.setattr(local.sys, "path", ["", str(tmp_path), str(here), ".", str(link), str(gone)])
+    assert local.search_path() == [str(tmp_path), str(gone)]
+    monkeypatch.setattr(local, "PACKAGE_PARENT", here)
+    assert local.search_path() == [str(tmp_path), str(gone), str(here)]
+
+
 @pytest.mark.parametrize(
     ("options", "threads", "cores", "devices", "device", "jobs", "shares"),
     [
-        ({}, 1, 4, 0, "cpu", 4, [[], [], [], []]),
-        ({}, 1, 64, 0, "cpu", 8, [[]] * 8),
-        ({}, 4, 4, 8, "cpu", 1, [[]]),
-        ({}, 8, 4, 0, "cpu", 1, [[]]),
-        ({"jobs": 3}, 4, 4, 0, "cpu", 3, [[], [], []]),
-        ({}, 8, 8, 2, "cuda", 2, [["0"], ["1"]]),
-        ({"runs_per_device": 2}, 8, 8, 2, "cuda", 4, [["0"], ["1"], ["0"], ["1"]]),
-        ({"jobs": 3, "runs_per_device": 2}, 8, 8, 2, "cuda", 3, [["0"], ["1"], ["0"]]),
+        ({}, 1, 4, 0, "cpu", 4, ["", "", "", ""]),
+        ({}, 1, 64, 0, "cpu", 8, [""] * 8),
+        ({}, 4, 4, 8, "cpu", 1, [""]),
+        ({}, 8, 4, 0, "cpu", 1, [""]),
+        ({"jobs": 3}, 4, 4, 0, "cpu", 3, ["", "", ""]),
+        ({}, 8, 8, 2, "cuda", 2, ["0", "1"]),
+        ({"runs_per_device": 2}, 8, 8, 2, "cuda", 4, ["0", "1", "0", "1"]),
+        ({"jobs": 3, "runs_per_device": 2}, 8, 8, 2, "cuda", 3, ["0", "1", "0"]),
     ],
 )
 def test_cores_and_accelerators_are_divided(
@@ -181,7 +234,7 @@ def test_cores_and_accelerators_are_divided(
     devices: int,
     device: str,
     jobs: int,
-    shares: list[list[str]],
+    shares: list[str],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
