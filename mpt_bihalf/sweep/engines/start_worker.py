@@ -12,6 +12,9 @@ import sys
 
 def main() -> None:
     patience, out, accelerator, *sys.path[:] = sys.argv[1:]
+    import signal
+
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # as SIGTERM: it ends what is not training without a word
     _begin_guard(float(patience))
     _import_package()
     from mpt_bihalf.sweep.engines.worker import work

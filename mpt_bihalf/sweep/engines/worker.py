@@ -58,6 +58,8 @@ def work(out: str, accelerator: int | None) -> None:
             if text := str(stopped):
                 tell(text)
             sys.exit(128 + stopped.signum)
+        except KeyboardInterrupt:  # asked a second time
+            sys.exit(128 + signal.SIGINT)
         answer({"result": outcome.result, "error": outcome.error})
 
 

@@ -47,7 +47,14 @@ def node(cluster: Any) -> Iterator[Any]:
 
 
 @pytest.fixture(autouse=True)
-def connection(cluster: Any, environment: None) -> Iterator[None]:
+def connection(
+    cluster: Any, environment: None, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[None]:
+    """From a folder with files that nobody may take for Python's modules, or others'."""
+    here = tmp_path_factory.mktemp("here")
+    for name in ("random", "tqdm", "scipy", "torch", "mpt_bihalf"):
+        (here / f"{name}.py").write_text("raise RuntimeError('imported')")
+    monkeypatch.chdir(here)
     ray.init(address=cluster.address, log_to_driver=False, logging_level="error")
     yield
     ray.shutdown()
@@ -58,7 +65,9 @@ def long(run: Run) -> Run:
     return replace(run, epochs=8, batch_size=20)
 
 
-def test_results_are_those_of_runs_in_this_process(tmp_path: Path, runs: Runs, node: Any) -> None:
+def test_results_are_those_of_runs_in_this_process_and_no_module_of_the_current_folder_is_imported(
+    tmp_path: Path, runs: Runs, node: Any
+) -> None:
     wanted = runs(methods=["sign", "mpt-bihalf"])
     run_all(wanted, tmp_path / "ray", RAY)
     run_all(wanted, tmp_path / "here", EngineOptions(engine="serial"))
