@@ -40,6 +40,8 @@ def claimed(folder: Path) -> Iterator[bool]:
                 yield False
                 return
             time.sleep(LOOK_AGAIN)  # it was somebody who looked, as `held` does
+        except NotImplementedError as fault:
+            raise OSError(f"{folder / LOCK} cannot be locked: {fault}") from None
     try:
         write_json(folder / CLAIM, {"host": platform.node(), "pid": os.getpid(), "since": time.time()})
         yield True

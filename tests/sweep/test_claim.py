@@ -94,6 +94,15 @@ def test_a_claim_is_no_way_to_write_elsewhere(tmp_path: Path) -> None:
     assert list(folder.iterdir()) == [folder / "claim.lock"]
 
 
+def test_a_file_system_without_locks_is_told_as_a_fault_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def acquire(*arguments: object, **options: object) -> None:
+        raise NotImplementedError("no flock")
+
+    monkeypatch.setattr(FileLock, "acquire", acquire)
+    with pytest.raises(OSError, match=r"claim\.lock cannot be locked: no flock"), claimed(tmp_path):
+        pass
+
+
 CLAIM = '{"host": "here", "pid": 7, "since": 5.5}'
 
 

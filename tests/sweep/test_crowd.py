@@ -86,11 +86,13 @@ class Crowd:
         self.look_at_results()
         for kind, processes in (("sweep", self.sweeps), ("report", self.reports)):
             for place, one in enumerate(processes):
-                if one is not None and one.process.poll() is not None:
+                if one is not None:
+                    if one.process.poll() is None:
+                        continue
                     self.ends[f"{kind} {one.check()}"] += 1
                     one.told.unlink()
-                    processes[place] = one = None
-                if one is None and (kind == "sweep" or self._results):
+                    processes[place] = None
+                if kind == "sweep" or self._results:
                     self._made += 1
                     processes[place] = Process(self._command(kind, place), self._told / f"{kind}-{self._made}.txt")
 
