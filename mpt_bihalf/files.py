@@ -23,6 +23,8 @@ except ImportError:  # Windows
 LARGEST = 4 * 2**20
 # Bytes of a file's name in that of the unfinished one, which has 14 more: names have 255 at most, encrypted ones 143.
 LONGEST = 128
+# How many lists and dictionaries deep a value may be; a run's are five.
+DEEPEST = 32
 
 
 def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
@@ -112,26 +114,25 @@ def csv_text(rows: Sequence[dict[str, Any]]) -> str:
     return buffer.getvalue()
 
 
-def read_bytes(path: Path, largest: int = LARGEST) -> bytes:
-    """The content of a file that nobody vouches for, of at most `largest` bytes.
+def open_file(path: Path) -> BinaryIO:
+    """A file that nobody vouches for, open to read.
 
-    Raises ValueError for what is larger or no file (a pipe would never end), OSError where it is not there or may not
-    be read.
+    Raises ValueError for what is no file (a pipe would never end), OSError where it is not there or may not be read.
     """
-    file = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
-    try:
-        status = os.fstat(file)
-        if not stat.S_ISREG(status.st_mode):
-            raise ValueError(f"{path} is no file")
-        if status.st_size > largest:
+    file = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    if stat.S_ISREG(os.fstat(file).st_mode):
+        return os.fdopen(file, "rb")
+    os.close(file)
+    raise ValueError(f"{path} is no file")
+
+
+def read_bytes(path: Path, largest: int = LARGEST) -> bytes:
+    """The content of such a file, of at most `largest` bytes. Raises as `open_file`, ValueError for what is larger."""
+    with open_file(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > largest:
             raise ValueError(f"{path} is larger than {largest:,} bytes")
-        parts, left = [], status.st_size
-        while left and (part := os.read(file, left)):  # of more than 2 GB a call gives a part
-            parts.append(part)
-            left -= len(part)
-        return b"".join(parts)
-    finally:
-        os.close(file)
+        return file.read(size)
 
 
 def read_text(path: Path, largest: int = LARGEST) -> str:
@@ -145,11 +146,40 @@ def read_json(path: Path, largest: int = LARGEST) -> Any:
 
 
 def parse_json(content: bytes, path: Path) -> Any:
-    """The content of a JSON file, as bytes. ValueError for what is none; path: what the message calls it."""
+    """The content of a JSON file. path: what messages call it.
+
+    Raises ValueError for what is none, is nested deeper than `DEEPEST` or has a whole number beyond 64 bits.
+    """
     try:
-        return json.loads(content.decode())
+        value = json.loads(content.decode(), parse_int=_int64)
     except RecursionError:
         raise ValueError(f"{path} is nested too deeply") from None
+    refuse_deep(value, f"{path}")
+    return value
+
+
+def _int64(digits: str) -> int:
+    if len(digits) > 20 or not -(2**63) <= int(digits) < 2**63:
+        raise ValueError(f"a whole number begins with {digits[:20]}, which is beyond 64 bits")
+    return int(digits)
+
+
+def refuse_deep(value: Any, name: str = "it") -> None:
+    """ValueError for a value of lists, tuples and dictionaries that is nested deeper than `DEEPEST`.
+
+    Nothing in it may stand in several places.
+    """
+    level = [[value]]
+    for _ in range(DEEPEST + 1):
+        level = [
+            inner
+            for outer in level
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+            if isinstance(inner, list | tuple | dict)
+        ]
+        if not level:
+            return
+    raise ValueError(f"{name} is nested too deeply")
 
 
 def expanded(path: str | os.PathLike[str]) -> Path:

@@ -9,14 +9,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..files import remove_leftovers, write_whole
+from ..archive import read_archive
+from ..files import open_file, remove_leftovers, write_whole
 
 
 def read(file: Path, fingerprint: str) -> dict[str, Tensor] | None:
     """The tensors that `write` put into `file` under the same fingerprint; None where that is not what it holds."""
     remove_leftovers(file)
     try:
-        stored = torch.load(file, map_location="cpu", weights_only=True)
+        with open_file(file) as content:
+            stored = read_archive(content)
         tensors = stored["tensors"]
         whole = stored["fingerprint"] == fingerprint and stored["digest"] == _digest(tensors)
     except Exception:  # a truncated, damaged or foreign file may fail in any way, and each of them means the same
@@ -36,7 +38,6 @@ def write(file: Path, fingerprint: str, tensors: dict[str, Tensor]) -> None:
 
 
 def _digest(tensors: dict[str, Tensor]) -> str:
-    # torch.load does not notice changed bytes inside a tensor.
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import zipfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from torch.amp import GradScaler
 from torch.optim import Adam, Optimizer
 
+from ..archive import read_archive
 from ..data.digest import DataDigest
 from ..devices import loss_scaler
 from ..distributed import ALONE, Team
@@ -174,9 +174,8 @@ def read_history(folder: Path, run: Run) -> tuple[History, DataDigest | None]:
 
 def _content(found: bytes, run: Run) -> dict[str, Any]:
     """What a checkpoint of this run holds, of tensors and plain values alone."""
-    packed = io.BytesIO(found)
-    _check_archive(packed)
-    content: dict[str, Any] = torch.load(packed, map_location="cpu", weights_only=True)
+    _check_sum(found)
+    content: dict[str, Any] = read_archive(io.BytesIO(found))
     if Run.from_dict(content["run"]).hash != run.hash:
         raise ValueError("it belongs to another run")
     return content
@@ -215,24 +214,12 @@ def _seal(packed: io.BytesIO) -> None:
     packed.write(COMMENT + sum_of(packed.getbuffer()).encode())
 
 
-def _check_archive(packed: io.BytesIO) -> None:
-    """ValueError for a file of which a byte has changed, or that is compressed.
-
-    torch.load notices neither bytes changed inside a tensor nor all of those changed in the archive's own headers.
-    """
-    content = packed.getbuffer()
-    size = len(content) - COMMENT_SIZE
-    unsealed = bytes(content[-22:-18]) == END_OF_ARCHIVE and bytes(content[-len(NO_COMMENT) :]) == NO_COMMENT
-    if not unsealed and bytes(content[max(size, 0) :]) != COMMENT + sum_of(content[: max(size, 0)]).encode():
+def _check_sum(content: bytes) -> None:
+    """ValueError for a file of which a byte has changed. Of a time before the sum its parts have one each."""
+    whole, end = memoryview(content)[:-COMMENT_SIZE], content[-COMMENT_SIZE:]
+    unsealed = content[-22:-18] == END_OF_ARCHIVE and content.endswith(NO_COMMENT)
+    if not unsealed and end != COMMENT + sum_of(whole).encode():
         raise ValueError("it is damaged: its bytes are not those that were written")
-    with zipfile.ZipFile(packed) as archive:
-        parts = archive.infolist()
-        if any(part.compress_type for part in parts) or sum(part.file_size for part in parts) > len(content):
-            raise ValueError("it is compressed")
-        damaged = archive.testzip() if not archive.comment else None  # of a time before the sum
-    if damaged is not None:
-        raise ValueError(f"its part {damaged!r} is damaged")
-    packed.seek(0)
 
 
 def _check_tensor(name: str, value: Any, like: Tensor) -> None:
@@ -337,8 +324,10 @@ def _sound(history: Any, run: Run, layers: list[str]) -> History:
         isfinite(value) for row in history["epochs"] for value in row.values()
     ):
         raise ValueError("its history is not that of the run")
-    if [(row["epoch"], row["layer"]) for row in history["layers"]] != [*product(epochs, layers)]:
+    told = [(row["epoch"], row["layer"]) for row in history["layers"]]
+    if len(told) != len(epochs) * len(layers) or told != [*product(epochs, layers)]:
         raise ValueError("its history of the layers is not that of the run")
-    if any(row["epoch"] not in epochs or row["layer"] not in layers for row in history["trace"]):
+    known = {*layers}
+    if any(row["epoch"] not in epochs or row["layer"] not in known for row in history["trace"]):
         raise ValueError("its trace is not that of the run")
     return {kind: list(history[kind]) for kind in columns}

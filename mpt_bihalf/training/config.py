@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+import reprlib
 from dataclasses import dataclass, field, fields, replace
 from sys import float_info
 from typing import Any, Literal
@@ -360,7 +361,7 @@ def _check_type(name: str, value: Any, default: Any) -> None:
     elif kind is float:
         sound = (sound or type(value) is int) and -float_info.max <= value <= float_info.max
     if not sound:
-        raise ValueError(f"not a run's configuration: {name} is {str(value)[:40]!r}")
+        raise ValueError(f"not a run's configuration: {name} is {reprlib.repr(value)}")
 
 
 def _absolute(folder: str) -> str:

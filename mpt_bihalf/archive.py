@@ -1,0 +1,296 @@
+"""What `torch.save` wrote, read as tensors and plain values alone, in time and memory that its size bounds.
+
+Its archive holds a pickle and the bytes of each tensor. The pickle is read here, by the few operations that tensors and
+plain values take: nothing that it names is imported or called, and it builds a tree, in which nothing but texts and
+numbers stands twice. `torch.load(weights_only=True)` runs no code either, but it builds values that take longer to look
+at than there is time, and believes what a tensor says of its memory.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import sys
+import zipfile
+from collections import OrderedDict
+from collections.abc import Callable
+from math import prod
+from pickle import (
+    APPEND,
+    APPENDS,
+    BINFLOAT,
+    BINGET,
+    BININT,
+    BININT1,
+    BININT2,
+    BINPERSID,
+    BINPUT,
+    BINUNICODE,
+    BUILD,
+    EMPTY_DICT,
+    EMPTY_LIST,
+    EMPTY_TUPLE,
+    GLOBAL,
+    LONG1,
+    LONG_BINGET,
+    LONG_BINPUT,
+    MARK,
+    NEWFALSE,
+    NEWTRUE,
+    NONE,
+    PROTO,
+    REDUCE,
+    SETITEM,
+    SETITEMS,
+    STOP,
+    TUPLE,
+    TUPLE1,
+    TUPLE2,
+    TUPLE3,
+)
+from typing import Any, BinaryIO
+
+import torch
+from torch import Tensor
+
+from .files import refuse_deep
+
+# By how much all tensors together may be larger than the file, where they are views of one memory, and all texts
+# together than the pickle, where they stand in several places: above what this package writes, 1 and 4.
+REPEATED = 8
+# Of a tensor, and of a tuple of numbers that stands in several places.
+DIMENSIONS = 8
+# Bytes read at a time.
+PIECE = 2**24
+
+REBUILD = object()
+GLOBALS: dict[bytes, Any] = {
+    b"collections OrderedDict": OrderedDict,
+    b"torch._utils _rebuild_tensor_v2": REBUILD,
+    b"torch DoubleStorage": torch.float64,
+    b"torch FloatStorage": torch.float32,
+    b"torch HalfStorage": torch.float16,
+    b"torch BFloat16Storage": torch.bfloat16,
+    b"torch LongStorage": torch.int64,
+    b"torch IntStorage": torch.int32,
+    b"torch ShortStorage": torch.int16,
+    b"torch CharStorage": torch.int8,
+    b"torch ByteStorage": torch.uint8,
+    b"torch BoolStorage": torch.bool,
+}
+# What is remembered in the place of what may not stand in several.
+ONCE = object()
+
+
+def read_archive(file: BinaryIO) -> Any:
+    """The tensors, on the host, and the plain values that `torch.save` put into a file that is open to read.
+
+    Raises ValueError, or BadZipFile as it comes, for a file of anything else, and for one of which torch makes more
+    than it has bytes for: nested deeper than `files.DEEPEST`, with a list, a dictionary or a tensor in several places,
+    with whole numbers beyond 64 bits, keys that are neither text nor whole numbers, or tensors beyond their memory.
+    """
+    size = file.seek(0, os.SEEK_END)
+    with zipfile.ZipFile(file) as archive:
+        parts = {part.filename.partition("/")[2]: part for part in archive.infolist()}
+        if any(part.compress_type for part in parts.values()) or sum(part.file_size for part in parts.values()) > size:
+            raise ValueError("it is compressed")
+        if "byteorder" in parts and archive.read(parts["byteorder"]) != sys.byteorder.encode():
+            raise ValueError("it comes from a machine with another order of bytes")
+        try:
+            value = _Reader(archive, parts, REPEATED * size).value()
+        except (LookupError, TypeError, struct.error, UnicodeDecodeError) as fault:
+            raise ValueError(f"it holds other things than tensors and plain values ({fault})") from fault
+    refuse_deep(value)
+    return value
+
+
+class _Reader:
+    """The pickle of an archive, to be read once. room: bytes that its tensors may have together."""
+
+    def __init__(self, archive: zipfile.ZipFile, parts: dict[str, zipfile.ZipInfo], room: int) -> None:
+        self._archive, self._parts, self._room = archive, parts, room
+        self._data, self._at = archive.read(parts["data.pkl"]), 0
+        self._stack: list[Any] = []
+        self._marked: list[list[Any]] = []  # what the stack was at each mark
+        self._memo: dict[int, Any] = {}
+        self._letters = 0  # of texts taken from the memo
+        self._memories: dict[str, Tensor] = {}
+
+    def value(self) -> Any:
+        data, stop, operations = self._data, STOP[0], OPERATIONS
+        while (code := data[self._at]) != stop:
+            self._at += 1
+            operations[code](self)
+        if self._letters > REPEATED * len(data):
+            raise ValueError("it repeats its texts too often")
+        (value,) = self._stack
+        return value
+
+    def bytes(self, count: int) -> bytes:
+        start, self._at = self._at, self._at + count
+        if self._at > len(self._data):
+            raise IndexError("it ends early")
+        return self._data[start : self._at]
+
+    def byte(self) -> int:
+        self._at += 1
+        return self._data[self._at - 1]
+
+    def number(self, form: struct.Struct) -> Any:
+        (number,) = form.unpack_from(self._data, self._at)
+        self._at += form.size
+        return number
+
+    def push(self, value: Any) -> None:
+        self._stack.append(value)
+
+    def push_whole(self) -> None:
+        count = self.byte()
+        if count > 8:
+            raise ValueError("it has a whole number beyond 64 bits")
+        self.push(int.from_bytes(self.bytes(count), "little", signed=True))
+
+    def push_text(self) -> None:
+        self.push(self.bytes(self.number(UINT)).decode("utf-8", "surrogatepass"))
+
+    def push_global(self) -> None:
+        ends = [self._data.index(b"\n", self._at)]
+        ends.append(self._data.index(b"\n", ends[0] + 1))
+        name = self.bytes(ends[1] + 1 - self._at)[:-1].replace(b"\n", b" ")
+        if name not in GLOBALS:
+            raise ValueError(f"it asks for {name[:80].decode(errors='replace')}")
+        self.push(GLOBALS[name])
+
+    def mark(self) -> None:
+        self._marked.append(self._stack)
+        self._stack = []
+
+    def since_mark(self) -> list[Any]:
+        items, self._stack = self._stack, self._marked.pop()
+        return items
+
+    def last(self, count: int) -> list[Any]:
+        items = self._stack[-count:]
+        del self._stack[-count:]
+        if len(items) < count:
+            raise IndexError("it takes what is not there")
+        return items
+
+    def append(self, items: list[Any]) -> None:
+        values = self._stack[-1]
+        if type(values) is not list:
+            raise TypeError("it puts items into what is no list")
+        values += items
+
+    def set_items(self, items: list[Any]) -> None:
+        values, keys = self._stack[-1], items[::2]
+        if not isinstance(values, dict) or not {*map(type, keys)} <= {str, int}:
+            raise TypeError("it has a key that is neither text nor a whole number")
+        values.update(zip(keys, items[1::2], strict=True))
+
+    def put(self, place: int) -> None:
+        value = self._stack[-1]
+        self._memo[place] = ONCE if isinstance(value, list | dict | Tensor) else value
+
+    def get(self, place: int) -> None:
+        value = self._memo[place]
+        if type(value) is str:
+            self._letters += len(value)
+        elif value is ONCE or (type(value) is tuple and not _is_short(value)):
+            raise ValueError("it has a list, a dictionary or a tensor in several places")
+        self._stack.append(value)
+
+    def reduce(self) -> None:
+        function, arguments = self.last(2)
+        if function is REBUILD:
+            self.push(self._tensor(*arguments))
+        elif function is OrderedDict and arguments == ():
+            self.push(OrderedDict())
+        else:
+            raise TypeError("it makes something of its own")
+
+    def build(self) -> None:
+        (state,) = self.last(1)
+        values = self._stack[-1]
+        # The versions of the modules, which torch hangs on what `state_dict` gives.
+        if type(values) is not OrderedDict or type(state) is not dict or state.keys() != {"_metadata"}:
+            raise TypeError("it gives a value other attributes than torch does")
+        refuse_deep(state)
+        values._metadata = state["_metadata"]  # type: ignore[attr-defined]
+
+    def push_memory(self) -> None:
+        """The memory of tensors, [elements]: ('storage', dtype, key, place, elements) says which."""
+        ((kind, dtype, key, _, count),) = self.last(1)
+        if kind != "storage" or not isinstance(dtype, torch.dtype) or type(key) is not str or type(count) is not int:
+            raise TypeError("a tensor's memory is none")
+        if key not in self._memories:
+            self._memories[key] = self._read(self._parts[f"data/{key}"]).view(dtype)
+        memory = self._memories[key]
+        if (memory.dtype, len(memory)) != (dtype, count):
+            raise ValueError("a tensor has another memory than it says")
+        self.push(memory)
+
+    def _read(self, part: zipfile.ZipInfo) -> Tensor:
+        memory = torch.empty(part.file_size, dtype=torch.uint8, device="cpu")
+        left = memoryview(memory.numpy())
+        with self._archive.open(part) as content:
+            while left and (done := content.readinto(left[:PIECE])):
+                left = left[done:]
+        if left:
+            raise ValueError("a tensor's memory ends early")
+        return memory
+
+    def _tensor(self, memory: Tensor, offset: int, size: Any, stride: Any, grad: bool, *hooks: Any) -> Tensor:
+        counts = (offset, *size, *stride)
+        if len(size) != len(stride) or len(size) > DIMENSIONS or any(type(n) is not int or n < 0 for n in counts):
+            raise ValueError("a tensor has a shape that no tensor has")
+        elements = prod(size)
+        end = offset + 1 + sum((n - 1) * step for n, step in zip(size, stride, strict=True)) if elements else offset
+        self._room -= elements * memory.element_size()
+        if not isinstance(memory, Tensor) or memory.dim() != 1 or end > len(memory) or self._room < 0:
+            raise ValueError("a tensor reaches beyond its memory")
+        return memory.as_strided(size, stride, offset)
+
+
+def _is_short(values: tuple[Any, ...]) -> bool:
+    return len(values) <= DIMENSIONS and all(type(value) in (int, float) for value in values)
+
+
+SHORT, INT, UINT, FLOAT = (struct.Struct(form) for form in ("<H", "<i", "<I", ">d"))
+
+# By its code, what each operation does; see `pickletools` for what they are called.
+OPERATIONS: dict[int, Callable[[_Reader], Any]] = {
+    code[0]: operation
+    for code, operation in {
+        PROTO: _Reader.byte,
+        MARK: _Reader.mark,
+        NONE: lambda it: it.push(None),
+        NEWTRUE: lambda it: it.push(True),
+        NEWFALSE: lambda it: it.push(False),
+        BININT: lambda it: it.push(it.number(INT)),
+        BININT1: lambda it: it.push(it.byte()),
+        BININT2: lambda it: it.push(it.number(SHORT)),
+        LONG1: _Reader.push_whole,
+        BINFLOAT: lambda it: it.push(it.number(FLOAT)),
+        BINUNICODE: _Reader.push_text,
+        GLOBAL: _Reader.push_global,
+        BINPERSID: _Reader.push_memory,
+        BINPUT: lambda it: it.put(it.byte()),
+        LONG_BINPUT: lambda it: it.put(it.number(UINT)),
+        BINGET: lambda it: it.get(it.byte()),
+        LONG_BINGET: lambda it: it.get(it.number(UINT)),
+        EMPTY_LIST: lambda it: it.push([]),
+        APPEND: lambda it: it.append(it.last(1)),
+        APPENDS: lambda it: it.append(it.since_mark()),
+        EMPTY_DICT: lambda it: it.push({}),
+        SETITEM: lambda it: it.set_items(it.last(2)),
+        SETITEMS: lambda it: it.set_items(it.since_mark()),
+        EMPTY_TUPLE: lambda it: it.push(()),
+        TUPLE1: lambda it: it.push((*it.last(1),)),
+        TUPLE2: lambda it: it.push((*it.last(2),)),
+        TUPLE3: lambda it: it.push((*it.last(3),)),
+        TUPLE: lambda it: it.push((*it.since_mark(),)),
+        REDUCE: _Reader.reduce,
+        BUILD: _Reader.build,
+    }.items()
+}
