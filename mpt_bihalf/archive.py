@@ -55,8 +55,8 @@ from torch import Tensor
 
 from .files import refuse_deep
 
-# By how much all tensors together may be larger than the file, where they are views of one memory, and all texts
-# together than the pickle, where they stand in several places: above what this package writes, 1 and 4.
+# By how much all tensors together may be larger than the file, where they are views of one memory, and all texts that
+# stand in several places than the pickle. What this package writes has 1 of either at most.
 REPEATED = 8
 # Of a tensor, and of a tuple of numbers that stands in several places.
 DIMENSIONS = 8

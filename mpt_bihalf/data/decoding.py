@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import io
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 from PIL.PngImagePlugin import PngImageFile
 
+from ..files import read_bytes
 from .dataset import DataError
+from .digest import LARGEST_IMAGE
 
 # Formats that Pillow knows but cannot decode by itself: it needs another program or library, or only tells what it is.
 UNDECODED = ("BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF")
@@ -44,6 +47,15 @@ def image_endings() -> frozenset[str]:
     )
 
 
+def image_bytes(file: str) -> bytes:
+    """The content of an image's file. Raises DataError, naming the file, where it cannot be read or is none."""
+    try:
+        return read_bytes(Path(file), LARGEST_IMAGE)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise DataError(f"cannot read image {file} ({reason}): replace or remove it") from error
+
+
 def read_image(file: str, content: bytes | None = None) -> Image.Image:
     """The image as RGB, as a viewer shows it on a white page.
 
@@ -55,10 +67,12 @@ def read_image(file: str, content: bytes | None = None) -> Image.Image:
     floating point, signed 16 bits.
     """
     try:
-        with Image.open(file if content is None else io.BytesIO(content)) as image:
+        with Image.open(io.BytesIO(image_bytes(file) if content is None else content)) as image:
             _scale_key(image)
             image.load()
             return _as_rgb(image)
+    except DataError:
+        raise
     except UnidentifiedImageError as error:  # its own words name an object in memory
         raise DataError(f"cannot read image {file} (of no format that Pillow reads): replace or remove it") from error
     except Exception as error:  # Pillow's decoders raise nearly anything on damaged files

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+import stat
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -17,6 +19,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from ..files import read_bytes
 from . import cache
 from .locations import cache_root
 
@@ -28,6 +31,8 @@ KEPT_AT_A_TIME = 2**16
 # Files that a thread reads at a time.
 READ_AT_A_TIME = 64
 MAX_THREADS = 16
+# In bytes, far above any image.
+LARGEST_IMAGE = 2**31
 # How many class names a message has at most.
 MOST_NAMES = 5
 
@@ -127,9 +132,13 @@ def _classes_differ(here: tuple[str, ...], there: tuple[str, ...]) -> str:
 def file_status(file: str) -> tuple[int, int, int, int]:
     """Size in bytes, times of change of the contents and of the entry in ns, and inode: what tells a changed file.
 
-    Raises OSError.
+    Raises OSError, for what is no file too, as a pipe or a device may never end, and for more than LARGEST_IMAGE bytes.
     """
     status = os.stat(file)
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(errno.EINVAL, "it is no file", file)
+    if status.st_size > LARGEST_IMAGE:
+        raise OSError(errno.EFBIG, f"it is larger than {LARGEST_IMAGE:,} bytes", file)
     return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino & (2**63 - 1)
 
 
@@ -164,7 +173,7 @@ def _pieces(places: np.ndarray, size: int) -> list[np.ndarray]:
 
 
 def _digests(paths: list[str]) -> list[bytes]:
-    return [hashlib.sha256(Path(path).read_bytes()).digest() for path in paths]
+    return [hashlib.sha256(read_bytes(Path(path), LARGEST_IMAGE)).digest() for path in paths]
 
 
 class _Kept:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import os
-import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,8 @@ FILES = (
     "t10k-images-idx3-ubyte",
     "t10k-labels-idx1-ubyte",
 )
+# In bytes, above that of the training images. Packed, any number takes few.
+LARGEST = 2**26
 LAYOUT = Path("FashionMNIST", "raw")
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 
@@ -73,7 +74,9 @@ def _read(folder: Path) -> tuple[Any, Any]:
                     (gzip.open if path.suffix == ".gz" else open)(path, "rb") as source,
                     open(raw / file, "wb") as copy,
                 ):
-                    shutil.copyfileobj(source, copy)
+                    copy.write(source.read(LARGEST))
+                    if source.read(1):
+                        raise ValueError(f"{path.name} has more than {LARGEST:,} bytes in it")
             return FashionMNIST(staging, train=True), FashionMNIST(staging, train=False)
     except Exception as error:  # a damaged file may trip the decompression or the parser anywhere
         raise _damaged(folder, str(error) or type(error).__name__) from error

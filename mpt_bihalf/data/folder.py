@@ -18,7 +18,7 @@ from tqdm import tqdm
 from ..files import expanded
 from . import cache
 from .dataset import DataError, Dataset, ImageSet, resize
-from .decoding import image_endings, read_image
+from .decoding import image_bytes, image_endings, read_image
 from .digest import FORMAT, Part, file_status
 from .locations import cache_root
 
@@ -32,6 +32,8 @@ MAX_THREADS = 16
 NO_CLASS = ("__MACOSX", "__pycache__", "@eaDir", "lost+found", "$RECYCLE.BIN", "System Volume Information")
 # How many names a message has at most.
 MOST_NAMES = 5
+# By how many ways, of links, a folder may be reached from that of its class.
+MOST_WAYS = 16
 
 # (path below the folder that holds the parts, class index)
 Samples = list[tuple[str, int]]
@@ -152,11 +154,16 @@ def _list(found: Parts, part: str) -> tuple[list[str], Samples]:
 def _images(found: Parts, folder: str) -> list[str]:
     """The images in a class's folder and the folders below it, by path below `found.path`."""
     endings, walked = image_endings(), []
+    reached: Counter[tuple[int, int]] = Counter()
     for place, folders, files in os.walk(os.path.join(found.path, folder), onerror=_raise, followlinks=True):
         below = os.path.relpath(place, found.path)
         found.aside += [os.path.join(below, name) for name in folders if _is_aside(name)]
         folders[:] = [name for name in folders if not _is_aside(name)]
         walked.append((place, below, files))
+        status = os.stat(place)
+        reached[status.st_dev, status.st_ino] += 1
+        if reached[status.st_dev, status.st_ino] > MOST_WAYS:
+            raise DataError(f"{place} is reached by more than {MOST_WAYS} ways: remove links that lead in circles")
     images = []
     for _, below, files in sorted(walked):
         for name in sorted(files):
@@ -231,10 +238,7 @@ def _decode(files: Sequence[str], image_size: int | None) -> tuple[Tensor, Tenso
     def decode(start: int) -> int:
         chunk = files[start : start + DECODE_CHUNK]
         for i, file in enumerate(chunk, start):
-            try:
-                content = Path(file).read_bytes()
-            except OSError as error:
-                raise unreadable(error) from error
+            content = image_bytes(file)
             digests[i] = np.frombuffer(hashlib.sha256(content).digest(), dtype=np.uint8)
             image = np.asarray(read_image(file, content))
             if image_size is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from difflib import get_close_matches
 from functools import partial
 from typing import Any, cast
@@ -11,6 +11,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 from torch.func import functional_call
+from torch.overrides import TorchFunctionMode
 
 from .design import Design, Network
 
@@ -35,15 +36,22 @@ def _build(name: str, design: Design) -> nn.Module:
         raise ValueError(f"binary activations need a network built for them: {PREFIX}{name} has real ones only")
     if design.width != 1:
         raise ValueError(f"{PREFIX}{name} is as wide as torchvision has it: width must be 1, not {design.width}")
-    # A regnet reckons its widths with tensors, which must have values.
-    device = torch.get_default_device()
-    with torch.device("cpu" if name.startswith("regnet") else device):
-        with _suiting(name, design, AssertionError, ValueError):
-            model = models.get_model(name, weights=None, num_classes=design.num_classes, **_options(name, design))
-        _take_channels(model, design.in_channels)
-        with _suiting(name, design, AssertionError, ValueError, RuntimeError):
-            _try_image(model, design)
-    return cast(nn.Module, model.to(device))
+    # A regnet reckons its widths with tensors, which must have values where no other has, on the meta device.
+    reckoned = _ValuesOnHost() if name.startswith("regnet") else nullcontext()
+    with _suiting(name, design, AssertionError, ValueError), reckoned:
+        model = models.get_model(name, weights=None, num_classes=design.num_classes, **_options(name, design))
+    _take_channels(model, design.in_channels)
+    with _suiting(name, design, AssertionError, ValueError, RuntimeError):
+        _try_image(model, design)
+    return cast(nn.Module, model)
+
+
+class _ValuesOnHost(TorchFunctionMode):
+    """Within, ranges and lists become tensors on the host, whatever the default device is."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        where = {"device": "cpu"} if func in (torch.arange, torch.tensor) else {}
+        return func(*args, **((kwargs or {}) | where))
 
 
 @contextmanager

@@ -43,7 +43,7 @@ class Decoder:
         model = _model(bits, ones)
         for start in range(0, bits if model else 0, CHUNK):
             row[start : start + CHUNK] = self._coder.decode(model, min(CHUNK, bits - start))
-        if row.sum() != ones:
+        if np.count_nonzero(row) != ones:
             raise ValueError("its bits are not as many as it says")
         return row
 

@@ -110,6 +110,7 @@ def add_ticket(commands: Any) -> None:
         "more are kept by both. Of what both keep, how many have the same sign.",
     )
     compare.add_argument("tickets", nargs="+", metavar="TICKET", help="two or more files, of one network")
+    _add_model(compare)
 
     moved = _add(
         kinds,
@@ -155,7 +156,7 @@ def do_make(options: Any) -> None:
 
 def do_show(options: Any) -> None:
     """Show what a ticket is."""
-    ticket = read_ticket(options.ticket)
+    ticket = read_ticket(options.ticket, model=options.model)
     if options.json:
         show(json.dumps({"architecture": ticket.architecture, "about": ticket.about}, indent=2))
         return
@@ -167,7 +168,7 @@ def do_show(options: Any) -> None:
 
 def do_verify(options: Any) -> None:
     """Check a ticket."""
-    ticket = read_ticket(options.ticket)
+    ticket = read_ticket(options.ticket, model=options.model)
     weights = sum(layer.binary.numel() for layer in ticket.layers.values())
     show(f"file: whole; {len(ticket.layers)} binary layers of {weights:,} weights, as many kept and +1 as it says")
     if ticket.architecture is not None:
@@ -210,7 +211,7 @@ def do_export(options: Any) -> None:
     for path in filter(None, (options.onnx, options.torch)):
         _check_place(path, taken)
         taken.append(path)
-    ticket = read_ticket(options.ticket)
+    ticket = read_ticket(options.ticket, model=options.model)
     model = ticket.network()
     example = torch.randn(8, *ticket.images, generator=torch.Generator().manual_seed(0), dtype=torch.float32)
     if options.fold:
@@ -233,7 +234,8 @@ def do_compare(options: Any) -> None:
     """Compare tickets."""
     if len(options.tickets) < 2:
         raise ValueError("compare takes two tickets or more")
-    tickets = dict(zip(ticket_names(options.tickets), map(read_ticket, options.tickets), strict=True))
+    read = [read_ticket(path, model=options.model) for path in options.tickets]
+    tickets = dict(zip(ticket_names(options.tickets), read, strict=True))
     for name, path in zip(tickets, options.tickets, strict=True):
         show(f"{name}: {path}")
     names = list(tickets)
@@ -250,7 +252,7 @@ def do_transfer(options: Any) -> None:
             raise ValueError(f"--{option.replace('_', '-')} is of a training: it goes with --as init")
     if options.trials is not None and options.trials < 1:
         raise ValueError(f"--trials must be at least 1, not {options.trials}")
-    ticket = read_ticket(options.ticket)
+    ticket = read_ticket(options.ticket, model=options.model)
     data = options.data or ticket.told("run").get("data")
     if not isinstance(data, str):
         raise ValueError("the ticket does not say what it was trained on: say --data")
@@ -336,3 +338,9 @@ def _add(
 
 def _add_file(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("ticket", type=path_argument, metavar="TICKET", help="the file")
+    _add_model(parser)
+
+
+def _add_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", metavar="NAME", help="the network that it must be of, as --model of train; a ticket "
+                        "of another, or of none by name, is refused before it is unpacked")  # fmt: skip

@@ -21,19 +21,28 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from ..files import write_whole
+from ..files import open_file, parse_json, write_whole
+from ..models import find_network
 from ..parametrization import binary_layers
 from ..training import Run
 from ..training.loop import build_network
-from .coding import Decoder, encode
+from .coding import Decoder, bound, encode
 from .images import ImageSpec
 from .ticket import BinaryLayer, Ticket, with_defaults
 
 FORMAT, VERSION = "mpt_bihalf ticket", 1
 FORMS = ("bits", "seed")
 SIZES = ("num_classes", "in_channels", "image_size")
-# In all layers together, above any network of torchvision's; a file may say what it likes.
-MOST_WEIGHTS = 2**30
+# A file may say what it likes, so what it says is measured before anything is made of it. In all layers together at most
+# MOST_WEIGHTS, above any network of torchvision's; more than SMALL only with a byte of bits for each WEIGHTS_A_BYTE of
+# them, as 99.9 % pruned takes one for each 645.
+MOST_WEIGHTS, SMALL, WEIGHTS_A_BYTE = 2**30, 2**25, 2**10
+# Of a tensor.
+DIMENSIONS = 8
+# In bytes: above that of 30,000 tensors.
+LARGEST_HEADER = 4 * 2**20
+# How many bits a layer may have less than its Shannon bound, which the coder never has.
+SLACK = 64
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -75,7 +84,7 @@ def load_ticket(path: Path | str, into: Model | None = None) -> nn.Module:
     Nothing in the file is executed. Raises ValueError, in one line, for a file that is no ticket, truncated, altered or
     of a newer version, and for a network that it does not fit, which then stays as it was.
     """
-    ticket = read_ticket(path)
+    ticket = read_ticket(path, into)
     return ticket.network() if into is None else ticket.put_into(into)
 
 
@@ -113,6 +122,7 @@ def write_ticket(ticket: Ticket, path: Path | str, form: str = "bits") -> None:
     for name, layer in ticket.layers.items():
         tensors[f"bits/{name}"] = _pack(layer.binary, signs=form == "bits")
         tensors[f"alpha/{name}"] = layer.alpha.contiguous().clone()
+    _check_total(ticket.layers, tensors)
     tensors |= {f"rest/{name}": value.contiguous().clone() for name, value in ticket.rest.items()}
     try:
         text = json.dumps(header, separators=(",", ":"))
@@ -124,14 +134,18 @@ def write_ticket(ticket: Ticket, path: Path | str, form: str = "bits") -> None:
     write_whole(Path(path), lambda file: file.write(content))
 
 
-def read_ticket(path: Path | str) -> Ticket:
-    """What a ticket's file holds. Raises ValueError, in one line, as `load_ticket`."""
+def read_ticket(path: Path | str, into: nn.Module | None = None, model: str | None = None) -> Ticket:
+    """What a ticket's file holds. Raises ValueError, in one line, as `load_ticket`.
+
+    into: a plain network that it must fit. model: the name of the network that it must be of, one of `create_model`'s.
+    Either is looked at before anything is unpacked.
+    """
     path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"{str(path)!r} is no file")
+    if model is not None:
+        find_network(model)
     metadata, tensors = _open(path)
     try:
-        return _ticket(json.loads(metadata["header"]), tensors)
+        return _ticket(parse_json(metadata["header"].encode(), Path("its header")), tensors, into, model)
     except Exception as fault:  # whatever comes of a header that says something else than a ticket's
         reason = " ".join(str(fault).split())
         if not isinstance(fault, ValueError):
@@ -146,6 +160,11 @@ def tensor_sizes(path: Path | str) -> dict[str, int]:
 
 def _open(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
     """The metadata and the tensors, as they were written."""
+    if not path.is_file():
+        raise ValueError(f"{str(path)!r} is no file")
+    with open_file(path) as start:
+        if int.from_bytes(start.read(8), "little") > LARGEST_HEADER:
+            raise ValueError(f"{str(path)!r} is no ticket: its header is to be more than {LARGEST_HEADER:,} bytes")
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -156,18 +175,22 @@ def _open(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
                 raise ValueError(
                     f"{str(path)!r} is a ticket of version {version!r}, and this mpt_bihalf reads {VERSION}: update it"
                 )
+            names = file.keys()
+            if any(len(file.get_slice(name).get_shape()) > DIMENSIONS for name in names):
+                raise ValueError(f"{str(path)!r} is no ticket: it has a tensor of more than {DIMENSIONS} dimensions")
             # Copies: what get_tensor gives may be the file itself, and change or end with it.
-            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, RuntimeError) as fault:
+            tensors = {name: file.get_tensor(name).clone() for name in names}
+        digest = _digest(metadata, tensors)
+    except (SafetensorError, OSError, RuntimeError, TypeError, AttributeError, OverflowError) as fault:
         if isinstance(fault, PermissionError):
             raise
         raise ValueError(f"{str(path)!r} is no ticket, or a damaged one: {' '.join(str(fault).split())}") from fault
-    if metadata.get("sha256") != _digest(metadata, tensors):
+    if metadata.get("sha256") != digest:
         raise ValueError(f"{str(path)!r} is damaged or was altered: its check sum is another")
     return metadata, tensors
 
 
-def _ticket(header: dict[str, Any], tensors: dict[str, Tensor]) -> Ticket:
+def _ticket(header: dict[str, Any], tensors: dict[str, Tensor], into: nn.Module | None, model: str | None) -> Ticket:
     form, shared, about = header["form"], header["shared"], header["about"]
     if form not in FORMS or not isinstance(about, dict) or not isinstance(header["channels_last"], bool):
         raise ValueError("its header is none of a ticket")
@@ -175,25 +198,28 @@ def _ticket(header: dict[str, Any], tensors: dict[str, Tensor]) -> Ticket:
     kinds = {f"{kind}/{name}" for name in header["layers"] for kind in ("bits", "alpha")}
     if kinds | {f"rest/{name}" for name in rest} != tensors.keys():
         raise ValueError("its parts are not those that it names")
-    outlines, counts, weights = {}, {}, 0
+    outlines, counts = {}, {}
     for name, (shape, kept, positive) in header["layers"].items():
-        if not all(type(count) is int and count >= 0 for count in (*shape, kept, positive)):
-            raise ValueError(f"layer {name!r} has an impossible size")
-        weights += prod(shape)
-        if weights > MOST_WEIGHTS:
-            raise ValueError(f"its layers have more than {MOST_WEIGHTS:,} weights")
-        if not positive <= kept <= prod(shape):
-            raise ValueError(f"layer {name!r} keeps more than it has")
-        alpha = tensors[f"alpha/{name}"]
+        _check_layer(name, shape, kept, positive)
+        alpha, bits = tensors[f"alpha/{name}"], tensors[f"bits/{name}"]
         if not alpha.is_floating_point() or torch.broadcast_shapes(alpha.shape, shape) != torch.Size(shape):
             raise ValueError(f"the scale of layer {name!r} does not fit it")
+        least = bound(prod(shape), kept) + (bound(kept, positive) if form == "bits" else 0)
+        if bits.dtype != torch.uint8 or bits.dim() != 1 or 8 * len(bits) < least - SLACK:
+            raise ValueError(f"layer {name!r} has fewer bits than so many weights take")
         outlines[name] = BinaryLayer(torch.empty(shape, dtype=torch.int8, device="meta"), alpha)
         counts[name] = kept, positive
+    _check_total(outlines, tensors)
     architecture = header["architecture"]
     if architecture is not None:
         architecture = with_defaults(architecture)
     ticket = Ticket(outlines, rest, shared, architecture, header["channels_last"], about)
     # Before anything of these sizes is made.
+    if model is not None and (architecture is None or architecture["name"] != model):
+        told = "a network of its maker's own" if architecture is None else repr(architecture["name"])
+        raise ValueError(f"it is for {told}, not for {model!r}")
+    if into is not None:
+        ticket.check_fits(into)
     if architecture is None:
         ticket.shapes()
     else:
@@ -211,6 +237,23 @@ def _ticket(header: dict[str, Any], tensors: dict[str, Tensor]) -> Ticket:
     return replace(ticket, layers={name: BinaryLayer(signs[name], layer.alpha) for name, layer in outlines.items()})
 
 
+def _check_layer(name: str, shape: Any, kept: Any, positive: Any) -> None:
+    """ValueError for counts that no layer has. Each is looked at before any two are multiplied."""
+    if len(shape) > DIMENSIONS or not all(type(n) is int and 0 <= n <= MOST_WEIGHTS for n in (*shape, kept, positive)):
+        raise ValueError(f"layer {name!r} has an impossible size")
+    if not positive <= kept <= prod(shape):
+        raise ValueError(f"layer {name!r} keeps more than it has")
+
+
+def _check_total(layers: dict[str, BinaryLayer], tensors: dict[str, Tensor]) -> None:
+    """ValueError for more weights than a file with these bits may have."""
+    weights = sum(layer.binary.numel() for layer in layers.values())
+    packed = sum(len(tensors[f"bits/{name}"]) for name in layers)
+    most = min(MOST_WEIGHTS, max(SMALL, WEIGHTS_A_BYTE * packed))
+    if weights > most:
+        raise ValueError(f"its layers have {weights:,} weights, and in {packed:,} bytes of bits are at most {most:,}")
+
+
 def _pack(binary: Tensor, signs: bool) -> Tensor:
     values = binary.numpy().reshape(-1)
     mask = values != 0
@@ -223,8 +266,10 @@ def _unpack(packed: bytes, shape: torch.Size, kept: int, positive: int) -> Tenso
     mask = decoder.decode(prod(shape), kept)
     signs = decoder.decode(kept, positive)
     decoder.end()
-    binary = mask.astype(np.int8)
-    binary[mask] = np.where(signs, np.int8(1), np.int8(-1))
+    binary, values = mask.astype(np.int8), signs.view(np.int8)
+    values *= 2  # in place: a layer may take a good part of the memory
+    values -= 1
+    binary[mask] = values
     return torch.from_numpy(binary).view(shape)
 
 

@@ -40,10 +40,11 @@ def size_table(path: Path | str) -> Table:
     for name, value in ticket.rest.items():
         size = stored[f"rest/{name}"]
         rows.append([one_line(name), f"{value.numel():,}", "", "", "", *_sizes(size, None, size)])
-    whole = sum(value.numel() * value.element_size() for value in ticket.state_dict().values())
+    state = ticket.shapes().values()
+    whole = sum(shape.numel() * dtype.itemsize for shape, dtype in state)
     total = Path(path).stat().st_size
     rows.append(["header", "", "", "", "", f"{total - sum(stored.values()):,}", "", "", ""])
-    everything = sum(value.numel() for value in ticket.state_dict().values())
+    everything = sum(shape.numel() for shape, _ in state)
     rows.append(["all", f"{everything:,}", "", "", f"{8 * total / everything:.3f}", *_sizes(total, bounds, whole)])
     return Table(f"{Path(path).name}: sizes in bytes", head, rows)
 

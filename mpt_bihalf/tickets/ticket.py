@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from dataclasses import dataclass, field
 from inspect import signature
 from typing import Any, TypeVar, cast
@@ -17,6 +18,8 @@ from ..weights import forget
 from .images import ImageSpec
 
 Model = TypeVar("Model", bound=nn.Module)
+# Of a ticket's network. The size is that of a run, which images are resized to.
+MOST_CLASSES, MOST_CHANNELS, LARGEST_SIDE = 2**20, 2**20, 1024
 
 
 @dataclass(frozen=True)
@@ -216,10 +219,22 @@ def _shared(state: dict[str, Tensor]) -> dict[str, str]:
 
 
 def with_defaults(architecture: dict[str, Any]) -> dict[str, Any]:
-    """All arguments of `create_model` but the seed; ValueError for one that it does not have."""
+    """All arguments of `create_model` but the seed.
+
+    ValueError for one that it does not have, and for sizes that no ticket has, before a network is made of them.
+    """
     try:
         bound = signature(create_model).bind(**architecture)
     except TypeError as fault:
         raise ValueError(f"architecture must be the arguments of create_model: {fault}") from None
     bound.apply_defaults()
-    return {name: value for name, value in bound.arguments.items() if name != "seed"}
+    told = {name: value for name, value in bound.arguments.items() if name != "seed"}
+    sides = told["image_size"] if isinstance(told["image_size"], list | tuple) else [told["image_size"]]
+    for name, most, sizes in (
+        ("num_classes", MOST_CLASSES, [told["num_classes"]]),
+        ("in_channels", MOST_CHANNELS, [told["in_channels"]]),
+        ("image_size", LARGEST_SIDE, sides),
+    ):
+        if len(sizes) > 2 or not all(type(size) is int and 1 <= size <= most for size in sizes):
+            raise ValueError(f"{name} must lie in 1 to {most:,} in a ticket, not {reprlib.repr(told[name])}")
+    return told
