@@ -223,20 +223,21 @@ class _Reader:
         ((kind, dtype, key, _, count),) = self.last(1)
         if kind != "storage" or not isinstance(dtype, torch.dtype) or type(key) is not str or type(count) is not int:
             raise TypeError("a tensor's memory is none")
-        if key not in self._memories:
-            self._memories[key] = self._read(self._parts[f"data/{key}"]).view(dtype)
-        memory = self._memories[key]
-        if (memory.dtype, len(memory)) != (dtype, count):
+        part = self._parts[f"data/{key}"]
+        if part.file_size != count * dtype.itemsize:
             raise ValueError("a tensor has another memory than it says")
-        self.push(memory)
+        if key not in self._memories:
+            self._memories[key] = self._read(part)
+        self.push(self._memories[key].view(dtype))
 
     def _read(self, part: zipfile.ZipInfo) -> Tensor:
         memory = torch.empty(part.file_size, dtype=torch.uint8, device="cpu")
-        left = memoryview(memory.numpy())
+        at = 0
         with self._archive.open(part) as content:
-            while left and (done := content.readinto(left[:PIECE])):
-                left = left[done:]
-        if left:
+            while piece := content.read(PIECE):
+                memory[at : at + len(piece)] = torch.frombuffer(bytearray(piece), dtype=torch.uint8)
+                at += len(piece)
+        if at < len(memory):
             raise ValueError("a tensor's memory ends early")
         return memory
 

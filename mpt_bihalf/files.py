@@ -169,7 +169,7 @@ def refuse_deep(value: Any, name: str = "it") -> None:
 
     Nothing in it may stand in several places.
     """
-    level = [[value]]
+    level: list[Any] = [[value]]
     for _ in range(DEEPEST + 1):
         level = [
             inner

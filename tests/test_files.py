@@ -8,13 +8,14 @@ import stat
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import pytest
 
 from mpt_bihalf import files
-from mpt_bihalf.files import read_json, remove_leftovers, write_csv, write_json, write_text, write_whole
+from mpt_bihalf.files import open_file, read_json, remove_leftovers, write_csv, write_json, write_text, write_whole
 
 HEX = "0123456789ab"
 HANGING_WRITER = """
@@ -238,8 +239,19 @@ def test_json_is_read_as_it_was_written(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"{", b"\xff\xfe\x00", b"[" * 1_000_000, b"9" * 10_000, b" " * (4 * 2**20) + b"1", b"\xef\xbb\xbf{}"],
-    ids=["empty", "cut off", "no text", "deep", "a huge number", "large", "marked"],
+    [
+        b"",
+        b"{",
+        b"\xff\xfe\x00",
+        b"[" * 1_000_000,
+        b"[" * 34 + b"]" * 34,
+        b"9" * 10_000,
+        b"9223372036854775808",
+        b"[-9223372036854775809]",
+        b" " * (4 * 2**20) + b"1",
+        b"\xef\xbb\xbf{}",
+    ],
+    ids=["empty", "cut off", "no text", "deep", "too deep", "huge", "too large", "too small", "long", "marked"],
 )
 def test_what_is_no_json_or_too_much_of_it_is_a_value_error(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "x.json").write_bytes(content)
@@ -266,3 +278,18 @@ def test_a_file_that_is_not_there_is_an_os_error(tmp_path: Path) -> None:
         read_json(tmp_path / "nothing")
     with pytest.raises(OSError):
         read_json(tmp_path / "loop")
+
+
+def test_json_as_deep_and_with_numbers_as_large_as_they_may_be_is_read(tmp_path: Path) -> None:
+    inner: Any = {"a": [2**63 - 1, -(2**63), 1e300, None]}
+    for _ in range(30):
+        inner = [inner]
+    write_json(tmp_path / "x.json", inner)
+    assert read_json(tmp_path / "x.json") == inner
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, Path.mkdir, lambda path: path.symlink_to("/dev/zero")])
+def test_what_is_no_file_is_not_opened(make: Callable[[Path], None], tmp_path: Path) -> None:
+    make(tmp_path / "x")
+    with pytest.raises(ValueError, match="is no file"):
+        open_file(tmp_path / "x")

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,32 @@ def test_a_changed_byte_of_a_tensor_is_noticed(tmp_path: Path, tensors: dict[str
 @pytest.mark.parametrize("foreign", [[1, 2], {"tensors": 3}, {"fingerprint": "mark", "digest": "", "tensors": {}}])
 def test_a_foreign_file_reads_nothing(tmp_path: Path, foreign: object) -> None:
     torch.save(foreign, tmp_path / "file.pt")
+    assert cache.read(tmp_path / "file.pt", "mark") is None
+
+
+def make_zero(file: Path) -> None:
+    file.symlink_to("/dev/zero")
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("make", [os.mkfifo, Path.mkdir, make_zero])
+def test_what_is_no_file_reads_nothing_and_does_not_hang(make: Callable[[Path], None], tmp_path: Path) -> None:
+    make(tmp_path / "file.pt")
+    assert cache.read(tmp_path / "file.pt", "mark") is None
+
+
+def test_a_pipe_is_replaced(tmp_path: Path, tensors: dict[str, torch.Tensor]) -> None:
+    os.mkfifo(tmp_path / "file.pt")
+    cache.write(tmp_path / "file.pt", "mark", tensors)
+    assert cache.read(tmp_path / "file.pt", "mark") is not None
+
+
+def test_tensors_larger_than_the_file_read_nothing(
+    tmp_path: Path, tensors: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    large = {**tensors, "pixels": tensors["pixels"][:1, :1, :1, :1].expand(50, 40, 40, 3)}
+    cache.write(tmp_path / "file.pt", "mark", large)
+    monkeypatch.setattr(cache, "_digest", lambda _: pytest.fail("that of the larger ones is worked out"))
     assert cache.read(tmp_path / "file.pt", "mark") is None
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import os
 import re
 import struct
 import zlib
@@ -13,6 +14,7 @@ from PIL import Image, features
 
 from mpt_bihalf.data import DataError
 from mpt_bihalf.data.decoding import image_endings, read_image
+from tests.reference import one_line_error
 
 RAMP = np.linspace(0, 65535, 600).astype(np.uint16).reshape(20, 30)
 COLOURS = np.random.default_rng(0).integers(0, 256, (8, 16, 3), dtype=np.uint8)
@@ -277,3 +279,10 @@ def test_endings_are_those_of_files_that_pillow_reads_by_itself() -> None:
         ".tiff",
     } <= image_endings()
     assert not {"", ".eps", ".h5", ".mpg", ".pdf", ".txt", ".wmf"} & image_endings()
+
+
+@pytest.mark.timeout(60)
+def test_a_pipe_that_took_the_place_of_an_image_does_not_hang(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "x.png")
+    with one_line_error(r"x\.png .* is no file"):
+        read_image(str(tmp_path / "x.png"))

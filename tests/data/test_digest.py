@@ -15,6 +15,7 @@ from PIL import Image
 
 from mpt_bihalf.data import Dataset, digest, load_dataset
 from mpt_bihalf.data.digest import FORMAT, DataDigest, Part
+from tests.reference import one_line_error
 
 KINDS = ("folder", "imagenet")
 
@@ -282,3 +283,20 @@ def test_a_file_that_cannot_be_read_is_named(images: Path) -> None:
     for kind in KINDS:
         with pytest.raises(ValueError, match=rf"^cannot read image {broken} \(No such file or directory\): replace or"):
             digest_of(images, kind)
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/dev/zero")], ids=["pipe", "device"])
+def test_what_is_no_file_among_the_images_is_named(make: Callable[[Path], None], kind: str, images: Path) -> None:
+    make(images / "train" / "cat" / "9.bmp")
+    with one_line_error(r"cannot read image .*9\.bmp \(it is no file\): replace or remove it"):
+        digest_of(images, kind)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_file_far_too_large_for_an_image_is_named_and_not_read(kind: str, images: Path) -> None:
+    with open(images / "test" / "dog" / "1.bmp", "ab") as file:
+        file.truncate(2**31 + 1)  # of which the disk holds nothing
+    with one_line_error(r"1\.bmp \(it is larger than 2,147,483,648 bytes\)"):
+        digest_of(images, kind)

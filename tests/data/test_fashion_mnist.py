@@ -121,3 +121,10 @@ def test_part_of_the_files_is_not_taken_for_all_nor_replaced(tmp_path: Path) -> 
     with pytest.raises(DataError, match="does not hold the whole"):
         load_dataset("fashion-mnist", str(tmp_path))
     assert {path: path.read_bytes() for path in raw.iterdir()} == before
+
+
+def test_a_packed_file_that_grows_beyond_the_data_is_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(tmp_path, packed=True)
+    monkeypatch.setattr(fashion_mnist, "LARGEST", 20_000)
+    with pytest.raises(DataError, match=r"train-images-idx3-ubyte\.gz has more than 20,000 bytes in it"):
+        load_dataset("fashion-mnist", str(tmp_path))

@@ -292,3 +292,16 @@ def test_progress_is_shown_on_a_terminal_only(images: Path, capsys: pytest.Captu
 def test_more_images_than_memory_holds_are_told(images: Path) -> None:
     with pytest.raises(DataError, match="GiB: set a smaller image_size"):
         load(images, image_size=10_000_000)
+
+
+def test_links_that_lead_in_circles_are_named(images: Path) -> None:
+    (images / "train" / "cat" / "again").symlink_to(".")
+    with pytest.raises(DataError, match=r"again is reached by more than 16 ways: remove links that lead in circles"):
+        load(images)
+
+
+def test_links_to_one_folder_are_followed_each(images: Path) -> None:
+    put(images / "more" / "0.png")
+    for name in ("a", "b"):
+        (images / "train" / "cat" / name).symlink_to(images / "more")
+    assert len(load(images).train) == 2 * SIZES["train"] + 2

@@ -132,3 +132,12 @@ def test_a_run_is_named_without_a_colon() -> None:
 def test_torchvision_is_not_imported_without_need() -> None:
     code = "import sys, mpt_bihalf.models; sys.exit('torchvision.models' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_nothing_of_a_regnet_is_made_on_the_host_for_its_outline(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+    draw = nn.Conv2d.reset_parameters
+    monkeypatch.setattr(nn.Conv2d, "reset_parameters", lambda layer: made.append(layer.weight.is_meta) or draw(layer))
+    with torch.device("meta"):
+        create_model("torchvision:regnet_y_400mf", image_size=64)
+    assert made and all(made)

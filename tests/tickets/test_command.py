@@ -387,3 +387,19 @@ def test_a_run_whose_data_have_changed_makes_no_ticket(
     swap_test_labels(folder)
     assert "holds other data than" in ticket("make", run, "-o", tmp_path / "b", status=2)
     assert not (tmp_path / "b").exists()
+
+
+def test_a_ticket_of_another_network_than_asked_for_is_refused(ticket: Command, made: Path, tmp_path: Path) -> None:
+    exported = tmp_path / "a.pt2"
+    for command in (
+        ("show", made),
+        ("verify", made),
+        ("export", made, "--torch", exported),
+        ("compare", made, made),
+        ("transfer", made, "--seed", "1"),
+    ):
+        assert "it is for 'conv2', not for 'conv4'" in ticket(*command, "--model", "conv4", status=2)
+    assert "unknown model 'conv5'" in ticket("show", made, "--model", "conv5", status=2)
+    assert not exported.exists()
+    ticket("show", made, "--model", "conv2")
+    ticket("compare", made, made, "--model", "conv2")

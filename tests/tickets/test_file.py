@@ -21,7 +21,17 @@ from torch import Tensor, nn
 
 from mpt_bihalf import METHODS, Method, bake_weights, binarize_weights, create_model
 from mpt_bihalf.data import evaluation_batches
-from mpt_bihalf.tickets import Ticket, load_ticket, read_ticket, run_ticket, save_ticket, ticket_weights, write_ticket
+from mpt_bihalf.tickets import (
+    BinaryLayer,
+    Ticket,
+    load_ticket,
+    read_ticket,
+    run_ticket,
+    save_ticket,
+    ticket_weights,
+    write_ticket,
+)
+from mpt_bihalf.tickets import file as tickets_file
 from mpt_bihalf.tickets.file import _digest
 from mpt_bihalf.tickets.from_run import trained_model
 from tests.reference import one_line_error
@@ -413,17 +423,133 @@ def test_what_an_architecture_leaves_out_is_create_models_default(tmp_path: Path
     assert read_ticket(path).architecture == read_ticket(tmp_path / "a").architecture
 
 
-def test_no_more_weights_are_unpacked_than_networks_have(tmp_path: Path) -> None:
-    model = nn.Sequential(nn.Linear(6, 4), nn.Linear(4, 4))
-    save_ticket(binarize_weights(model, "sign", seed=0), path := tmp_path / "forged")
+def pruned(*shape: int) -> Callable[[dict[str, Any], dict[str, Tensor]], None]:
+    """A network of nobody's, all of whose layers are pruned whole, which takes no bits."""
 
-    def swell(header: dict[str, Any], tensors: dict[str, Tensor]) -> None:
-        for name in ("0", "1"):  # all pruned, which takes no bits
-            header["layers"][name], tensors[f"bits/{name}"] = [[2**15, 2**15], 0, 0], torch.zeros(0, dtype=torch.uint8)
+    def change(header: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+        header["architecture"] = None
+        for name in header["layers"]:
+            header["layers"][name], tensors[f"bits/{name}"] = [[*shape], 0, 0], torch.zeros(0, dtype=torch.uint8)
+            tensors[f"alpha/{name}"] = torch.ones(())
 
-    resigned(path, swell, path.read_bytes())
-    with one_line_error("1,073,741,824 weights"):
-        read_ticket(path)
+    return change
+
+
+def too_few_bits(header: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+    header["architecture"], tensors["alpha/0"] = None, torch.ones(())
+    header["layers"]["0"] = [[2**10, 2**10], 2**19, 2**18]
+
+
+def nested(levels: int) -> list[Any]:
+    return [nested(levels - 1)] if levels else []
+
+
+def told(*place: Any, value: Any) -> Callable[[dict[str, Any], dict[str, Tensor]], None]:
+    def change(header: dict[str, Any], _: dict[str, Tensor]) -> None:
+        for step in place[:-1]:
+            header = header[step]
+        header[place[-1]] = value
+
+    return change
+
+
+# What is refused before anything is unpacked, and what is said of it.
+CLAIMS: dict[str, tuple[Callable[[dict[str, Any], dict[str, Tensor]], Any], str]] = {
+    "more weights than any network": (pruned(2**15, 2**15, 2), "at most 33,554,432"),
+    "more weights than the file": (pruned(2**13, 2**11), "83,886,080 weights, and in 0 bytes of bits are at most 33,5"),
+    "many dimensions": (pruned(*[1] * 9), "impossible size"),
+    "hundreds of digits": (pruned(10**18), "impossible size"),
+    "thousands of digits": (pruned(10**3000), "64 bits"),
+    "a size that is none": (pruned(True, 3), "impossible size"),
+    "too few bits": (too_few_bits, "layer '0' has fewer bits than so many weights take"),
+    "bits of another kind": (lambda _, t: t.__setitem__("bits/0", t["bits/0"].view(torch.int8)), "fewer bits"),
+    "bits in rows": (lambda _, t: t.__setitem__("bits/0", t["bits/0"][None]), "fewer bits"),
+    "a deep note": (told("about", "note", value=nested(40)), "nested too deeply"),
+    "a deep class": (told("about", "images", value={"classes": nested(40)}), "nested too deeply"),
+    "a seed of many digits": (told("about", "run", value={"seed": 10**3000}), "64 bits"),
+    "large images": (told("architecture", "image_size", value=1028), "image_size must lie in 1 to 1,024"),
+    "images of three sides": (told("architecture", "image_size", value=[8, 8, 8]), "image_size must lie in"),
+    "nested sides": (told("architecture", "image_size", value=nested(9)), r"not \[+\.\.\."),
+    "many classes": (told("architecture", "num_classes", value=2**21), "num_classes must lie in 1 to 1,048,576"),
+    "many channels": (told("architecture", "in_channels", value=2**21), "in_channels must lie in 1 to 1,048,576"),
+    "a wide network": (told("architecture", "width", value=1e300), "forged"),
+}
+
+
+@pytest.mark.parametrize("what", list(CLAIMS))
+def test_what_a_file_claims_is_measured_before_anything_is_unpacked(
+    tmp_path: Path, ticket_bytes: bytes, what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    change, message = CLAIMS[what]
+    resigned(tmp_path / "forged", change, ticket_bytes)
+    monkeypatch.setattr(tickets_file, "Decoder", forbidden)
+    with one_line_error(message):
+        read_ticket(tmp_path / "forged")
+
+
+def forbidden(*_: Any) -> None:
+    raise SystemExit("it is unpacked")
+
+
+def test_a_ticket_of_another_network_is_refused_before_it_is_unpacked(
+    tmp_path: Path, ticket_bytes: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a"
+    assert read_ticket(path, model="conv2").architecture == read_ticket(path).architecture
+    save_ticket(own := binarize_weights(nn.Linear(6, 4), "sign", seed=0), tmp_path / "own")
+    monkeypatch.setattr(tickets_file, "Decoder", forbidden)
+    with one_line_error("it is for 'conv2', not for 'conv4'"):
+        read_ticket(path, model="conv4")
+    with one_line_error("it is for a network of its maker's own, not for 'conv4'"):
+        read_ticket(tmp_path / "own", model="conv4")
+    with one_line_error("unknown model 'nonsense'"):
+        read_ticket(path, model="nonsense")
+    with one_line_error("another network"):
+        load_ticket(path, into=create_model("conv2"))
+    with one_line_error("binarized already"):
+        load_ticket(tmp_path / "own", into=own)
+
+
+def test_a_ticket_that_could_not_be_read_is_not_written(tmp_path: Path) -> None:
+    with torch.device("meta"):
+        binary = torch.empty(2**13, 2**13, dtype=torch.int8)
+    ticket = Ticket({"0": BinaryLayer(binary, torch.ones(()))}, {})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(BinaryLayer, "kept", 0)
+        patch.setattr(BinaryLayer, "positive", 0)
+        patch.setattr(tickets_file, "_pack", lambda *_, **__: torch.zeros(0, dtype=torch.uint8))
+        with one_line_error("67,108,864 weights"):
+            write_ticket(ticket, tmp_path / "a")
+    with one_line_error("image_size must lie in 1 to 1,024"):
+        save_ticket(create_model("resnet20", image_size=2048), tmp_path / "a", {"name": "resnet20", "image_size": 2048})
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.5, 0.9, 0.99, 0.999])
+def test_layers_of_any_size_and_rate_have_the_bits_that_their_weights_take(tmp_path: Path, rate: float) -> None:
+    chance = torch.Generator().manual_seed(0)
+    for share in (0.0, 0.03, 0.5, 1.0):
+        layers = {}
+        for n in (1, 2, 7, 30, 432, 5000, 100_000):
+            kept = torch.rand(n, generator=chance) >= rate
+            signs = torch.where(torch.rand(n, generator=chance) < share, 1, -1)
+            layers[str(n)] = BinaryLayer((kept * signs).to(torch.int8), torch.ones(()))
+        write_ticket(Ticket(layers, {}), tmp_path / "a")
+        found = read_ticket(tmp_path / "a").layers
+        assert all(torch.equal(found[name].binary, layer.binary) for name, layer in layers.items())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rate", [0.0, 0.5, 0.9, 0.999, 1 - 3e-8])
+def test_a_layer_of_100_million_weights_comes_back(tmp_path: Path, rate: float) -> None:
+    kept = torch.rand(10**8, generator=torch.Generator().manual_seed(0)) >= rate
+    binary = kept.to(torch.int8)
+    binary[::2] *= -1
+    if rate > 0.999:  # too few bits for so many weights
+        binary = binary[: 2**25]
+    write_ticket(Ticket({"0": BinaryLayer(binary, torch.ones(()))}, {}), tmp_path / "a")
+    print(f"{rate}: {(tmp_path / 'a').stat().st_size:,} bytes")
+    assert torch.equal(read_ticket(tmp_path / "a").layers["0"].binary, binary)
 
 
 def test_other_files_are_refused_in_one_line(tmp_path: Path, ticket_bytes: bytes) -> None:
@@ -431,9 +557,16 @@ def test_other_files_are_refused_in_one_line(tmp_path: Path, ticket_bytes: bytes
     safetensors.torch.save_file({"a": torch.ones(3)}, tmp_path / "foreign")
     (tmp_path / "empty").touch()
     os.mkfifo(tmp_path / "pipe")
-    for name in ("pickled", "foreign", "empty", "pipe", "missing", "."):
+    (tmp_path / "device").symlink_to("/dev/zero")
+    for name in ("pickled", "foreign", "empty", "pipe", "device", "missing", "."):
         with one_line_error():
             read_ticket(tmp_path / name)
+    (tmp_path / "long").write_bytes(struct.pack("<Q", 2**40) + ticket_bytes[8:])
+    with one_line_error("its header is to be more than 4,194,304 bytes"):
+        read_ticket(tmp_path / "long")
+    resigned(tmp_path / "flat", lambda _, tensors: tensors.__setitem__("rest/a", torch.ones([1] * 9)), ticket_bytes)
+    with one_line_error("more than 8 dimensions"):
+        read_ticket(tmp_path / "flat")
     newer = ticket_bytes.replace(b'"version":"1"', b'"version":"9"')
     (tmp_path / "newer").write_bytes(newer)
     with one_line_error("version '9'.*update"):

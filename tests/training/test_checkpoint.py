@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mpt_bihalf.data import Dataset, ImageSet
 from mpt_bihalf.signals import Stopped
-from mpt_bihalf.training import Progress, Run, train
+from mpt_bihalf.training import Progress, Run, checkpoint, train
 from mpt_bihalf.training.checkpoint import (
     CHECKPOINT,
     COMMENT_SIZE,
@@ -98,8 +98,14 @@ def legacy(path: Path) -> None:
     torch.save(torch.load(path, weights_only=True), path, _use_new_zipfile_serialization=False)
 
 
+def a_list_in_two_places(path: Path) -> None:
+    content = torch.load(path, weights_only=True)
+    content["run"]["skip"] = [content["run"]["milestones"]] * 2
+    torch.save(content, path)
+
+
 FILES = [cut, empty, text, another_pickle, no_dictionary, a_folder, a_pipe, a_link_to_nothing_ending]
-FILES += [flipped_in_a_tensor, compressed, legacy]
+FILES += [flipped_in_a_tensor, compressed, legacy, a_list_in_two_places]
 
 Place = tuple[Any, ...]
 NAN, INF = float("nan"), float("inf")
@@ -377,6 +383,18 @@ def test_settings_of_a_loss_scaler_stay_the_runs_own(stopped: Callable[..., tupl
     state = load(folder, run, small)
     assert state is not None
     assert (state.scaler.get_growth_factor(), state.scaler.get_scale()) == (2.0, 2.0)
+
+
+def test_no_more_rows_of_layers_are_looked_for_than_there_are(
+    begun: tuple[Run, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, folder = begun
+    rows = torch.load(folder / CHECKPOINT, weights_only=True)["history"]["layers"]
+    edit(folder / CHECKPOINT, ("history", "layers"), rows + [{**rows[0], "layer": str(i)} for i in range(100, 200)])
+    edit(folder / CHECKPOINT, ("history", "epochs"), [{}] * 100)
+    monkeypatch.setattr(checkpoint, "product", lambda *_: pytest.fail("each of the layers in each of the epochs"))
+    with pytest.raises(ValueError, match="is no checkpoint to go on from"):
+        read_history(folder, run)
 
 
 def refused(folder: Path, run: Run, content: bytes) -> bool:

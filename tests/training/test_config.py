@@ -15,6 +15,7 @@ from mpt_bihalf.methods import METHODS
 from mpt_bihalf.models import MODELS
 from mpt_bihalf.training import Run, config, train
 from mpt_bihalf.training.config import ADDED
+from tests.reference import one_line_error
 
 # For each field that a result depends on: what makes it count, and two values.
 DEPENDS = {
@@ -388,3 +389,11 @@ def test_a_methods_own_parts_are_its_runs_and_need_a_name(monkeypatch: pytest.Mo
         monkeypatch.setitem(METHODS, "mine", replace(mine, **{part: lambda *values: values[0]}))
         with pytest.raises(ValueError, match=f"'mine' has no name.*{table}"):
             Run(method="mine")
+
+
+def test_of_a_value_that_is_none_the_beginning_is_told() -> None:
+    inner: Any = []
+    for _ in range(10):  # twice the lists at each step: all of them would take for ever at a few more
+        inner = [inner, inner]
+    with one_line_error(r"seed is '?[\[\], ]+\.\.\."):
+        Run.from_dict(asdict(Run()) | {"seed": inner})
