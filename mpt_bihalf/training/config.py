@@ -361,7 +361,7 @@ def _check_type(name: str, value: Any, default: Any) -> None:
     elif kind is float:
         sound = (sound or type(value) is int) and -float_info.max <= value <= float_info.max
     if not sound:
-        raise ValueError(f"not a run's configuration: {name} is {reprlib.repr(value)}")
+        raise ValueError(f"not a run's configuration: {name} is {reprlib.repr(value)[:60]}")
 
 
 def _absolute(folder: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import random
 import shutil
@@ -16,7 +17,7 @@ import zipfile
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -28,7 +29,7 @@ from mpt_bihalf.sweep.records import read_result, read_run, read_table, run_fold
 from mpt_bihalf.sweep.repair import damaged_files, is_done
 from mpt_bihalf.sweep.work import perform
 from mpt_bihalf.training import Run
-from mpt_bihalf.training.checkpoint import CHECKPOINT, _check_archive, load_checkpoint, read_history
+from mpt_bihalf.training.checkpoint import CHECKPOINT, load_checkpoint, read_history
 from mpt_bihalf.training.config import WHERE
 from mpt_bihalf.training.finished import activation_shares, evaluate_shuffled, read_activations, read_shuffled
 from mpt_bihalf.training.loop import build_model, kept_data
@@ -341,7 +342,7 @@ class Finished:
     def unsealed(self, expected: dict[str, torch.Tensor]) -> str:
         """What the readers make of a checkpoint that has no sum."""
         try:
-            _check_archive(io.BytesIO((self.folder / CHECKPOINT).read_bytes()))
+            zipfile.ZipFile(self.folder / CHECKPOINT).testzip()
         except Exception:  # the zip module has many kinds
             return "the zip test does not pass"
         try:
@@ -416,6 +417,38 @@ def test_no_damage_is_accepted(name: str, finished: Finished) -> None:
     print(f"\n{name}, {len(whole):,} bytes: {CASES:,} corruptions: {counts}; the longest took {longest:.3f} s")
     assert longest < LONGEST
     assert set(told) <= ({NOTICED, SAME} if name in (CONFIG, DATA, SUMS) else {NOTICED})
+
+
+# Files made to cost more than they may: each batch in a process of its own, whose memory is looked at
+
+BATCH, MORE_MEMORY = 300, 2**30
+
+
+def hostile(kind: str, place: Path, cases: int) -> dict[str, Any]:
+    """What comes of so many altered files: how often what, the longest time in s, the most memory in bytes."""
+    told: Counter[str] = Counter()
+    longest, memory = 0.0, 0
+    for start in range(0, cases, BATCH):
+        numbers = str(start), str(min(start + BATCH, cases))
+        command = [sys.executable, "-m", "tests.sweep.hostile", kind, str(place), *numbers]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+        assert done.returncode == 0, done.stderr
+        batch = json.loads(done.stdout.splitlines()[-1])
+        told += Counter(batch["told"])
+        longest, memory = max(longest, batch["longest"]), max(memory, batch["memory"] - batch["before"])
+    counts = ", ".join(f"{count:,} {what}" for what, count in sorted(told.items()))
+    most = f"{longest:.2f} s and {memory / 2**20:.0f} MiB more than an honest one"
+    print(f"\n{told.total():,} of the kind {kind}: {counts}; at most {most}")
+    return {"told": told, "longest": longest, "memory": memory}
+
+
+@pytest.mark.parametrize(("kind", "cases"), [("corrupted ticket", 3000), ("signed ticket", 700), ("checkpoint", 600)])
+def test_no_altered_file_takes_long_or_much_or_runs_code(kind: str, cases: int, tmp_path: Path) -> None:
+    if kind == "checkpoint":
+        Finished(tmp_path, OF_RUN)
+    found = hostile(kind, tmp_path, cases)
+    assert found["told"].total() == cases and set(found["told"]) <= {"refused", "read"}
+    assert found["longest"] < LONGEST and found["memory"] < MORE_MEMORY
 
 
 # Every bit of a checkpoint's headers
