@@ -98,14 +98,14 @@ def legacy(path: Path) -> None:
     torch.save(torch.load(path, weights_only=True), path, _use_new_zipfile_serialization=False)
 
 
-def a_list_in_two_places(path: Path) -> None:
+def a_row_in_two_places(path: Path) -> None:
     content = torch.load(path, weights_only=True)
-    content["run"]["skip"] = [content["run"]["milestones"]] * 2
+    content["history"]["trace"].append(content["history"]["trace"][-1])
     torch.save(content, path)
 
 
 FILES = [cut, empty, text, another_pickle, no_dictionary, a_folder, a_pipe, a_link_to_nothing_ending]
-FILES += [flipped_in_a_tensor, compressed, legacy, a_list_in_two_places]
+FILES += [flipped_in_a_tensor, compressed, legacy, a_row_in_two_places]
 
 Place = tuple[Any, ...]
 NAN, INF = float("nan"), float("inf")
@@ -389,9 +389,10 @@ def test_no_more_rows_of_layers_are_looked_for_than_there_are(
     begun: tuple[Run, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run, folder = begun
-    rows = torch.load(folder / CHECKPOINT, weights_only=True)["history"]["layers"]
-    edit(folder / CHECKPOINT, ("history", "layers"), rows + [{**rows[0], "layer": str(i)} for i in range(100, 200)])
-    edit(folder / CHECKPOINT, ("history", "epochs"), [{}] * 100)
+    history = torch.load(folder / CHECKPOINT, weights_only=True)["history"]
+    epoch, layer = history["epochs"][0], history["layers"][0]
+    edit(folder / CHECKPOINT, ("history", "epochs"), [{**epoch, "epoch": number} for number in range(1, 101)])
+    edit(folder / CHECKPOINT, ("history", "layers"), [{**layer, "layer": f"{number}"} for number in range(100)])
     monkeypatch.setattr(checkpoint, "product", lambda *_: pytest.fail("each of the layers in each of the epochs"))
     with pytest.raises(ValueError, match="is no checkpoint to go on from"):
         read_history(folder, run)
