@@ -50,6 +50,7 @@ from pickle import (
 )
 from typing import Any, BinaryIO
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -61,7 +62,7 @@ REPEATED = 8
 # Of a tensor, and of a tuple of numbers that stands in several places.
 DIMENSIONS = 8
 # Bytes read at a time.
-PIECE = 2**24
+PIECE = 2**20
 
 REBUILD = object()
 GLOBALS: dict[bytes, Any] = {
@@ -231,15 +232,14 @@ class _Reader:
         self.push(self._memories[key].view(dtype))
 
     def _read(self, part: zipfile.ZipInfo) -> Tensor:
-        memory = torch.empty(part.file_size, dtype=torch.uint8, device="cpu")
-        at = 0
+        memory, at = np.empty(part.file_size, dtype=np.uint8), 0
         with self._archive.open(part) as content:
             while piece := content.read(PIECE):
-                memory[at : at + len(piece)] = torch.frombuffer(bytearray(piece), dtype=torch.uint8)
+                memory[at : at + len(piece)] = np.frombuffer(piece, dtype=np.uint8)
                 at += len(piece)
         if at < len(memory):
             raise ValueError("a tensor's memory ends early")
-        return memory
+        return torch.from_numpy(memory)
 
     def _tensor(self, memory: Tensor, offset: int, size: Any, stride: Any, grad: bool, *hooks: Any) -> Tensor:
         counts = (offset, *size, *stride)

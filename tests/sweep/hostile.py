@@ -259,8 +259,9 @@ def forged(content: bytes, choose: random.Random) -> bytes:
         changed = bytearray(parts[name])
         changed[choose.randrange(len(changed))] = choose.randrange(256)
         parts[name] = bytes(changed)
-    if choose.randrange(8) == 0:  # or a memory of another size
-        other = choose.choice([part for part in parts if "/data/" in part])
+    memories = [part for part in parts if "/data/" in part]
+    if memories and choose.randrange(8) == 0:  # or a memory of another size
+        other = choose.choice(memories)
         parts[other] = bytes(choose.choice([0, 1, len(parts[other]) // 2, len(parts[other]) + 4]))
     altered = io.BytesIO()
     with zipfile.ZipFile(altered, "w") as archive:
