@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..files import expanded
 from . import cache
 from .dataset import DataError, Dataset, ImageSet, resize
 from .decoding import image_bytes, image_endings, read_image
@@ -114,7 +113,7 @@ def list_parts(path: Path) -> Parts:
 
     Raises DataError where a part is missing or empty, or the classes of the two differ.
     """
-    path = Path(os.path.abspath(expanded(path)))
+    path = Path(os.path.abspath(path))
     found = Parts(path)
     test = "test" if os.path.isdir(path / "test") or not os.path.isdir(path / "val") else "val"
     classes, found.train = _list(found, "train")

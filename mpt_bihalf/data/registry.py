@@ -74,7 +74,7 @@ def is_here(name: str, data_root: str | None = None) -> bool:
     """Whether the data set of that name lies where it is looked for, whole or not, so that nothing is downloaded."""
     path = name.partition(":")[2]
     if path:
-        return os.path.isdir(expanded(path))
+        return os.path.isdir(os.path.expanduser(path))
     look = IS_HERE.get(name)
     return look is None or look(data_folder(data_root))
 
@@ -100,6 +100,8 @@ def load_dataset(name: str, data_root: str | None = None, image_size: int | None
     if image_size is not None and image_size < 1:
         raise DataError(f"image_size {image_size} must be 1 or more")
     prefix, _, path = name.partition(":")
-    if path:
-        return FOLDERS[prefix](Path(path), image_size)
-    return DATASETS[name](Path() if name in EMBEDDED else data_folder(data_root), image_size)
+    try:
+        place = expanded(path) if path else Path() if name in EMBEDDED else data_folder(data_root)
+    except ValueError as fault:
+        raise DataError(str(fault)) from None
+    return (FOLDERS[prefix] if path else DATASETS[name])(place, image_size)

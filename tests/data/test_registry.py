@@ -92,7 +92,7 @@ def test_a_folder_is_here_where_it_lies(tmp_path: Path, monkeypatch: pytest.Monk
     for prefix in FOLDERS:
         assert is_here(f"{prefix}:{tmp_path / 'there'}") and is_here(f"{prefix}:~/there")
         assert not is_here(f"{prefix}:{tmp_path / 'nowhere'}")
-        with pytest.raises(DataError, match="cannot read"):
+        with pytest.raises(DataError, match="no home folder is known for '~nobody-of-this-name'"):
             load_dataset(f"{prefix}:~nobody-of-this-name/there")
         assert not is_here(f"{prefix}:~nobody-of-this-name/there")
 
