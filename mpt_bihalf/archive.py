@@ -232,14 +232,15 @@ class _Reader:
         self.push(self._memories[key].view(dtype))
 
     def _read(self, part: zipfile.ZipInfo) -> Tensor:
-        memory, at = np.empty(part.file_size, dtype=np.uint8), 0
+        memory = torch.empty(part.file_size, dtype=torch.uint8, device="cpu")
+        values, at = memory.numpy(), 0
         with self._archive.open(part) as content:
             while piece := content.read(PIECE):
-                memory[at : at + len(piece)] = np.frombuffer(piece, dtype=np.uint8)
+                values[at : at + len(piece)] = np.frombuffer(piece, dtype=np.uint8)
                 at += len(piece)
         if at < len(memory):
             raise ValueError("a tensor's memory ends early")
-        return torch.from_numpy(memory)
+        return memory
 
     def _tensor(self, memory: Tensor, offset: int, size: Any, stride: Any, grad: bool, *hooks: Any) -> Tensor:
         counts = (offset, *size, *stride)
