@@ -54,6 +54,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .devices import HOST
 from .files import refuse_deep
 
 # By how much all tensors together may be larger than the file, where they are views of one memory, and all texts that
@@ -232,7 +233,7 @@ class _Reader:
         self.push(self._memories[key].view(dtype))
 
     def _read(self, part: zipfile.ZipInfo) -> Tensor:
-        memory = torch.empty(part.file_size, dtype=torch.uint8, device="cpu")
+        memory = torch.empty(part.file_size, dtype=torch.uint8, device=HOST)
         values, at = memory.numpy(), 0
         with self._archive.open(part) as content:
             while piece := content.read(PIECE):

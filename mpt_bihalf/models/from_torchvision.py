@@ -13,6 +13,7 @@ from torch import nn
 from torch.func import functional_call
 from torch.overrides import TorchFunctionMode
 
+from ..devices import HOST
 from .design import Design, Network
 
 PREFIX = "torchvision:"
@@ -50,7 +51,7 @@ class _ValuesOnHost(TorchFunctionMode):
     """Within, ranges and lists become tensors on the host, whatever the default device is."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        where = {"device": "cpu"} if func in (torch.arange, torch.tensor) else {}
+        where = {"device": HOST} if func in (torch.arange, torch.tensor) else {}
         return func(*args, **((kwargs or {}) | where))
 
 
