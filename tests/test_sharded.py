@@ -94,13 +94,7 @@ def same_state(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(value, other[name]) for name, value in one.items())
 
 
-CASES = [
-    ("mpt-bihalf", "layer"),
-    ("mpt-sign", "global"),
-    ("mpt-balanced", "layer"),
-    ("bihalf", "layer"),
-    ("bop", "layer"),
-]
+CASES = [("mpt-bihalf", "layer"), ("mpt-sign", "global"), ("bop", "layer")]
 
 
 def save_trained(rank: int, place: Path) -> None:
