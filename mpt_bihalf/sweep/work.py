@@ -32,9 +32,10 @@ def perform(run: Run, out: Path, tell: Tell | None = None) -> Outcome:
     folder = run_folder(out, run)
     try:
         refuse_links(folder, out)
-        result = read_result(folder, run)
-        if result is not None:  # somebody else's by now
-            return Outcome(run, result)
+        with suppress(OSError):  # as the claim will tell
+            result = read_result(folder, run)
+            if result is not None:  # somebody else's by now
+                return Outcome(run, result)
         with claimed(folder) as ours:
             if not ours:
                 return Outcome(run)

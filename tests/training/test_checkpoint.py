@@ -343,11 +343,11 @@ def test_damaged_twice_is_put_aside_twice(trained: Callable[..., tuple[Run, Path
 
 def test_what_a_killed_writer_left_is_removed_when_the_run_goes_on(begun: tuple[Run, Path], small: Dataset) -> None:
     run, folder = begun
-    for name in (".checkpoint.pt.abcdefgh", ".metrics.csv.abcdefgh", ".result.json.abcdefgh"):
+    for name in (".checkpoint.pt.0123456789ab", ".metrics.csv.0123456789ab", ".result.json.0123456789ab"):
         (folder / name).write_text("half a fi")
-    (folder / ".claim.json.abcdefgh").write_text("somebody else's")
+    (folder / ".claim.json.0123456789ab").write_text("somebody else's")
     train(run, folder, small)
-    assert [path.name for path in folder.glob(".*")] == [".claim.json.abcdefgh"]
+    assert [path.name for path in folder.glob(".*")] == [".claim.json.0123456789ab"]
 
 
 @pytest.mark.parametrize(
