@@ -48,7 +48,8 @@ def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
                     os.replace(temporary, path)
                     written = True
         except BaseException as fault:
-            temporary.unlink(missing_ok=True)
+            with suppress(OSError):
+                temporary.unlink()
             if isinstance(fault, OSError) and fault.errno is not None and fault.filename in (None, str(temporary)):
                 fault.filename = str(path)
                 del fault.filename2

@@ -198,6 +198,9 @@ def test_a_missing_folder_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"/no/file\.txt'$"):
         write_text(tmp_path / "no" / "file.txt", "x")
     assert list(tmp_path.iterdir()) == []
+    (tmp_path / "no").touch()
+    with pytest.raises(NotADirectoryError, match=r"/no/file\.txt'$"):
+        write_text(tmp_path / "no" / "file.txt", "x")
 
 
 def test_json_is_indented_and_ends_with_a_line_break(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ with suppress(ImportError):  # Windows
     import fcntl
 
 LOCK, CLAIM = "claim.lock", "claim.json"
-# Seconds.
+# Seconds between two tries at a lock that others only look at.
 LOOK_AGAIN = 0.001
 
 

@@ -14,7 +14,8 @@ def main() -> None:
     patience, out, accelerator, *sys.path[:] = sys.argv[1:]
     import signal
 
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # as SIGTERM: it ends what is not training without a word
+    if signal.getsignal(signal.SIGINT) == signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # as SIGTERM: it ends what is not training without a word
     _begin_guard(float(patience))
     _import_package()
     from mpt_bihalf.sweep.engines.worker import work
