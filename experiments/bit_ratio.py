@@ -20,7 +20,7 @@ with starting():
     )
     from mpt_bihalf.report.outcome import conclude
     from mpt_bihalf.sweep import Experiment, having, parse_rates, read_layers, read_records, read_trace, run_all
-    from mpt_bihalf.sweep.experiment import Axes, refuse_dense
+    from mpt_bihalf.sweep.experiment import Grid, refuse_dense
     from mpt_bihalf.training import Run
     from mpt_bihalf.training.record import LAYERS, TRACE
 
@@ -43,10 +43,10 @@ class BitRatio(Experiment):
         ratios = parse_rates(self.ratios, "ratios")
         data = [self.data] if self.data else recipe.varied.get("data", [recipe.data])
 
-        def vary(method: str) -> Axes:
+        def vary(method: str) -> Grid:
             refuse_dense(method)
             own = ratios if find_method(method).balanced else [0.5]
-            return [[{"data": one} for one in data], [{"p_pos": ratio} for ratio in own]]
+            return Grid([{"data": one} for one in data], [{"p_pos": ratio} for ratio in own])
 
         return self.runs_of(vary)
 

@@ -19,7 +19,7 @@ with starting():
     )
     from mpt_bihalf.report.outcome import conclude
     from mpt_bihalf.sweep import Experiment, having, read_records, read_trace, run_all
-    from mpt_bihalf.sweep.experiment import Axes, refuse_dense
+    from mpt_bihalf.sweep.experiment import Grid, refuse_dense
     from mpt_bihalf.training import Run
     from mpt_bihalf.training.record import TRACE
 
@@ -40,12 +40,11 @@ class Decay(Experiment):
         """All runs, each once, trials innermost. Raises ValueError, naming the option at fault."""
         decays = self.weight_decays or self.chosen_recipe().varied["weight_decay"]
 
-        def vary(method: str) -> Axes:
+        def vary(method: str) -> Grid:
             refuse_dense(method)
-            return [
-                [{"weight_decay": decay} for decay in decays],
-                [{"schedule": how} for how in ("constant", "cosine")],
-            ]
+            return Grid(
+                [{"weight_decay": decay} for decay in decays], [{"schedule": how} for how in ("constant", "cosine")]
+            )
 
         return self.runs_of(vary)
 

@@ -24,7 +24,7 @@ with starting():
     from mpt_bihalf.report.outcome import conclude
     from mpt_bihalf.report.statistics import TOP1
     from mpt_bihalf.sweep import Experiment, parse_rates, read_records, run_all
-    from mpt_bihalf.sweep.experiment import Axes
+    from mpt_bihalf.sweep.experiment import Grid
     from mpt_bihalf.sweep.records import run_folder
     from mpt_bihalf.training import Run
     from mpt_bihalf.training.finished import evaluate_shuffled
@@ -48,15 +48,14 @@ class MaskControls(Experiment):
         """All runs, each once, trials innermost. Raises ValueError, naming the option at fault."""
         rates = parse_rates(self.rates)
 
-        def vary(method: str) -> Axes:
+        def vary(method: str) -> Grid:
             if find_method(method).trains != "scores":
                 those = ", ".join(name for name, known in METHODS.items() if known.trains == "scores")
                 raise ValueError(f"method {method!r} learns no mask; {those} do")
             # A mask that does not learn is the same after one epoch as after many.
-            return [
-                [{"prune_rate": rate} for rate in rates],
-                [{"learn_mask": True}, {"learn_mask": False, "epochs": 1}],
-            ]
+            return Grid(
+                [{"prune_rate": rate} for rate in rates], [{"learn_mask": True}, {"learn_mask": False, "epochs": 1}]
+            )
 
         return self.runs_of(vary)
 

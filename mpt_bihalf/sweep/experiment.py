@@ -2,7 +2,7 @@
 
 # No postponed annotations: simple_parsing looks for their names in the module of the base class.
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
 from math import prod
@@ -17,8 +17,23 @@ from .plan import MOST_RUNS
 
 MOST_TRIALS = 10_000
 
-# What is varied, each by itself: an axis is a list of settings, as fields of a run.
-Axes = Sequence[Sequence[dict[str, Any]]]
+Setting = dict[str, Any]  # as fields of a run
+
+
+class Grid:
+    """The combinations of a setting of each axis, the last varied fastest. None is made before it is asked for."""
+
+    def __init__(self, *axes: Sequence[Setting]) -> None:
+        self._axes = axes
+
+    @property
+    def count(self) -> int:
+        """How many there are; `len` could not hold that of any grid."""
+        return prod(map(len, self._axes))
+
+    def __iter__(self) -> Iterator[Setting]:
+        for point in product(*self._axes):
+            yield {name: value for setting in point for name, value in setting.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,8 +78,8 @@ class Experiment(EngineOptions):
     out: str = "runs"
     """folder for runs, tables and figures"""
 
-    def runs_of(self, vary: Callable[[str], Axes] = lambda method: ()) -> list[Run]:
-        """All runs, each once, trials innermost; `vary` gives the axes of a method, the last one varied fastest.
+    def runs_of(self, vary: Callable[[str], Grid | Iterable[Setting]] = lambda method: Grid()) -> list[Run]:
+        """All runs, each once, trials innermost; `vary` gives the settings of a method, as fields of a run.
 
         Raises ValueError, naming the option at fault, and for more than `MOST_RUNS` before any is made.
         """
@@ -88,16 +103,16 @@ class Experiment(EngineOptions):
         if not settings.get("threads"):
             settings["threads"] = 1 if self.chosen == "ray" else cores_for(self.jobs or 1)
         models, methods = words(self.models) or recipe.models, words(self.methods) or recipe.methods
-        axes = {method: vary(method) for method in methods}
-        count = len(models) * sum(prod(map(len, axes[method])) for method in methods) * trials
+        varied = {method: vary(method) for method in methods}
+        grids = {method: some if isinstance(some, Grid) else Grid([*some]) for method, some in varied.items()}
+        count = len(models) * sum(grids[method].count for method in methods) * trials
         if count > MOST_RUNS:
             raise ValueError(
                 f"the grid has {count:,} runs, and {MOST_RUNS:,} are the most: give fewer values, or split it"
             )
         found: dict[Run, None] = {}
         for model, method in product(models, methods):
-            for point in product(*axes[method]):
-                changes = {name: value for setting in point for name, value in setting.items()}
+            for changes in grids[method]:
                 own = {**recipe.of_model.get(model, {}), **recipe.of_method.get(method, {}), **given}
                 run = Run(**{**settings, **own, **changes, "model": model, "method": method})
                 for trial in range(trials):

@@ -13,7 +13,7 @@ from ..files import output_folder, write_csv
 from ..recipes import METHOD_COMPARISON
 from ..training import Run
 from .engines import EngineOptions
-from .experiment import MOST_TRIALS, Experiment, words
+from .experiment import MOST_TRIALS, Experiment, Grid, words
 from .records import read_records
 from .run_all import run_all
 
@@ -52,7 +52,7 @@ class MethodComparison(Experiment):
 
     def runs(self) -> list[Run]:
         """The trials of all arms, as they are without tuning. Raises ValueError, naming the option at fault."""
-        return self.runs_of(lambda method: [self._own(method)])
+        return self.runs_of(self._own)
 
     def tuning_runs(self) -> list[Run]:
         """The runs that the tuning looks at: every point of the grid for each arm. Raises ValueError as `runs`."""
@@ -63,7 +63,7 @@ class MethodComparison(Experiment):
 
         tried = zip(TUNED, (self.tune_lrs, self.tune_weight_decays), strict=True)
         grid = [[{name: value} for value in values] for name, values in tried]
-        return apart.runs_of(lambda method: [self._own(method), *grid, [{"holdout": HOLDOUT}]])
+        return apart.runs_of(lambda method: Grid(self._own(method), *grid, [{"holdout": HOLDOUT}]))
 
     def _own(self, method: str) -> list[dict[str, Any]]:
         scale = {"scale": self.irnet_scale} if method == "irnet" and self.irnet_scale else {}

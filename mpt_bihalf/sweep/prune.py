@@ -9,7 +9,7 @@ from typing import Any, get_type_hints
 from ..methods import find_method
 from ..recipes import PRUNE_SWEEP
 from ..training import Run
-from .experiment import Axes, Experiment, words
+from .experiment import Experiment, Grid, Setting, words
 
 # Fields of a run that a sweep has options of its own for.
 OPTION_OF = {"prune_rate": "--rates", "model": "--models", "method": "--methods", "seed": "--seed and --trials"}
@@ -43,9 +43,9 @@ class PruneSweep(Experiment):
         common = {"scope": self.scope, "skip": tuple(words(self.skip))}
         axes = grid_axes(self.grid)
 
-        def vary(method: str) -> Axes:
+        def vary(method: str) -> Grid:
             own = rates if find_method(method).mask is not None else [0.0]
-            return [[common], *axes, [{"prune_rate": rate} for rate in own]]
+            return Grid([common], *axes, [{"prune_rate": rate} for rate in own])
 
         return self.runs_of(vary)
 
@@ -93,11 +93,11 @@ def _decimal(part: str, told: str) -> Decimal:
     return value
 
 
-def grid_axes(grid: list[str]) -> Axes:
+def grid_axes(grid: list[str]) -> list[list[Setting]]:
     """An axis for each entry `field=value,value`. ValueError for a field or value unknown."""
     types = get_type_hints(Run)
     names = [item.name for item in fields(Run)]
-    axes: dict[str, list[dict[str, Any]]] = {}
+    axes: dict[str, list[Setting]] = {}
     for entry in grid:
         name, equals, values = entry.partition("=")
         name = name.strip().replace("-", "_")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from ..parametrization import binary_layers
 from ..training import Run
 from ..training.loop import check_network
-from .experiment import Axes, Experiment, refuse_dense
+from .experiment import Experiment, Grid, refuse_dense
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,9 +20,9 @@ class TracedExperiment(Experiment):
     def runs(self) -> list[Run]:
         """All runs, each once, trials innermost. Raises ValueError, naming the option at fault."""
 
-        def vary(method: str) -> Axes:
+        def vary(method: str) -> Grid:
             refuse_dense(method)
-            return ()
+            return Grid()
 
         runs = self.runs_of(vary)
         for run in {run.model: run for run in runs if self.layer}.values():

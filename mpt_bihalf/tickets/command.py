@@ -282,7 +282,7 @@ def do_transfer(options: Any) -> None:
 
 
 def _warn(text: str) -> None:
-    tell(f"warning: {text}")
+    tell(f"warning: {text}", 1000)
 
 
 def _check_place(path: Path, taken: Sequence[Path] = ()) -> None:

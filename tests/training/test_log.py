@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -43,9 +44,9 @@ def test_layer_figures_are_those_of_the_weights_at_the_ends_of_the_epochs(
     states = [{name: value.clone() for name, value in loop.build_model(run, small).state_dict().items()}]
     save = record.save_checkpoint
 
-    def keep(folder: Path, of: Run, state: State) -> None:
+    def keep(folder: Path, of: Run, state: State, *totals: Any) -> None:
         states.append({name: value.clone() for name, value in state.model.state_dict().items()})
-        save(folder, of, state)
+        save(folder, of, state, *totals)
 
     monkeypatch.setattr(record, "save_checkpoint", keep)
     train(run, tmp_path, small)
