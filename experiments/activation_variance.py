@@ -4,7 +4,7 @@ python experiments/activation_variance.py --out runs/prune_sweep
 
 from mpt_bihalf.endings import run_command, show, starting, tell
 
-with starting():
+with starting(__name__):
     from dataclasses import dataclass
     from math import nan
     from pathlib import Path

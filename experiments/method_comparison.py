@@ -2,7 +2,7 @@
 
 from mpt_bihalf.endings import run_command, starting
 
-with starting():
+with starting(__name__):
     from mpt_bihalf.commandline import parse
     from mpt_bihalf.report.method_comparison import CLAIM, conclude_comparison
     from mpt_bihalf.sweep.method_comparison import MethodComparison, compare_methods

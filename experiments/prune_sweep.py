@@ -2,7 +2,7 @@
 
 from mpt_bihalf.endings import run_command, show, starting
 
-with starting():
+with starting(__name__):
     from mpt_bihalf.commandline import curves_command, parse
     from mpt_bihalf.files import output_folder, write_text
     from mpt_bihalf.report import draw_sweep, save_figure, sweep_table

@@ -2,7 +2,7 @@
 
 from mpt_bihalf.endings import run_command, starting
 
-with starting():
+with starting(__name__):
     from dataclasses import dataclass
 
     from mpt_bihalf.commandline import parse

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .endings import one_line, run_command, show, starting, tell
 
-with starting():
+with starting(__name__):
     import argparse
     import gc
     import json

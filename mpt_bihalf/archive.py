@@ -52,7 +52,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .devices import HOST
 from .files import refuse_deep
@@ -62,10 +62,14 @@ from .files import refuse_deep
 REPEATED = 8
 # Of a tensor, and of a tuple of numbers that stands in several places.
 DIMENSIONS = 8
+# Lists, dictionaries and tuples: far above the rows of any history, and each takes a byte to ask for and 70 to make.
+CONTAINERS = 2**21
 # Bytes read at a time.
 PIECE = 2**20
 
-REBUILD = object()
+REBUILD, REBUILD_AS, PARAMETER, SIZE, BYTES = (object() for _ in range(5))
+# Those that torch gives no storage of their own.
+NEWER = ("uint16", "uint32", "uint64", "float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz")
 GLOBALS: dict[bytes, Any] = {
     b"collections OrderedDict": OrderedDict,
     b"torch._utils _rebuild_tensor_v2": REBUILD,
@@ -79,6 +83,14 @@ GLOBALS: dict[bytes, Any] = {
     b"torch CharStorage": torch.int8,
     b"torch ByteStorage": torch.uint8,
     b"torch BoolStorage": torch.bool,
+    b"torch ComplexFloatStorage": torch.complex64,
+    b"torch ComplexDoubleStorage": torch.complex128,
+    b"torch.storage UntypedStorage": torch.uint8,
+    b"torch._utils _rebuild_tensor_v3": REBUILD_AS,
+    b"torch._utils _rebuild_parameter": PARAMETER,
+    b"torch Size": SIZE,
+    b"_codecs encode": BYTES,
+    **{f"torch {name}".encode(): getattr(torch, name) for name in NEWER},
 }
 # What is remembered in the place of what may not stand in several.
 ONCE = object()
@@ -116,6 +128,7 @@ class _Reader:
         self._marked: list[list[Any]] = []  # what the stack was at each mark
         self._memo: dict[int, Any] = {}
         self._letters = 0  # of texts taken from the memo
+        self._containers = 0
         self._memories: dict[str, Tensor] = {}
 
     def value(self) -> Any:
@@ -146,6 +159,15 @@ class _Reader:
     def push(self, value: Any) -> None:
         self._stack.append(value)
 
+    def push_container(self, value: Any) -> None:
+        self._count_container()
+        self._stack.append(value)
+
+    def _count_container(self) -> None:
+        self._containers += 1
+        if self._containers > CONTAINERS:
+            raise ValueError(f"it has more than {CONTAINERS:,} lists, dictionaries and tuples")
+
     def push_whole(self) -> None:
         count = self.byte()
         if count > 8:
@@ -164,6 +186,7 @@ class _Reader:
         self.push(GLOBALS[name])
 
     def mark(self) -> None:
+        self._count_container()
         self._marked.append(self._stack)
         self._stack = []
 
@@ -196,9 +219,9 @@ class _Reader:
 
     def get(self, place: int) -> None:
         value = self._memo[place]
-        if type(value) is str:
+        if type(value) in (str, bytes):
             self._letters += len(value)
-        elif value is ONCE or (type(value) is tuple and not _is_short(value)):
+        elif value is ONCE or (isinstance(value, tuple) and not _is_short(value)):
             raise ValueError("it has a list, a dictionary or a tensor in several places")
         self._stack.append(value)
 
@@ -206,8 +229,18 @@ class _Reader:
         function, arguments = self.last(2)
         if function is REBUILD:
             self.push(self._tensor(*arguments))
+        elif function is REBUILD_AS:
+            memory, *shape, dtype = arguments
+            self.push(self._tensor(memory.view(dtype), *shape))
+        elif function is PARAMETER:
+            values, trained, _ = arguments
+            self.push(nn.Parameter(values, trained is True))
+        elif function is SIZE and all(type(count) is int for count in arguments[0]):
+            self.push_container(torch.Size(*arguments))
+        elif function is BYTES and arguments[1:] == ("latin1",):
+            self.push(arguments[0].encode("latin1"))
         elif function is OrderedDict and arguments == ():
-            self.push(OrderedDict())
+            self.push_container(OrderedDict())
         else:
             raise TypeError("it makes something of its own")
 
@@ -249,7 +282,7 @@ class _Reader:
             raise ValueError("a tensor has a shape that no tensor has")
         elements = prod(size)
         end = offset + 1 + sum((n - 1) * step for n, step in zip(size, stride, strict=True)) if elements else offset
-        self._room -= elements * memory.element_size()
+        self._room -= max(0, elements - len(memory)) * memory.element_size()  # a mere view takes nothing
         if not isinstance(memory, Tensor) or memory.dim() != 1 or end > len(memory) or self._room < 0:
             raise ValueError("a tensor reaches beyond its memory")
         return memory.as_strided(size, stride, offset)
@@ -282,16 +315,16 @@ OPERATIONS: dict[int, Callable[[_Reader], Any]] = {
         LONG_BINPUT: lambda it: it.put(it.number(UINT)),
         BINGET: lambda it: it.get(it.byte()),
         LONG_BINGET: lambda it: it.get(it.number(UINT)),
-        EMPTY_LIST: lambda it: it.push([]),
+        EMPTY_LIST: lambda it: it.push_container([]),
         APPEND: lambda it: it.append(it.last(1)),
         APPENDS: lambda it: it.append(it.since_mark()),
-        EMPTY_DICT: lambda it: it.push({}),
+        EMPTY_DICT: lambda it: it.push_container({}),
         SETITEM: lambda it: it.set_items(it.last(2)),
         SETITEMS: lambda it: it.set_items(it.since_mark()),
         EMPTY_TUPLE: lambda it: it.push(()),
-        TUPLE1: lambda it: it.push((*it.last(1),)),
-        TUPLE2: lambda it: it.push((*it.last(2),)),
-        TUPLE3: lambda it: it.push((*it.last(3),)),
+        TUPLE1: lambda it: it.push_container((*it.last(1),)),
+        TUPLE2: lambda it: it.push_container((*it.last(2),)),
+        TUPLE3: lambda it: it.push_container((*it.last(3),)),
         TUPLE: lambda it: it.push((*it.since_mark(),)),
         REDUCE: _Reader.reduce,
         BUILD: _Reader.build,

@@ -11,7 +11,7 @@ from typing import Any, NoReturn, TypeVar
 import simple_parsing
 from simple_parsing.helpers.custom_actions import BooleanOptionalAction
 
-from .endings import fail
+from .endings import fail, show
 from .files import expanded
 
 Options = TypeVar("Options", bound=Any)
@@ -44,6 +44,10 @@ class Parser(simple_parsing.ArgumentParser):
                 action.nargs == "?" and action.const is None and not isinstance(action, BooleanOptionalAction)
             ):  # `int | None` means it may be left out, not left empty
                 action.nargs = None
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        if message:  # the help, and so a full or closed output is told as that of any command
+            show(message.rstrip("\n"))
 
     def error(self, message: str) -> NoReturn:
         fail(f"{message} (see {self.prog} --help)")

@@ -12,6 +12,7 @@ import os
 import select
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
@@ -36,8 +37,9 @@ def show(text: str = "") -> None:
 
 def tell(text: object, longest: int = 2000) -> None:
     """One line on standard error, above the progress bars if there are any."""
-    if tqdm := sys.modules.get("tqdm"):
-        tqdm.tqdm.write(one_line(text, longest), file=sys.stderr)
+    bars: Any = getattr(sys.modules.get("tqdm"), "tqdm", None)
+    if getattr(bars, "_instances", ()):  # else it may not be all there yet, for want of memory
+        bars.write(one_line(text, longest), file=sys.stderr)
     else:
         print(one_line(text, longest), file=sys.stderr)
 
@@ -73,16 +75,18 @@ def wants_memory(fault: BaseException) -> bool:
 
 
 @contextmanager
-def starting() -> Iterator[None]:
+def starting(module: str = "") -> Iterator[None]:
     """Around the imports of a command, which take seconds: an interrupt ends them in one line, as does what they raise.
 
     It also puts something in the place of standard streams that are closed, before a file takes their number.
+    module: the name of the one that imports; for `__main__` all this holds until `run_command` does.
     """
     _open_streams()
     os.environ["MPLBACKEND"] = "agg"  # figures go to files alone, and matplotlib refuses to load with an unknown one
     logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it warns of where it has its cache
     before = signal.getsignal(signal.SIGINT)
-    ours = before is signal.default_int_handler
+    main_thread = threading.current_thread() is threading.main_thread()
+    ours = main_thread and before in (signal.default_int_handler, _leave)
     if ours:  # not by an exception: of that a half-loaded extension module makes another one, or nothing
         signal.signal(signal.SIGINT, _leave)
     try:
@@ -91,18 +95,20 @@ def starting() -> Iterator[None]:
         _fail_by(fault)
         raise
     finally:
-        if ours:
-            signal.signal(signal.SIGINT, before)
+        if ours and module != "__main__":
+            signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def run_command(command: Callable[[], object]) -> None:
     """Run a command; what a user can mend ends it in one line and exit status 2, a signal with 128 and its number."""
-    with starting():
+    with starting("__main__"):
         from .distributed import PartFailed, is_to_tell, lead, over_when_told
         from .signals import FROM_HERE, raise_when_terminated
     # Twice: one that comes while the end is told must not cut that short.
     with over_when_told(), raise_when_terminated():
         try:
+            if signal.getsignal(signal.SIGINT) is _leave:
+                signal.signal(signal.SIGINT, signal.default_int_handler)
             with raise_when_terminated():
                 lead(command)
             sys.stdout.flush()

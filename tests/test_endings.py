@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import mpt_bihalf
 from mpt_bihalf.endings import fail, one_line, plain, run_command, show, tell
 from mpt_bihalf.signals import Stopped
 
@@ -250,3 +251,43 @@ def test_text_is_shown_without_what_would_steer_the_terminal(capsys: pytest.Capt
     out, err = capsys.readouterr()
     assert out == "a  table\n ]0;title  31m   b \n" == plain(text) + "\n"
     assert err == "a table ]0;title 31m b\n"
+
+
+def test_help_to_a_full_output_is_an_error_too() -> None:
+    with open("/dev/full", "w") as full:
+        body = "from mpt_bihalf.commandline import Parser\nParser(prog='x').parse_args(['--help'])"
+        program = start("-c", command(body), stdout=full)
+        assert "No space left on device: 'standard output'" in program.communicate(timeout=60)[1]
+    assert program.returncode == 2
+
+
+def test_what_is_told_needs_no_more_of_tqdm_than_there_is(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "tqdm", type(sys)("tqdm"))  # half imported, as for want of memory
+    tell("told")
+    assert capsys.readouterr().err == "told\n"
+
+
+def test_an_interrupt_between_the_imports_and_the_command_is_one_line_too() -> None:
+    before = ALONE.partition("def main():")[0]
+    between = (
+        "from mpt_bihalf.endings import starting\nwith starting('__main__'): pass\nos.kill(os.getpid(), signal.SIGINT)"
+    )
+    program = start("-c", f"{before}\n{between}\ntime.sleep(60)")
+    assert program.communicate(timeout=60)[1] == "interrupted: nothing was begun\n"
+    assert program.returncode == 130
+
+
+def test_a_module_that_is_imported_leaves_interrupts_as_they_are() -> None:
+    body = "from mpt_bihalf.endings import starting\nimport signal\nwith starting('prune_sweep'): pass\n"
+    body += "assert signal.getsignal(signal.SIGINT) is signal.default_int_handler"
+    program = start("-c", body)
+    assert (program.communicate(timeout=60)[1], program.returncode) == ("", 0)
+
+
+def test_the_package_fetches_each_name_once_and_knows_no_others() -> None:
+    assert mpt_bihalf.binarize is vars(mpt_bihalf)["binarize"]
+    for name in ("nothing", "a.b", "measures.entropy", "_x", ""):
+        assert getattr(mpt_bihalf, name, None) is None
+    assert mpt_bihalf.models.create_model is mpt_bihalf.create_model

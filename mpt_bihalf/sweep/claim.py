@@ -18,8 +18,8 @@ with suppress(ImportError):  # Windows
     import fcntl
 
 LOCK, CLAIM = "claim.lock", "claim.json"
-# Seconds between two tries at a lock that others only look at.
-LOOK_AGAIN = 0.001
+# Seconds between two tries at a lock that others only look at, and in which they have done so.
+LOOK_AGAIN, LOOKED = 0.001, 60.0
 
 
 @contextmanager
@@ -32,11 +32,12 @@ def claimed(folder: Path) -> Iterator[bool]:
     """
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / LOCK)
+    until = time.monotonic() + LOOKED
     while not lock.is_locked:
         try:
             lock.acquire(blocking=False)
         except Timeout:
-            if held(folder):
+            if held(folder) or time.monotonic() > until:
                 yield False
                 return
             time.sleep(LOOK_AGAIN)  # it was somebody who looked, as `held` does

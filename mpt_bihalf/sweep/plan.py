@@ -16,7 +16,7 @@ from ..training import Run
 
 PLANS = "sweeps"
 # In bytes.
-LARGEST_PLAN = 32 * 2**20
+LARGEST_PLAN = 16 * 2**20
 MOST_RUNS = 100_000
 
 

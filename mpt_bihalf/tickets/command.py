@@ -109,7 +109,9 @@ def add_ticket(commands: Any) -> None:
         "By chance: of masks of the same counts that know nothing of each other; z: by how many standard deviations "
         "more are kept by both. Of what both keep, how many have the same sign.",
     )
-    compare.add_argument("tickets", nargs="+", metavar="TICKET", help="two or more files, of one network")
+    compare.add_argument(
+        "tickets", nargs="+", type=path_argument, metavar="TICKET", help="two or more files, of one network"
+    )
     _add_model(compare)
 
     moved = _add(

@@ -329,6 +329,9 @@ class Run:
         if values.keys() != DEFAULTS.keys():
             wrong = sorted(DEFAULTS.keys() ^ values.keys())
             raise ValueError(f"not a run's configuration: fields {wrong} are missing or unknown")
+        for name, value in values.items():
+            if isinstance(value, list | tuple) and len(value) > MOST_ITEMS:
+                raise ValueError(f"not a run's configuration: {name} has {len(value):,} items")
         arguments: dict[str, Any] = {
             n: tuple(value) if isinstance(value, list) else value for n, value in values.items()
         }
@@ -350,6 +353,8 @@ def _name_of(method: Method, part: str, known: dict[str, Any]) -> str:
 DEFAULTS: dict[str, Any] = {known.name: known.default for known in fields(Run)}
 # What the fields with several items have for items.
 ITEMS = {"skip": str, "milestones": int}
+# How many they have at most in a record.
+MOST_ITEMS = 1_000
 
 
 def _check_type(name: str, value: Any, default: Any) -> None:

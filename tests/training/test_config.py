@@ -14,7 +14,7 @@ from mpt_bihalf.gradients import SCORE_GRADIENTS
 from mpt_bihalf.methods import METHODS
 from mpt_bihalf.models import MODELS
 from mpt_bihalf.training import Run, config, train
-from mpt_bihalf.training.config import ADDED
+from mpt_bihalf.training.config import ADDED, DEFAULTS
 from tests.reference import one_line_error
 
 # For each field that a result depends on: what makes it count, and two values.
@@ -397,3 +397,9 @@ def test_of_a_value_that_is_none_the_beginning_is_told() -> None:
         inner = [inner, inner]
     with one_line_error(r"seed is \(\[+\.\.\."):
         Run.from_dict(asdict(Run()) | {"seed": inner})
+
+
+def test_a_record_with_more_items_than_any_run_has_is_refused() -> None:
+    values = {**DEFAULTS, "schedule": "step", "milestones": [1] * 1_001}
+    with pytest.raises(ValueError, match="milestones has 1,001 items"):
+        Run.from_dict(values)
