@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import threading
@@ -24,6 +25,8 @@ class Stopped(KeyboardInterrupt):
         return type(self), (self.signum, str(self))  # it may have to reach another process
 
 
+# Seconds until a signal comes again that was not heard.
+AGAIN = 0.05
 FROM_HERE = "the same command goes on from here"
 
 
@@ -99,13 +102,34 @@ def raise_when_terminated() -> Iterator[None]:
         asked.append(signum)
         raise Stopped(signum)
 
-    with _handling(end, signal.SIGTERM):
+    with _handling(end, signal.SIGTERM), _come_again():
         try:
             yield
         except KeyboardInterrupt as stop:
             if asked and type(stop) is KeyboardInterrupt:  # compiled code may have made it a plain one on its way
                 raise Stopped(asked[0]) from stop
             raise
+
+
+@contextmanager
+def _come_again() -> Iterator[None]:
+    """Within, a signal comes again that was heard where nothing may raise, as in the callback of a weak reference."""
+    before = sys.unraisablehook
+
+    def look(found: sys.UnraisableHookArgs) -> None:
+        if not isinstance(found.exc_value, KeyboardInterrupt):
+            before(found)
+            return
+        signum = getattr(found.exc_value, "signum", signal.SIGINT)
+        again = threading.Timer(AGAIN, os.kill, (os.getpid(), signum))
+        again.daemon = True
+        again.start()
+
+    sys.unraisablehook = look
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
 
 
 @contextmanager

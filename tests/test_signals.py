@@ -3,7 +3,10 @@ from __future__ import annotations
 import os
 import pickle
 import signal
+import sys
 import threading
+import time
+import weakref
 from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
@@ -211,3 +214,24 @@ def test_termination_raises_within_a_command_except_where_the_work_only_notes_it
 def test_stopped_reaches_another_process_as_it_is() -> None:
     there = pickle.loads(pickle.dumps(Stopped(signal.SIGTERM, "half is lost")))
     assert (there.signum, str(there)) == (signal.SIGTERM, "half is lost")
+
+
+@pytest.mark.parametrize(("signum", "kind"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Stopped)])
+def test_a_signal_that_comes_where_nothing_may_raise_comes_again(
+    signum: int, kind: type[KeyboardInterrupt], capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Thing:
+        pass
+
+    def work() -> None:
+        thing = Thing()
+        watched = weakref.ref(thing, lambda _: send(signum))
+        del thing
+        assert watched() is None
+        time.sleep(60)
+
+    hook = sys.unraisablehook
+    with pytest.raises(kind), raise_when_terminated():
+        work()
+    assert sys.unraisablehook is hook
+    assert capsys.readouterr().err == ""
