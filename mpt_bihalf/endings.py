@@ -130,7 +130,7 @@ def run_command(command: Callable[[], object]) -> None:
 
 
 def _fail_by(fault: Exception) -> None:
-    """End the program by what is no fault of it; return for what is."""
+    """End the program where the fault lies outside it; return where it does not."""
     if wants_memory(fault):
         fail(f"out of memory: {str(fault) or type(fault).__name__}", status=1)
     if isinstance(fault, ValueError | OSError):

@@ -33,7 +33,7 @@ from .ticket import BinaryLayer, Ticket, with_defaults
 FORMAT, VERSION = "mpt_bihalf ticket", 1
 FORMS = ("bits", "seed")
 SIZES = ("num_classes", "in_channels", "image_size")
-# A file may say what it likes, and is measured before anything is made of it. All layers together have at most
+# Reading measures what a file claims before it makes anything of it. All layers together have at most
 # MOST_WEIGHTS, above any network of torchvision's; more than SMALL only with a byte of bits for each WEIGHTS_A_BYTE of
 # them, as 99.9 % pruned takes one for each 645.
 MOST_WEIGHTS, SMALL, WEIGHTS_A_BYTE = 2**30, 2**25, 2**10

@@ -453,7 +453,7 @@ def told(*place: Any, value: Any) -> Callable[[dict[str, Any], dict[str, Tensor]
     return change
 
 
-# What is refused before anything is unpacked, and what is said of it.
+# The reader refuses these before it unpacks anything, and says why.
 CLAIMS: dict[str, tuple[Callable[[dict[str, Any], dict[str, Tensor]], Any], str]] = {
     "more weights than any network": (pruned(2**15, 2**15, 2), "at most 33,554,432"),
     "more weights than the file": (pruned(2**13, 2**11), "83,886,080 weights, and in 0 bytes of bits are at most 33,5"),
