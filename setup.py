@@ -69,7 +69,7 @@ setup(
         "tabulate>=0.9",
         "tensorboard>=2.15",
         "torch>=2.7",
-        "torchvision>=0.21",
+        "torchvision>=0.22",
         "tqdm>=4.60",
     ],
     extras_require={
