@@ -10,7 +10,6 @@ import resource
 import runpy
 import signal
 import sys
-import time
 import traceback
 from collections import Counter
 from collections.abc import Callable
@@ -86,16 +85,15 @@ def call(name: str, words: list[str]) -> None:
 
 
 def ended(name: str, words: list[str], folder: Path) -> tuple[str, str, float, int]:
-    """How the command ends in a process of its own: status, standard error, seconds, bytes beyond those before."""
+    """How the command ends in a process of its own: status, standard error, seconds of CPU, bytes above those before."""
     reader, writer = os.pipe()
-    began = time.monotonic()
     pid = os.fork()
     if not pid:
         status = "0"
         os.close(reader)
         os.chdir(folder)
         signal.alarm(120)
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        before = resource.getrusage(resource.RUSAGE_SELF)
         errors, output = io.StringIO(), io.StringIO()
         with redirect_stdout(output), redirect_stderr(errors):
             try:
@@ -105,16 +103,18 @@ def ended(name: str, words: list[str], folder: Path) -> tuple[str, str, float, i
             except BaseException:
                 status = "traceback"
                 errors.write(traceback.format_exc())
-        more = 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+        after = resource.getrusage(resource.RUSAGE_SELF)
+        seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+        more = 1024 * (after.ru_maxrss - before.ru_maxrss)
         with suppress(BaseException), os.fdopen(writer, "w", errors="replace") as file:
-            file.write(f"{status}\0{more}\0{errors.getvalue()[-3000:]}")
+            file.write(f"{status}\0{seconds}\0{more}\0{errors.getvalue()[-3000:]}")
         os._exit(0)
     os.close(writer)
     with os.fdopen(reader) as file:
         told = file.read()
     os.waitpid(pid, 0)
-    status, more, err = told.split("\0", 2) if told else ("killed", "0", "")
-    return status, err, time.monotonic() - began, int(more)
+    status, took, more, err = told.split("\0", 3) if told else ("killed", "0", "0", "")
+    return status, err, float(took), int(more)
 
 
 def forbid_work(monkeypatch: pytest.MonkeyPatch) -> None:
