@@ -85,7 +85,7 @@ def call(name: str, words: list[str]) -> None:
 
 
 def ended(name: str, words: list[str], folder: Path) -> tuple[str, str, float, int]:
-    """How the command ends in a process of its own: status, standard error, seconds of CPU, bytes above those before."""
+    """How the command ends in a process of its own: status, standard error, seconds of CPU, bytes above what was."""
     reader, writer = os.pipe()
     pid = os.fork()
     if not pid:
