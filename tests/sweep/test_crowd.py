@@ -111,26 +111,34 @@ class Crowd:
         )
         return Sweep(self.out, *options, *GRID).command
 
-    def kill_one(self) -> None:
-        """Send a signal to one of the sweeps, their workers or the reports; to what still starts SIGKILL, seldom."""
-        targets = [one for one in [*self.sweeps, *self.reports] if one is not None]
-        signum, workers = random.choice(SIGNALS), list[psutil.Process]()
-        if random.random() < 0.1:
+    def kill_one(self) -> bool:
+        """Send a signal to a sweep with workers, one of these, or a report; seldom SIGKILL to any, as it starts.
+
+        False where none has got so far: killed always before, a crowd would do nothing.
+        """
+        there = [one for one in [*self.sweeps, *self.reports] if one is not None and one.process.poll() is None]
+        workers = {one: self._workers(one) for one in there}
+        at_work = [one for one in there if one.at_work and (workers[one] or one in self.reports)]
+        early = random.random() < 0.1
+        if not (there if early else at_work):
+            return False
+        target, signum = random.choice(there if early else at_work), random.choice(SIGNALS)
+        if early:
             signum = signal.SIGKILL
-        else:
-            targets = [one for one in targets if one.at_work]
-        if not targets:
-            return
-        target = random.choice(targets)
-        with suppress(psutil.NoSuchProcess):
-            workers = psutil.Process(target.process.pid).children()
-        if workers and random.random() < 0.5:
+        if workers[target] and random.random() < 0.5:
             with suppress(psutil.NoSuchProcess):
-                random.choice(workers).send_signal(signum)
+                random.choice(workers[target]).send_signal(signum)
                 self.kills[f"worker {signum.name}"] += 1
         else:
             target.kill(signum)
             self.kills[signum.name] += 1
+        return True
+
+    @staticmethod
+    def _workers(one: Process) -> list[psutil.Process]:
+        with suppress(psutil.NoSuchProcess):
+            return psutil.Process(one.process.pid).children()
+        return []
 
     def look_at_results(self) -> None:
         """No result is ever made again."""
@@ -171,12 +179,12 @@ def test_a_crowd_killed_at_random_does_each_run_once_and_ends_as_one_left_alone(
     until, next_kill = time.monotonic() + SECONDS, 0.0
     while (now := time.monotonic()) < until:
         crowd.keep_going()
-        if now > next_kill:
-            crowd.kill_one()
-            next_kill = now + random.uniform(0.1, 1.5)
+        if now > next_kill and crowd.kill_one():
+            next_kill = now + random.uniform(0.5, 8.0)
         time.sleep(0.05)
     crowd.end()
     done = len(list(crowd.out.glob("runs/*/result.json")))
+    assert any(name.startswith("worker") for name in crowd.kills) and any("report" in name for name in crowd.ends)
     print(f"\nseed {seed}; {done} of {2 * TRIALS} runs done; ends {dict(crowd.ends)}; kills {dict(crowd.kills)}")
 
     options = ("--methods", *METHODS, "--trials", str(TRIALS), *GRID)
