@@ -18,6 +18,8 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any, NoReturn
 
+from .signals import FROM_HERE, asked_to_end, raise_when_terminated
+
 # What our own text has beyond ASCII, where a terminal takes nothing else.
 IN_ASCII = {"±": "+-", "…": "..."}
 
@@ -103,7 +105,6 @@ def run_command(command: Callable[[], object]) -> None:
     """Run a command; what a user can mend ends it in one line and exit status 2, a signal with 128 and its number."""
     with starting("__main__"):
         from .distributed import PartFailed, is_to_tell, lead, over_when_told
-        from .signals import FROM_HERE, raise_when_terminated
     # Twice: one that comes while the end is told must not cut that short.
     with over_when_told(), raise_when_terminated():
         try:
@@ -114,34 +115,27 @@ def run_command(command: Callable[[], object]) -> None:
             sys.stdout.flush()
         except (CommandFailed, PartFailed) as fault:
             fail(str(fault), status=1)
-        except (KeyboardInterrupt, BrokenPipeError) as end:
-            stop = _asked(end)
-            if stop is None:
-                sys.exit(1) if _nobody_reads() else fail(str(end))
-            with suppress(OSError):  # nobody reads it
-                if is_to_tell():
-                    tell(f"interrupted: {str(stop) or FROM_HERE}")
-            sys.exit(128 + getattr(stop, "signum", signal.SIGINT))
-        except Exception as fault:
+        except (KeyboardInterrupt, Exception) as fault:
+            stop = asked_to_end(fault)
+            if stop is not None:
+                with suppress(OSError):  # nobody reads it
+                    if is_to_tell():
+                        tell(f"interrupted: {str(stop) or FROM_HERE}")
+                sys.exit(128 + getattr(stop, "signum", signal.SIGINT))
+            if isinstance(fault, BrokenPipeError) and _nobody_reads():
+                sys.exit(1)
             _fail_by(fault)
             raise
         finally:
             _let_go()
 
 
-def _fail_by(fault: Exception) -> None:
+def _fail_by(fault: BaseException) -> None:
     """End the program where the fault lies outside it; return where it does not."""
     if wants_memory(fault):
         fail(f"out of memory: {str(fault) or type(fault).__name__}", status=1)
     if isinstance(fault, ValueError | OSError):
         fail(str(fault))
-
-
-def _asked(end: BaseException | None) -> KeyboardInterrupt | None:
-    """What asked for the end, where a reader that is gone made an error of it on its way here."""
-    while isinstance(end, BrokenPipeError):
-        end = end.__context__
-    return end if isinstance(end, KeyboardInterrupt) else None
 
 
 def _leave(signum: int, _: FrameType | None) -> NoReturn:

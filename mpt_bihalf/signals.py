@@ -36,6 +36,13 @@ def say_also(end: KeyboardInterrupt, text: str) -> None:
         end.args = ("; ".join(filter(None, [str(end), text])),)
 
 
+def asked_to_end(fault: BaseException | None) -> KeyboardInterrupt | None:
+    """What asked for an end, where that is why this was raised: cleaning up may have made another error of it."""
+    while fault is not None and not isinstance(fault, KeyboardInterrupt):
+        fault = fault.__context__
+    return fault
+
+
 Agree = Callable[[int | None], int | None]
 
 

@@ -223,8 +223,9 @@ def test_letters_that_the_output_has_not_are_spelt_otherwise() -> None:
         "os.kill(os.getpid(), signal.{})\ntime.sleep(60)",
         "print('not flushed yet')\nos.kill(os.getpid(), signal.{})\ntime.sleep(60)",
         "try:\n    os.kill(os.getpid(), signal.{})\n    time.sleep(60)\nfinally:\n    show('more')",
+        "try:\n    os.kill(os.getpid(), signal.{})\n    time.sleep(60)\nfinally:\n    raise RuntimeError('odd')",
     ],
-    ids=["silent", "with something to flush", "with something to tell"],
+    ids=["silent", "with something to flush", "with something to tell", "with something to clean up"],
 )
 def test_a_signal_ends_a_command_with_its_own_status_though_nobody_reads(body: str, signum: str, status: int) -> None:
     reader, writer = os.pipe()

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from ..endings import wants_memory
 from ..files import refuse_links, remove_leftovers, write_json
+from ..signals import asked_to_end
 from ..training import Run, train
 from ..training.loop import Tell, kept_data
 from .claim import claimed
@@ -46,6 +47,9 @@ def perform(run: Run, out: Path, tell: Tell | None = None) -> Outcome:
             remove_leftovers(folder / FAILURE)
             return Outcome(run, result)
     except Exception as fault:
+        stop = asked_to_end(fault)
+        if stop is not None:
+            raise stop from None
         return failed(run, out, _told(fault), traceback.format_exc())
 
 

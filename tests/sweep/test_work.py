@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -10,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from mpt_bihalf.signals import Stopped
+from mpt_bihalf.sweep import work
 from mpt_bihalf.sweep.claim import claimed
 from mpt_bihalf.sweep.records import run_folder
 from mpt_bihalf.sweep.work import failed, perform
@@ -111,3 +114,19 @@ def test_want_of_memory_is_told_as_that_and_harms_nothing(tmp_path: Path, runs: 
     assert (errors[0], errors[2]) == ("", "")
     assert errors[1].startswith("out of memory: ")
     assert perform(large, tmp_path).result is not None
+
+
+def test_an_end_that_was_asked_for_is_no_failure_whatever_comes_of_it(
+    tmp_path: Path, runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def train(*_: object) -> None:
+        try:
+            raise Stopped(signal.SIGTERM)
+        finally:
+            raise OSError("no sound state to clean up")
+
+    monkeypatch.setattr(work, "train", train)
+    (run, *_) = runs(methods=["sign"])
+    with pytest.raises(Stopped):
+        perform(run, tmp_path)
+    assert not (run_folder(tmp_path, run) / "failure.json").exists()
