@@ -313,7 +313,7 @@ def test_interrupted_terminated_and_interrupted_twice(sweep: Callable[..., Sweep
         process.send_signal(signum)
         asked = time.monotonic()
         done = ended(process)
-        assert time.monotonic() - asked < 30  # of the 60 s that workers have
+        assert time.monotonic() - asked < 5
         assert done.returncode == status
         assert done.stderr.strip() == "interrupted: the same command goes on from here"
         wait_for(lambda: all(is_over(worker) for worker in workers))
@@ -333,7 +333,7 @@ def test_interrupted_terminated_and_interrupted_twice(sweep: Callable[..., Sweep
     process.send_signal(signal.SIGINT)
     asked = time.monotonic()
     done = ended(process)
-    assert time.monotonic() - asked < 30
+    assert time.monotonic() - asked < 2
     assert (done.returncode, done.stderr.count("\n")) == (130, 1)
     wait_for(lambda: all(is_over(worker) for worker in workers))
     told = stopped.complete()
