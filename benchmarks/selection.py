@@ -17,11 +17,11 @@ from torch import Tensor
 from mpt_bihalf.commandline import parse
 from mpt_bihalf.devices import keep_freed_memory
 from mpt_bihalf.endings import run_command
-from mpt_bihalf.selection import largest, no_hints
+from mpt_bihalf.selection import Selection
 
 
 @dataclass(frozen=True, kw_only=True)
-class Selection:
+class Sizes:
     """What to select from."""
 
     sizes: list[int] = (1_000, 10_000, 100_000, 1_000_000, 4_194_304, 10_000_000, 100_000_000)  # type: ignore[assignment]
@@ -36,10 +36,12 @@ class Selection:
     """print JSON"""
 
 
-def ours(scores: Tensor, count: int, hints: Tensor | None, drift: Tensor | None) -> Tensor:
-    if drift is not None:
-        scores.add_(drift)
-    return largest(scores, count, absolute=True, hints=hints)
+def ours(scores: Tensor, count: int) -> Tensor:
+    return Selection().largest(scores, count, absolute=True)
+
+
+def a_step_later(selection: Selection, scores: Tensor, count: int, drift: Tensor) -> Tensor:
+    return selection.largest(scores.add_(drift), count, absolute=True)
 
 
 def by_sort(scores: Tensor, count: int) -> Tensor:
@@ -58,7 +60,7 @@ def by_topk(scores: Tensor, count: int) -> Tensor:
 
 
 def main() -> None:
-    options = parse(Selection, "Exact selection against sort, kthvalue and topk.")
+    options = parse(Sizes, "Exact selection against sort, kthvalue and topk.")
     keep_freed_memory()
     rows = []
     for size in options.sizes:
@@ -67,12 +69,12 @@ def main() -> None:
         moved = scores.clone()
         drift = torch.randn(1, size, generator=torch.Generator().manual_seed(1)).mul_(1e-3)
         tasks = {
-            "a step later": partial(ours, moved, count, no_hints(scores), drift),
-            "from nothing": partial(ours, scores, count, None, None),
+            "a step later": partial(a_step_later, Selection(), moved, count, drift),
+            "from nothing": partial(ours, scores, count),
         }
         if size <= options.slowest:
             expected = by_sort(scores, count)
-            assert torch.equal(ours(scores, count, None, None), expected)
+            assert torch.equal(ours(scores, count), expected)
             tasks |= {
                 "sort": partial(by_sort, scores, count),
                 "kthvalue": partial(by_kthvalue, scores, count),

@@ -26,6 +26,7 @@ from mpt_bihalf import (
     score_mask,
 )
 from mpt_bihalf.files import write_whole
+from mpt_bihalf.layer import Layer
 from mpt_bihalf.masks import SCOPES
 from mpt_bihalf.report.figures import COLOURS
 
@@ -140,7 +141,7 @@ def draw_scales() -> Figure:
         for rate in rates:
             weight = torch.randn(scores.shape, generator=torch.Generator().manual_seed(1))
             weight *= (2 / ((1 - rate) * scores.shape[1])) ** 0.5  # as binarize_weights draws it
-            alphas.append(scale(weight, score_mask(scores, rate).bool()).mean())
+            alphas.append(scale(Layer(weight), score_mask(scores, rate).bool()).mean())
         panel.plot(rates, alphas, label=name)
     panel.set(title="a layer of 576 connections", xlabel="fraction pruned", ylabel="alpha", yscale="log")
     panel.legend(fontsize="small")

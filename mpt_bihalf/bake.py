@@ -11,7 +11,8 @@ from torch.nn.utils import parametrize
 
 from .affine import affine_parameters
 from .given_masks import has_fixed_mask
-from .parametrization import binary_parts, is_binarized, refuse_nan
+from .parametrization import binary_parts, is_binarized, one_pass, refuse_nan
+from .ranking import GlobalRanking
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -30,7 +31,7 @@ def bake_weights(model: Model) -> Model:
     parts = [part for _, part, _ in binary_parts(baked)]
     binarized: list[Any] = [module for module in baked.modules() if is_binarized(module)]
     layers = [*binarized, *(module for module in baked.modules() if has_fixed_mask(module))]
-    with torch.no_grad():
+    with torch.no_grad(), one_pass(baked):
         used = {
             id(_latent(layer)): nn.Parameter(layer.weight.clone(), requires_grad=layer not in binarized)
             for layer in layers
@@ -44,11 +45,22 @@ def bake_weights(model: Model) -> Model:
         for name in list(layer._parameters):  # the weight first again, as in a layer that was never parametrized
             if name != "weight":
                 layer._parameters[name] = layer._parameters.pop(name)
+    _forget_passes(baked)
     if any(part.freezes_affine for part in parts):
         before = {parameter for part in parts for parameter in part.frozen_before}
         for parameter in affine_parameters(baked, binarized):
             parameter.requires_grad_(parameter not in before)
     return baked
+
+
+def _forget_passes(baked: nn.Module) -> None:
+    """Take off the hooks that tell a global ranking of a pass."""
+    for module in baked.modules():
+        hooks: tuple[dict[int, Any], ...] = module._forward_pre_hooks, module._forward_hooks
+        for of_module in hooks:
+            for key in [k for k, hook in of_module.items() if isinstance(getattr(hook, "__self__", 0), GlobalRanking)]:
+                del of_module[key]
+                module._forward_hooks_always_called.pop(key, None)
 
 
 def _latent(layer: Any) -> Tensor:

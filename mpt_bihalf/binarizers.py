@@ -1,4 +1,4 @@
-"""Which sign a weight gets. A binarizer maps (latent, mask) to bool in the shape of W: True = +1, False = -1.
+"""Which sign a weight gets. A binarizer maps (layer, mask) to bool in the shape of W: True = +1, False = -1.
 
 It answers for pruned weights too: their would-be sign, which the gradient of their score needs.
 """
@@ -10,30 +10,30 @@ from typing import TypeAlias
 
 from torch import Tensor
 
-from .latent import Latent
+from .layer import Layer
 from .transport import transported
 
-Binarizer: TypeAlias = Callable[[Latent, Tensor | None], Tensor]
+Binarizer: TypeAlias = Callable[[Layer, Tensor | None], Tensor]
 
 
-def sign(latent: Latent, mask: Tensor | None) -> Tensor:
+def sign(layer: Layer, mask: Tensor | None) -> Tensor:
     """sign(W), each weight by itself; sign(0) = +1 (Rastegari et al. 2016)."""
-    return latent.nonnegative
+    return layer.derived.nonnegative
 
 
-def standardised_sign(latent: Latent, mask: Tensor | None) -> Tensor:
+def standardised_sign(layer: Layer, mask: Tensor | None) -> Tensor:
     """sign of the filter's W less its mean, so of W standardised (Qin et al. 2020); sign(0) = +1."""
-    return latent.standard.positive.view(latent.weight.shape)
+    return layer.derived.standard.positive.view(layer.weight.shape)
 
 
-def fixed(latent: Latent, mask: Tensor | None) -> Tensor:
+def fixed(layer: Layer, mask: Tensor | None) -> Tensor:
     """Transport over the whole filter, whatever the mask (Eq. 4): with frozen W the signs never change."""
-    return latent.top_of_all
+    return layer.derived.top_of_all
 
 
-def extremes(latent: Latent, mask: Tensor | None) -> Tensor:
+def extremes(layer: Layer, mask: Tensor | None) -> Tensor:
     """+1 for the round_half_up(p_pos * kept) highest W of a filter: the signs that the mask rule `extremes` leaves."""
-    return latent.top_of_kept
+    return layer.derived.top_of_kept
 
 
 BINARIZERS: dict[str, Binarizer] = {

@@ -66,7 +66,7 @@ def start_scores(model: nn.Module, masks: Masks) -> None:
         check_rankable(of_layer, f"the scores of layer {name!r}")
     together: dict[Any, list[str]] = {}
     for name, part in parts.items():
-        together.setdefault(part.ranking or name, []).append(name)
+        together.setdefault(id(part.ranking), []).append(name)
     for names in together.values():
         values = torch.cat([scores[name].flatten() for name in names])
         placed = _largest_to(torch.cat([kept[name].flatten() for name in names]), values)

@@ -1,6 +1,6 @@
 """Straight-through rules: what a latent weight or a score gets of the loss gradient at the weight in use.
 
-With w = alpha * B the weight in use and g = dL/dw, a rule maps (g, latent, positive, alpha) to the gradient of the
+With w = alpha * B the weight in use and g = dL/dw, a rule maps (g, layer, positive, alpha) to the gradient of the
 trained tensor, in its shape, for every weight, kept or pruned. `positive` is True where b, the sign or would-be sign,
 is +1.
 """
@@ -16,19 +16,19 @@ from torch import Tensor
 
 from . import kernels
 from .filters import few_filters, filters, wide_rows
-from .latent import Latent
+from .layer import Layer
 
-Gradient: TypeAlias = Callable[[Tensor, Latent, Tensor, Tensor], Tensor]
+Gradient: TypeAlias = Callable[[Tensor, Layer, Tensor, Tensor], Tensor]
 
 
-def scaled(g: Tensor, latent: Latent, positive: Tensor, alpha: Tensor) -> Tensor:
+def scaled(g: Tensor, layer: Layer, positive: Tensor, alpha: Tensor) -> Tensor:
     """dL/dW = alpha g, no clipping (the bi-half authors' code)."""
-    if kernels.plain(g) and latent.weight.is_contiguous():  # else its layout would have to be changed again
-        return torch.mul(alpha, g, out=latent.spare.like(g))
+    if kernels.plain(g) and layer.weight.is_contiguous():  # else its layout would have to be changed again
+        return torch.mul(alpha, g, out=layer.memory.like(g))
     return alpha * g
 
 
-def unscaled(g: Tensor, latent: Latent, positive: Tensor, alpha: Tensor) -> Tensor:
+def unscaled(g: Tensor, layer: Layer, positive: Tensor, alpha: Tensor) -> Tensor:
     """dL/dW = g."""
     return g
 
@@ -54,19 +54,19 @@ class Ede:
         """t after this share of the training, from t0 to 10."""
         return float(self.t0 * (10 / self.t0) ** progress)
 
-    def __call__(self, g: Tensor, latent: Latent, positive: Tensor, alpha: Tensor) -> Tensor:
-        a_filter = (latent.weight.shape[0], *[1] * (latent.weight.dim() - 1))
+    def __call__(self, g: Tensor, layer: Layer, positive: Tensor, alpha: Tensor) -> Tensor:
+        a_filter = (layer.weight.shape[0], *[1] * (layer.weight.dim() - 1))
         if alpha.numel() != 1 and alpha.shape != a_filter:
             raise ValueError(f"ede takes a scale of one element or of shape {a_filter}, not of {tuple(alpha.shape)}")
-        t = self.sharpness(latent.progress)
-        rows, standard = wide_rows(latent.weight), latent.standard
+        t = self.sharpness(layer.progress)
+        rows, standard = wide_rows(layer.weight), layer.derived.standard
         slope = 2 * t / standard.deviation
         factor = 4 * max(1 / t, 1) * t / standard.deviation * alpha.expand(a_filter).reshape(-1, 1)
         share = max(rows.shape[1] - 1, 1) * (2 * t) ** 2
         rows_of_g = filters(g).to(rows.dtype)
         by_kernel = kernels.suit(rows, rows_of_g)
         # One tensor for all parts, but where a graph is recorded.
-        out, parts = latent.spare.like(rows) if kernels.plain(g) else None, []
+        out, parts = layer.memory.like(rows) if kernels.plain(g) else None, []
         tensors = (rows, rows_of_g, standard.mean, slope, factor, rows if out is None else out)
         for w, of_w, mean, steep, size, place in few_filters(*tensors):
             # 1 - tanh(t x)^2 = 4 s (1 - s) with s the sigmoid of y = 2 t x.
@@ -80,28 +80,28 @@ class Ede:
             of_x = (of_x - of_x.mean(1, keepdim=True) - y * along) * size
             parts.append(of_x if out is None else place.copy_(of_x))
         out = torch.cat(parts) if out is None else out
-        return out.to(latent.weight.dtype).view(latent.weight.shape)
+        return out.to(layer.weight.dtype).view(layer.weight.shape)
 
 
-def latent_scores(g: Tensor, latent: Latent, positive: Tensor, alpha: Tensor) -> Tensor:
+def latent_scores(g: Tensor, layer: Layer, positive: Tensor, alpha: Tensor) -> Tensor:
     """dL/dS = g b abs(W) sign(S) (Diffenderfer & Kailkhura 2021)."""
-    return _signed(g, latent.weight, latent, positive)
+    return _signed(g, layer.weight, layer, positive)
 
 
-def binary_scores(g: Tensor, latent: Latent, positive: Tensor, alpha: Tensor) -> Tensor:
+def binary_scores(g: Tensor, layer: Layer, positive: Tensor, alpha: Tensor) -> Tensor:
     """dL/dS = g b alpha sign(S), the exact straight-through gradient."""
-    return _signed(g, alpha, latent, positive)
+    return _signed(g, alpha, layer, positive)
 
 
-def _signed(g: Tensor, factor: Tensor, latent: Latent, positive: Tensor) -> Tensor:
+def _signed(g: Tensor, factor: Tensor, layer: Layer, positive: Tensor) -> Tensor:
     """g abs(factor) b sign(S), with sign(0) = +1."""
-    assert latent.scores is not None, "a score gradient needs scores"
-    if latent.scores.is_contiguous():
+    assert layer.scores is not None, "a score gradient needs scores"
+    if layer.scores.is_contiguous():
         g = g.contiguous()  # that of a convolution in channels-last is not
-    if factor.numel() in (1, g.numel()) and kernels.suit(g, factor, positive, latent.scores):
-        return kernels.score_gradient(g, factor, positive, latent.scores, latent.spare)
+    if factor.numel() in (1, g.numel()) and kernels.suit(g, factor, positive, layer.scores):
+        return kernels.score_gradient(g, factor, positive, layer.scores, layer.memory)
     magnitude = g * factor.abs()
-    return torch.where(positive == (latent.scores >= 0), magnitude, -magnitude)
+    return torch.where(positive == (layer.scores >= 0), magnitude, -magnitude)
 
 
 LATENT_GRADIENTS: dict[str, Gradient] = {"scaled": scaled, "unscaled": unscaled, "ede": Ede()}

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import Any, Literal
+
+from torch import Tensor
 
 from . import binarizers, masks
 from .activations import ACTIVATION_GRADIENTS, Estimator
 from .binarizers import Binarizer
+from .devices import autocast
 from .gradients import LATENT_GRADIENTS, SCORE_GRADIENTS, Gradient
+from .layer import Layer
 from .masks import MaskRule
-from .scales import SCALES, Scale
+from .scales import SCALES, Scale, scale_of, takes_weight
 from .transport import transported
 
 
@@ -20,10 +25,11 @@ class Method:
 
     trains: `weights` (W), `scores` (S, over frozen W), or `signs` (b itself, kept in the place of W, flipped by
         `bop.Bop`).
-    binarizer: (latent, mask) -> bool, True = +1; None leaves W as it is (dense).
-    mask: latent -> bool, True = kept; None keeps all. With `trains="scores"` a mask that looks at the scores.
-    scale: (weight, mask) -> positive alpha that broadcasts over W.
-    latent_gradient, score_gradient: (g, latent, positive, alpha) -> gradient of W, or of S.
+    binarizer: (layer, mask) -> bool, True = +1; None leaves W as it is (dense).
+    mask: layer -> bool, True = kept; None keeps all. With `trains="scores"` a mask that looks at the scores.
+    scale: (layer, mask) -> positive alpha that broadcasts over W. One of the form of before, (weight, mask), does for
+        this version, with a warning.
+    latent_gradient, score_gradient: (g, layer, positive, alpha) -> gradient of W, or of S.
     scoped: whether `scope` says what the mask ranks within.
     balanced: whether `p_pos` sets the bit ratio.
     activation_gradient: the estimator that goes with the method where activations are binary too.
@@ -49,11 +55,30 @@ class Method:
             raise ValueError(f"method {self.name!r} trains {self.trains}: its mask rule needs scores")
         if self.binarizer is None and (self.mask is not None or self.trains == "signs"):
             raise ValueError(f"method {self.name!r} needs a binarizer")
+        if takes_weight(self.scale):
+            warnings.warn(
+                f"method {self.name!r}: a scale takes (layer, mask), and its first argument is called layer; "
+                "that of a weight will go",
+                FutureWarning,
+                stacklevel=3,
+            )
 
     @property
     def gradient(self) -> Gradient:
         """The rule for what this method trains."""
         return self.score_gradient if self.trains == "scores" else self.latent_gradient
+
+    def decide(self, layer: Layer, mask: Tensor | None = None) -> tuple[Tensor | None, Tensor, Tensor]:
+        """What is kept (None: all), where the sign is +1, both bool in the shape of W, and alpha.
+
+        mask: what to keep in the place of what the method would keep.
+        """
+        assert self.binarizer is not None
+        # Mixed precision is for the layers: what is kept, its sign and its scale are not decided in fewer digits.
+        with autocast(layer.weight.device, None):
+            if mask is None and self.mask is not None:
+                mask = self.mask(layer)
+            return mask, self.binarizer(layer, mask), scale_of(self.scale, layer, mask)
 
 
 _BI_REAL: dict[str, Any] = {"activation_gradient": ACTIVATION_GRADIENTS["approx"]}

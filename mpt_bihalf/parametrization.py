@@ -6,7 +6,8 @@ keeps it, `layer.parametrizations.weight.original`; the scores, if any, are `lay
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from fractions import Fraction
@@ -17,20 +18,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from . import kernels
-from .contents import contents
+from . import kernels, operators
 from .counts import Number, as_fraction
-from .devices import autocast
-from .latent import Latent
-from .masks import GlobalRanking
+from .derived import FrozenWeight, Selections
+from .devices import HOST
+from .layer import Layer
 from .methods import Method
+from .operators import rule_of
 from .provenance import EXTRA_STATE, Provenance
-from .scales import scale_of
+from .ranking import GlobalRanking
+from .selection import Selection
 from .sharded import REMEDY, refuse_part
-from .spare import Spare
+from .spare import Memory
 
 SCORES_APART = "the state dictionary is of a time when layers of one weight had scores of their own: bake it there"
-NO_GRAPH = "a binarized model decides its weights anew in each pass and is no graph"
 
 
 class BinaryWeight(nn.Module):
@@ -42,6 +43,9 @@ class BinaryWeight(nn.Module):
     fixed_mask: bool in that shape, what is kept in the place of what the method would keep (`fix_masks`), else None.
     prune_rate: the one in force; given_prune_rate: that of `binarize_weights`.
     progress: how far the training is (`set_progress`), for gradients with a schedule.
+    together: those of the layers that are ranked together, of which this is the `index`-th; none under other scopes.
+
+    What it keeps from pass to pass, to save time: `selections`, `frozen`, `ranking`, `memory` (see `layer.Layer`).
     """
 
     scores: nn.Parameter | None
@@ -51,30 +55,37 @@ class BinaryWeight(nn.Module):
         super().__init__()
         self.method = method
         self.prune_rate, self.given_prune_rate, self.p_pos, self.scope = prune_rate, prune_rate, p_pos, scope
-        self.ranking: GlobalRanking | None = None
+        self.together: Sequence[BinaryWeight] = ()
         self.index = 0
         self.shares_scores = False  # with the part of a layer before
         self.freezes_affine = False  # whether biases and norms were frozen with W
         self.frozen_before: list[nn.Parameter] = []  # which biases and norms the user had frozen before
-        self.progress = 0.0
         self.register_parameter("scores", nn.Parameter(torch.zeros_like(weight)) if self._frozen else None)
         self.register_buffer("fixed_mask", None)
+        self.selections: Selections = defaultdict(Selection)
+        self.frozen, self.ranking, self.memory = FrozenWeight(), GlobalRanking(), Memory()
         self._shape = weight.shape
-        self._hints: dict[str, Tensor] = {}
-        self._spare = Spare()
-        self._before: tuple[Tensor, tuple[object, ...], Latent] | None = None  # weight, its contents, what came of it
+        self._rule = rule_of(method, prune_rate, p_pos, scope)
+        # Of a graph a tensor is an input, a number a constant, for each of which it would be compiled anew.
+        self._progress = torch.zeros((), dtype=torch.float64, device=HOST)
+        self.progress = 0.0
+
+    @property
+    def progress(self) -> float:
+        return self._progress_here
+
+    @progress.setter
+    def progress(self, progress: float) -> None:
+        self._progress_here = progress
+        self._progress.fill_(progress)
 
     @property
     def _frozen(self) -> bool:
         return self.method.trains == "scores"
 
     def forward(self, weight: Tensor) -> Tensor:
-        if torch.compiler.is_exporting():
-            raise RuntimeError(f"{NO_GRAPH}: export bake_weights(model)")
-        if torch.compiler.is_compiling():
-            return _without_compiler(self._use, weight)
-        if kernels.by_proxies():
-            raise RuntimeError(f"{NO_GRAPH}: take bake_weights(model)")
+        if torch.compiler.is_compiling() or torch.compiler.is_exporting() or kernels.by_proxies():
+            return self._by_operators(weight)
         if torch.jit.is_tracing():
             with _untraced(), torch.no_grad():
                 return self._use(weight)  # a constant of the trace
@@ -82,9 +93,20 @@ class BinaryWeight(nn.Module):
 
     def _use(self, weight: Tensor) -> Tensor:
         # Transforms (torch.func) lend each layer other scores; those of all are then an argument, to be unwrapped too.
-        transformed = self.ranking is not None and torch._C._are_functorch_transforms_active()
-        all_scores = self.ranking.scores() if self.ranking is not None and transformed else ()
+        transformed = self.together and torch._C._are_functorch_transforms_active()
+        all_scores = self._all_scores() if transformed else ()
         return cast(Tensor, _StraightThrough.apply(weight, self.scores, self.fixed_mask, _Pass(self), *all_scores)[0])
+
+    def _by_operators(self, weight: Tensor) -> Tensor:
+        """The same for a graph, which keeps the operators whole."""
+        mask, all_scores = self.fixed_mask, self._all_scores()
+        if mask is None and all_scores:
+            mask = operators.global_masks([s.detach() for s in all_scores], self._rule)[self.index]
+        given = weight, self.scores, mask, all_scores, self.index, self._rule, self._progress
+        return cast(Tensor, operators.binary_weight(*given)[0])
+
+    def _all_scores(self) -> list[Tensor]:
+        return [cast(Tensor, part.scores) for part in self.together]
 
     def right_inverse(self, weight: Tensor) -> Tensor:
         """Assigning to `layer.weight` sets the latent weight; ValueError for one of another shape."""
@@ -102,27 +124,30 @@ class BinaryWeight(nn.Module):
         mask: bool in the weight's shape, what to keep in the place of what the method would keep.
         """
         with torch.no_grad():
-            kept = self.fixed_mask if mask is None else mask
-            mask, positive, alpha = self._decide(self.look_at(weight, self.scores), kept)
+            layer = self.layer(weight, self.scores)
+            mask, positive, alpha = self.method.decide(layer, self.fixed_mask if mask is None else mask)
             return kernels.signed(positive, mask, weight.new_ones(())), alpha
 
-    def _decide(self, latent: Latent, mask: Tensor | None) -> tuple[Tensor | None, Tensor, Tensor]:
-        assert self.method.binarizer is not None
-        # Mixed precision is for the layers: what is kept, its sign and its scale are not decided in fewer digits.
-        with autocast(latent.weight.device, None):
-            if mask is None and self.method.mask is not None:
-                mask = self.method.mask(latent)
-            return mask, self.method.binarizer(latent, mask), scale_of(self.method.scale, latent, mask)
-
-    def latent(self, weight: Tensor, scores: Tensor | None, all_scores: Sequence[Tensor] = ()) -> Latent:
+    def layer(self, weight: Tensor, scores: Tensor | None, all_scores: Sequence[Tensor] = ()) -> Layer:
         """The layer as the rules of its method see it, with these for W, S and the S of all layers.
 
         Raises ValueError where W or S is not whole.
         """
         self.check_whole(weight, scores)
-        settings = self.prune_rate, self.p_pos, self.scope, self.ranking, self.index, self.progress
-        detached = None if scores is None else scores.detach()
-        return Latent(weight.detach(), detached, *settings, self._hints, self._spare, all_scores)
+        asked = self.prune_rate, self.p_pos
+        return Layer(
+            weight.detach(),
+            None if scores is None else scores.detach(),
+            *asked,
+            self.scope,
+            self.progress,
+            all_scores or self._all_scores(),
+            self.index,
+            GlobalRanking() if all_scores else self.ranking,
+            self.selections,
+            self.memory,
+            self.frozen.derived(weight, *asked, self.selections) if self._frozen else None,
+        )
 
     def check_whole(self, weight: Tensor, scores: Tensor | None, layer: str = "this layer") -> None:
         """Raise ValueError where W or S is not all that the layer has."""
@@ -131,17 +156,6 @@ class BinaryWeight(nn.Module):
                 refuse_part(f"{name} of {layer}", tensor)
                 if tensor.shape != self._shape:  # what FullyShardedDataParallel leaves
                     raise ValueError(f"{name} of {layer}, {[*tensor.shape]} of {[*self._shape]}, {REMEDY}")
-
-    def look_at(self, weight: Tensor, scores: Tensor | None, all_scores: Sequence[Tensor] = ()) -> Latent:
-        """`latent`; as long as a frozen W holds the same, what follows from it is worked out once."""
-        latent = self.latent(weight, scores, all_scores)
-        # Tensors made in inference mode could not be used in training.
-        if self._frozen and not weight.is_inference() and not torch.is_inference_mode_enabled():
-            now, before = contents(weight), self._before  # taken once: another thread may be at it
-            if before is not None and before[0] is weight and before[1] == now:
-                latent.take_over(before[2])
-            self._before = None if now is None else (weight, now, latent)
-        return latent
 
     def get_extra_state(self) -> Tensor:
         """What the weights in use depend on beside the tensors: float32, see `provenance`."""
@@ -174,21 +188,17 @@ class BinaryWeight(nn.Module):
 
     def set_prune_rate(self, prune_rate: Number) -> None:
         """Prune this fraction from now on, and of all layers that are ranked together."""
-        self.prune_rate = prune_rate
-        if self.ranking is not None:
-            self.ranking.set_prune_rate(prune_rate)
+        for part in self.together or (self,):
+            part.prune_rate = prune_rate
+            part._rule = rule_of(self.method, prune_rate, self.p_pos, self.scope)
+            part.forget()
 
     def forget(self) -> None:
-        """Work out anew, in the next pass, what follows from W and from the scores of all layers."""
-        self._before = None
-        if self.ranking is not None:
-            self.ranking.forget()
+        """Work out anew, in the next pass, what follows from W."""
+        self.frozen.forget()
 
     def __prepare_scriptable__(self) -> None:
-        raise RuntimeError(f"{NO_GRAPH}: script bake_weights(model)")
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_before": None}  # that is of this weight, not of a copy's
+        raise RuntimeError("a binarized model decides its weights anew in each pass: script bake_weights(model)")
 
     def extra_repr(self) -> str:
         return f"{self.method.name}, prune_rate={self.prune_rate}, p_pos={self.p_pos}, scope={self.scope}"
@@ -206,22 +216,16 @@ def _untraced() -> Iterator[None]:
         tracer._set_tracing_state(state)
 
 
-def _without_compiler(function: Callable[..., Tensor], *arguments: Any) -> Tensor:
-    """What the function gives, worked out between the graphs of `torch.compile`: so with the bits of eager mode."""
-    torch._dynamo.graph_break(msg=f"{NO_GRAPH}: for fullgraph=True compile bake_weights(model)")
-    return cast(Tensor, torch.compiler.disable(function)(*arguments))
-
-
 class _Pass:
     """One use of a layer's weight: what the backward pass needs to know of it that is no tensor.
 
-    latent: of what the forward pass saw; None where a transform has made several passes of one.
+    layer: as the forward pass saw it; None where a transform has made several passes of one.
     """
 
     def __init__(self, part: BinaryWeight) -> None:
         self.part = part
         self.progress = part.progress
-        self.latent: Latent | None = None
+        self.layer: Layer | None = None
 
 
 class _StraightThrough(torch.autograd.Function):
@@ -235,10 +239,10 @@ class _StraightThrough(torch.autograd.Function):
     def forward(
         weight: Tensor, scores: Tensor | None, fixed_mask: Tensor | None, this: _Pass, *all_scores: Tensor
     ) -> tuple[Tensor, ...]:
-        latent = this.latent = this.part.look_at(weight, scores, all_scores)
-        mask, positive, alpha = this.part._decide(latent, fixed_mask)
-        used = kernels.signed(positive, mask, alpha, latent.spare)
-        return used.contiguous(memory_format=_layout(weight)), positive, alpha
+        layer = this.layer = this.part.layer(weight, scores, all_scores)
+        mask, positive, alpha = this.part.method.decide(layer, fixed_mask)
+        used = kernels.signed(positive, mask, alpha, layer.memory)
+        return used.contiguous(memory_format=operators.layout(weight)), positive, alpha
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -257,8 +261,8 @@ class _StraightThrough(torch.autograd.Function):
         of_nobody = [None] * (len(ctx.needs_input_grad) - 2)
         if grads[0] is None:
             return None, None, *of_nobody
-        latent = this.latent or replace(this.part.latent(weight, scores, all_scores), progress=this.progress)
-        gradient = method.gradient(grads[0], latent, positive, alpha)
+        layer = this.layer or replace(this.part.layer(weight, scores, all_scores), progress=this.progress)
+        gradient = method.gradient(grads[0], layer, positive, alpha)
         return (None, gradient, *of_nobody) if method.trains == "scores" else (gradient, None, *of_nobody)
 
     @staticmethod
@@ -280,11 +284,6 @@ class _StraightThrough(torch.autograd.Function):
 _StraightThrough.forward.__signature__ = signature(_StraightThrough.forward)  # type: ignore[attr-defined]
 
 
-def _layout(weight: Tensor) -> torch.memory_format:
-    channels_last = weight.dim() == 4 and weight.is_contiguous(memory_format=torch.channels_last)
-    return torch.channels_last if channels_last and not weight.is_contiguous() else torch.contiguous_format
-
-
 def binary_layers(model: nn.Module) -> Iterator[tuple[str, BinaryWeight, Tensor]]:
     """The name, the parametrization and the latent weight of each binarized layer, in the model's order.
 
@@ -303,6 +302,19 @@ def binary_parts(model: nn.Module) -> Iterator[tuple[str, BinaryWeight, Tensor]]
         for part in parametrizations(module):
             if isinstance(part, BinaryWeight):
                 yield name, part, cast(Tensor, cast(Any, module).parametrizations.weight.original)
+
+
+@contextmanager
+def one_pass(model: nn.Module) -> Iterator[None]:
+    """What is read of a model's layers within is one pass: layers that are ranked together are ranked once."""
+    rankings = {id(part.ranking): part.ranking for _, part, _ in binary_parts(model)}.values()
+    for ranking in rankings:
+        ranking.begin()
+    try:
+        yield
+    finally:
+        for ranking in rankings:
+            ranking.end()
 
 
 def find_nan(model: nn.Module) -> str | None:

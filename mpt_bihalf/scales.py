@@ -1,54 +1,53 @@
-"""How large a binary weight is: a scale maps (weight, mask) to a positive alpha that broadcasts over W.
+"""How large a binary weight is: a scale maps (layer, mask) to a positive alpha that broadcasts over W.
 
-`mask` is bool, or None where nothing is pruned. A layer that keeps no weight has alpha = 0. A scale that can use what
-is known of the layer already has `of_layer(latent, mask)` too.
+`mask` is bool, or None where nothing is pruned. A layer that keeps no weight has alpha = 0.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import lru_cache
-from typing import TypeAlias
+from inspect import signature
+from typing import TypeAlias, cast
 
 import torch
 from torch import Tensor
 
 from . import kernels
 from .devices import HOST
-from .latent import Latent
+from .layer import Layer
 from .selection import count_kept
 from .standardise import Standard
 
-Scale: TypeAlias = Callable[[Tensor, Tensor | None], Tensor]
+Scale: TypeAlias = Callable[[Layer, Tensor | None], Tensor]
 
 
-@dataclass(frozen=True)  # equal after a copy too
-class Kaiming:
+def kaiming(layer: Layer, mask: Tensor | None) -> Tensor:
     """sqrt(2 / (k D)): under random signs keeps the mean square of the activations over a ReLU layer (He et al. 2015).
 
     k = kept fraction, D = connections; for k = 1 in Li et al. 2022, section 3.3. Returns a 0-dim tensor of W's dtype.
     """
-
-    def __call__(self, weight: Tensor, mask: Tensor | None) -> Tensor:
-        if mask is None or kernels.suit(mask):
-            kept = weight.numel() if mask is None else int(kernels.count(mask.reshape(1, -1)))
-            return weight.new_full((), self._known(kept, weight.shape[0], _wide(weight)) if kept else 0.0)
-        count = _kept(weight, mask)
-        return torch.where(count > 0, self._of(count, weight.shape[0]), 0).to(weight.dtype)
-
-    @staticmethod
-    def _of(kept: Tensor, filters: int) -> Tensor:
-        return (2 * filters / kept).sqrt()  # k D = (K / (F D)) D = K / F with F filters
-
-    @staticmethod
-    @lru_cache(maxsize=1000)
-    def _known(kept: int, filters: int, dtype: torch.dtype) -> float:
-        return float(Kaiming._of(torch.tensor(kept, dtype=dtype, device=HOST), filters))
+    weight = as_layer(layer).weight
+    if mask is None or kernels.suit(mask):
+        kept = weight.numel() if mask is None else int(kernels.count(mask.reshape(1, -1)))
+        return weight.new_full((), _known_kaiming(kept, weight.shape[0], _wide(weight)) if kept else 0.0)
+    count = _kept(weight, mask)
+    return torch.where(count > 0, _kaiming(count, weight.shape[0]), 0).to(weight.dtype)
 
 
-def l1(weight: Tensor, mask: Tensor | None) -> Tensor:
+def _kaiming(kept: Tensor, filters: int) -> Tensor:
+    return (2 * filters / kept).sqrt()  # k D = (K / (F D)) D = K / F with F filters
+
+
+@lru_cache(maxsize=1000)
+def _known_kaiming(kept: int, filters: int, dtype: torch.dtype) -> float:
+    return float(_kaiming(torch.tensor(kept, dtype=dtype, device=HOST), filters))
+
+
+def l1(layer: Layer, mask: Tensor | None) -> Tensor:
     """The mean magnitude of the kept weights, the MPT code's gain: sum(M abs(W)) / K. A 0-dim tensor of W's dtype."""
+    weight = as_layer(layer).weight
     kept = _kept(weight, mask)
     if mask is not None and weight.dtype == torch.float32 and kernels.suit(weight, mask):
         # In whole units of 2^-30 of the largest magnitude: such a sum is the same in whatever order it is taken.
@@ -61,31 +60,36 @@ def l1(weight: Tensor, mask: Tensor | None) -> Tensor:
     return torch.where(kept > 0, total / kept, 0).to(weight.dtype)
 
 
-@dataclass(frozen=True)  # equal after a copy too
-class PowerOfTwo:
+def power_of_two(layer: Layer, mask: Tensor | None) -> Tensor:
     """2^round(log2 m) per filter, m = mean abs of the kept weights standardised, so a shift (Qin et al. 2020, Eq. 8).
 
     Returns [F, 1, ...] in W's dtype; 1 for a filter whose weights are all equal, 0 for one that keeps none.
     """
-
-    def __call__(self, weight: Tensor, mask: Tensor | None) -> Tensor:
-        return self._of(Standard.of(weight, mask), weight)
-
-    def of_layer(self, latent: Latent, mask: Tensor | None) -> Tensor:
-        return self._of(latent.standard, latent.weight) if mask is None else self(latent.weight, mask)
-
-    def _of(self, standard: Standard, weight: Tensor) -> Tensor:
-        mean = standard.magnitude  # NaN for a filter that keeps none
-        power = torch.where(mean > 0, mean, 1).log2().round()
-        alpha = torch.where(mean >= 0, torch.ldexp(torch.ones_like(mean), power), 0)
-        return alpha.to(weight.dtype).view(-1, *[1] * (weight.dim() - 1))
+    layer = as_layer(layer)
+    weight = layer.weight
+    standard = layer.derived.standard if mask is None else Standard.of(weight, mask)
+    mean = standard.magnitude  # NaN for a filter that keeps none
+    power = torch.where(mean > 0, mean, 1).log2().round()
+    alpha = torch.where(mean >= 0, torch.ldexp(torch.ones_like(mean), power), 0)
+    return alpha.to(weight.dtype).view(-1, *[1] * (weight.dim() - 1))
 
 
-def scale_of(scale: Scale, latent: Latent, mask: Tensor | None) -> Tensor:
-    """The scale of a layer, by `of_layer` where it has that."""
-    of_layer = getattr(scale, "of_layer", None)
-    alpha: Tensor = scale(latent.weight, mask) if of_layer is None else of_layer(latent, mask)
-    return alpha
+def as_layer(layer: Layer | Tensor) -> Layer:
+    """The layer; of a weight, which scales were given before, a layer of this weight, with a warning."""
+    if isinstance(layer, Layer):
+        return layer
+    warnings.warn("a scale takes (layer, mask), not (weight, mask): give it Layer(weight)", FutureWarning, stacklevel=3)
+    return Layer(layer)
+
+
+def takes_weight(scale: Scale) -> bool:
+    """Whether a scale has the form of before, (weight, mask): its first argument is not called `layer`."""
+    return next(iter(signature(scale).parameters), "") != "layer"
+
+
+def scale_of(scale: Scale, layer: Layer, mask: Tensor | None) -> Tensor:
+    """alpha of the layer, be the scale of the form (layer, mask) or of that of before."""
+    return scale(cast(Layer, layer.weight) if takes_weight(scale) else layer, mask)
 
 
 def _kept(weight: Tensor, mask: Tensor | None) -> Tensor:
@@ -100,4 +104,4 @@ def _wide(weight: Tensor) -> torch.dtype:
     return torch.promote_types(weight.dtype, torch.float32)
 
 
-SCALES: dict[str, Scale] = {"kaiming": Kaiming(), "l1": l1, "power-of-two": PowerOfTwo()}
+SCALES: dict[str, Scale] = {"kaiming": kaiming, "l1": l1, "power-of-two": power_of_two}

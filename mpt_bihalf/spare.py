@@ -1,4 +1,4 @@
-"""Memory that a layer uses again and again, for what has the size of its weight."""
+"""Memory for what has the size of a layer's weight; in training the same again and again."""
 
 from __future__ import annotations
 
@@ -16,7 +16,15 @@ SMALLEST = 2**16  # elements worth it
 PRIVATE: Any = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
 
 
-class Spare:
+class Memory:
+    """Memory for what has the size of a layer's weight: torch's, new each time."""
+
+    def like(self, tensor: Tensor) -> Tensor:
+        """An uninitialised contiguous tensor of this shape, dtype and device."""
+        return torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)
+
+
+class Spare(Memory):
     """A block for one tensor at a time: in turn the weight in use, then the gradient of what is trained.
 
     It is taken as soon as no tensor holds it any more. Outside the C library's heap it leaves no holes between the
@@ -29,7 +37,7 @@ class Spare:
         self._lock = Lock()
 
     def like(self, tensor: Tensor) -> Tensor:
-        """An uninitialised contiguous tensor of this shape, dtype and device; in the block if that is free."""
+        """An uninitialised contiguous tensor likewise; in the block if that is free."""
         flat = None
         # Another thread, or what this one was interrupted in, may be at it: never wait.
         if host_reads_free(tensor) and tensor.numel() >= SMALLEST and self._lock.acquire(blocking=False):
@@ -38,7 +46,7 @@ class Spare:
             finally:
                 self._lock.release()
         if flat is None:
-            return torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)
+            return super().like(tensor)
         # Not a view of `flat`: autograd tells the two apart.
         out: Any = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
         return cast(Tensor, out.set_(flat.untyped_storage(), 0, tensor.shape))

@@ -5,14 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from . import kernels
 from .counts import Number, fraction_within, round_half_up_each
 from .devices import host_reads_free
 from .filters import filters
-from .latent import Latent
+from .layer import Layer
 from .selection import count_kept
-
-WORTH_RANKING = 10  # steps with the same weights, after which their order is worth what it takes
 
 
 def binarize(weight: Tensor, p_pos: Number = 0.5, mask: Tensor | None = None) -> Tensor:
@@ -37,31 +34,28 @@ def binarize(weight: Tensor, p_pos: Number = 0.5, mask: Tensor | None = None) ->
     check_rankable(weight, "weight")
     with torch.no_grad():
         if mask is None:
-            positive = Latent(weight, p_pos=p_pos).top_of_all
+            positive = Layer(weight, p_pos=p_pos).derived.top_of_all
             return torch.where(positive, 1, -1).to(weight.dtype)
         kept = _as_bool(mask, weight)
-        positive = transported(Latent(weight, p_pos=p_pos), kept)
+        positive = transported(Layer(weight, p_pos=p_pos), kept)
         return torch.where(kept, torch.where(positive, 1, -1), 0).to(weight.dtype)
 
 
-def transported(latent: Latent, mask: Tensor | None) -> Tensor:
+def transported(layer: Layer, mask: Tensor | None) -> Tensor:
     """Where transport over the kept weights puts +1; a pruned weight gets its would-be sign.
 
     mask: bool, shape of W, or None. The cut-off of a filter lies just under its lowest kept +1: a pruned weight that
     ranks above it would be +1, one below it -1. Returns bool, shape of W. No host synchronisation.
     """
     if mask is None:
-        return latent.top_of_all
-    rows, kept = filters(latent.weight), filters(mask)
+        return layer.derived.top_of_all
+    rows, kept = filters(layer.weight), filters(mask)
     n = count_kept(kept)
-    n_pos = round_half_up_each(latent.p_pos, n, rows.shape[1])
-    # The ranks of frozen weights never change: where a selection takes longer only counting is left in a step.
-    if latent.seen > WORTH_RANKING and kernels.compiled() is None and kernels.suit(rows, kept):
-        return torch.from_numpy(latent.ranks.largest(n_pos.numpy(), kept.numpy())).view(mask.shape)
+    n_pos = round_half_up_each(layer.p_pos, n, rows.shape[1])
     if host_reads_free(rows):
-        return latent.largest(rows, n_pos, "transported", among=kept).view(mask.shape)
-    count = kept.gather(1, latent.order).cumsum(1)  # kept weights up to each rank
-    positive = torch.empty_like(kept).scatter_(1, latent.order, count > (n - n_pos).unsqueeze(1))
+        return layer.selections["transported"].largest(rows, n_pos, among=kept).view(mask.shape)
+    count = kept.gather(1, layer.derived.order).cumsum(1)  # kept weights up to each rank
+    positive = torch.empty_like(kept).scatter_(1, layer.derived.order, count > (n - n_pos).unsqueeze(1))
     return positive.view(mask.shape)
 
 

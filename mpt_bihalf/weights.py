@@ -17,9 +17,10 @@ from .counts import Number, fraction_within
 from .filters import filters
 from .gradients import LATENT_GRADIENTS, SCORE_GRADIENTS, Gradient
 from .initialise import INITS, draw_latent, draw_scores
-from .masks import SCOPES, GlobalRanking, MaskRule, check_places, edge_popup, refuse_empty
+from .masks import SCOPES, MaskRule, check_places, edge_popup, refuse_empty
 from .methods import Method, find_method
-from .parametrization import BinaryWeight, binary_layers, binary_parts, refuse_nan, refuse_sharded
+from .parametrization import BinaryWeight, binary_layers, binary_parts, one_pass, refuse_nan, refuse_sharded
+from .ranking import GlobalRanking
 from .real_valued import warn_of_real_matrices
 from .scales import SCALES, Scale
 from .transport import check_rankable
@@ -106,8 +107,8 @@ def binarize_weights(
     if init == "keep":
         for name, layer in layers.items():
             check_rankable(layer.weight, f"the weight of layer {name!r}")
-    ranking = GlobalRanking(prune_rate) if scope == "global" and method.mask is edge_popup else None
-    if ranking is not None:
+    together = scope == "global" and method.mask is edge_popup
+    if together:
         check_places([weight.numel() for weight in weights.values()], prune_rate)
     if not allow_empty and method.mask is not None:
         refuse_empty({name: (method.mask, layer.weight, scope) for name, layer in layers.items()}, prune_rate)
@@ -116,41 +117,53 @@ def binarize_weights(
         warn_of_real_matrices(model)
 
     generator = torch.default_generator if seed is None else torch.Generator().manual_seed(seed)
-    if init != "keep":
-        for weight in weights.values():
-            draw_latent(weight, 1.0 if method.mask is None else float(kept), init, generator)
     for weight in weights.values():
-        weight.requires_grad_(method.trains != "scores")
-        if method.trains == "signs":
-            with torch.no_grad():
-                weight.copy_(torch.where(weight >= 0, 1, -1))
+        _begin(weight, method, init, 1.0 if method.mask is None else float(kept), generator)
     if method.binarizer is None:
         return model
-    for part in _put_on(layers, (method, prune_rate, p_pos, scope), ranking):
+    parts = _put_on(layers, method, prune_rate, p_pos, scope)
+    for part in parts.values():
         if part.scores is not None:
             draw_scores(part.scores, generator)
             part.scores.requires_grad_(learn_mask)
+    if together:
+        _rank_together(model, parts)
     if method.trains == "scores" and not train_affine:
         _freeze(affine_parameters(model, layers.values()), [part for _, part, _ in binary_layers(model)])
     return model
 
 
-def _put_on(
-    layers: Mapping[str, Any], settings: tuple[Method, Number, Number, str], ranking: GlobalRanking | None
-) -> list[BinaryWeight]:
-    """Parametrize the layers; the part of each weight, that of the first layer where several share one."""
-    parts: dict[int, BinaryWeight] = {}  # by the weight's identity
+def _begin(weight: nn.Parameter, method: Method, init: str, kept: float, generator: torch.Generator) -> None:
+    """Draw W unless those there are kept, and say whether it is trained."""
+    if init != "keep":
+        draw_latent(weight, kept, init, generator)
+    weight.requires_grad_(method.trains != "scores")
+    if method.trains == "signs":
+        with torch.no_grad():
+            weight.copy_(torch.where(weight >= 0, 1, -1))
+
+
+def _put_on(layers: Mapping[str, Any], *settings: Any) -> dict[int, BinaryWeight]:
+    """Parametrize the layers; the part of each weight, that of the first layer where several share one, by its id."""
+    parts: dict[int, BinaryWeight] = {}
     for layer in layers.values():
-        part = BinaryWeight(layer.weight, *settings)
-        part.ranking, part.index = ranking, len(parts)
-        first = parts.setdefault(id(layer.weight), part)
+        part, weight = BinaryWeight(layer.weight, *settings), layer.weight
+        first = parts.setdefault(id(weight), part)
         if first is not part:
-            part.scores, part.index, part.shares_scores = first.scores, first.index, True
-        # unsafe: shape and dtype are right by construction, and a global ranking can answer only once all are there.
+            part.scores, part.shares_scores = first.scores, True
+        # unsafe: shape and dtype are right by construction, and layers that are ranked together need all scores.
         parametrize.register_parametrization(layer, "weight", part, unsafe=True)
-    if ranking is not None:
-        ranking.layers += parts.values()
-    return [*parts.values()]
+    return parts
+
+
+def _rank_together(model: nn.Module, parts: Mapping[int, BinaryWeight]) -> None:
+    """Rank the scores of these weights, by id, together, once in each pass through the model."""
+    ranking, together = GlobalRanking(), [*parts.values()]
+    places = {weight: index for index, weight in enumerate(parts)}
+    for _, part, weight in binary_parts(model):
+        part.ranking, part.together, part.index = ranking, together, places[id(weight)]
+    model.register_forward_pre_hook(ranking.begin)
+    model.register_forward_hook(ranking.end, always_call=True)
 
 
 def _freeze(affine: Iterable[nn.Parameter], parts: Sequence[BinaryWeight]) -> None:
@@ -185,10 +198,9 @@ def check_kept(model: nn.Module, prune_rate: Number | None = None) -> None:
     """Raise ValueError where a layer of a binarized model keeps no weight, at this rate or at that in force."""
     masked = ((name, part, weight) for name, part, weight in binary_layers(model) if part.method.mask is not None)
     parts = {name: (part, weight) for name, part, weight in masked if part.fixed_mask is None}
-    for ranking in {id(part.ranking): part.ranking for part, _ in parts.values()}.values():
-        if ranking is not None:
-            rate = ranking.prune_rate if prune_rate is None else prune_rate
-            check_places([scores.numel() for scores in ranking.scores()], rate)
+    for first in (part for part, _ in parts.values() if part.together and part.index == 0):
+        rate = first.prune_rate if prune_rate is None else prune_rate
+        check_places([part.scores.numel() for part in first.together if part.scores is not None], rate)
     at: dict[Number, dict[str, tuple[MaskRule, Tensor, str]]] = {}
     for name, (part, weight) in parts.items():
         assert part.method.mask is not None
@@ -199,11 +211,11 @@ def check_kept(model: nn.Module, prune_rate: Number | None = None) -> None:
 
 
 def forget(model: nn.Module) -> None:
-    """Let the next pass see what was written to frozen weights, or to scores that are ranked over all layers.
+    """Let the next pass see what was written to frozen weights.
 
     Call it on an accelerator after a write that torch does not note there: by a collective
     (`torch.distributed.broadcast(p, 0)`), through `.data`, by another library. On the CPU the next pass sees all writes
-    by itself. The signs and masks that were kept from pass to pass are worked out anew.
+    by itself. What was kept of them from pass to pass, signs say, is worked out anew.
     """
     for _, part, _ in binary_parts(model):
         part.forget()
@@ -234,7 +246,8 @@ def binary_weights(model: nn.Module) -> dict[str, Tensor]:
     """
     refuse_nan(model)
     forget(model)
-    return {name: part.binary(weight) for name, part, weight in binary_layers(model)}
+    with one_pass(model):
+        return {name: part.binary(weight) for name, part, weight in binary_layers(model)}
 
 
 def _with_parts(

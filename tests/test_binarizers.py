@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from mpt_bihalf import BINARIZERS, METHODS
-from mpt_bihalf.latent import Latent
+from mpt_bihalf.layer import Layer
 from tests.reference import decide
 
 FIRST_METHOD_WITH = {
@@ -18,7 +18,7 @@ FIRST_METHOD_WITH = {
 
 def test_sign_of_zero_is_plus_one(device: torch.device) -> None:
     weight = torch.tensor([[-1.0, -0.0, 0.0, 1.0]], device=device)
-    assert BINARIZERS["sign"](Latent(weight), None).tolist() == [[False, True, True, True]]
+    assert BINARIZERS["sign"](Layer(weight), None).tolist() == [[False, True, True, True]]
 
 
 @pytest.mark.parametrize("p_pos", [0, 0.35, 0.5, 1])
@@ -32,20 +32,20 @@ def test_each_binarizer_gives_every_weight_the_sign_of_its_method(
     scores = torch.randn(4, 3, 5, generator=generator).to(device)
     method = FIRST_METHOD_WITH[name]
     mask, positive = decide(method, [weight], [scores], prune_rate, p_pos)[0]
-    found = BINARIZERS[name](Latent(weight, scores, prune_rate, p_pos), mask)
+    found = BINARIZERS[name](Layer(weight, scores, prune_rate, p_pos), mask)
     assert found.dtype == torch.bool and torch.equal(found, positive)
     assert METHODS[method].binarizer is BINARIZERS[name]
 
 
 def test_fixed_signs_do_not_heed_the_mask_and_transport_does() -> None:
-    latent = Latent(torch.tensor([[1.0, 2.0, 3.0, 4.0]]))
+    layer = Layer(torch.tensor([[1.0, 2.0, 3.0, 4.0]]))
     mask = torch.tensor([[True, True, False, False]])
-    assert BINARIZERS["fixed"](latent, mask).tolist() == [[False, False, True, True]]
-    assert BINARIZERS["transport"](latent, mask).tolist() == [[False, True, True, True]]
+    assert BINARIZERS["fixed"](layer, mask).tolist() == [[False, False, True, True]]
+    assert BINARIZERS["transport"](layer, mask).tolist() == [[False, True, True, True]]
 
 
 @pytest.mark.parametrize("name", list(BINARIZERS))
 def test_without_a_mask_all_weights_are_kept(name: str) -> None:
     weight = torch.tensor([[3.0, -2.0, -1.0, 1.0, 2.0]])
     expected = [[True, False, False, True, True]]
-    assert BINARIZERS[name](Latent(weight), None).tolist() == expected
+    assert BINARIZERS[name](Layer(weight), None).tolist() == expected

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from mpt_bihalf import METHODS, binarize_weights, create_model, kernels, transport
-from mpt_bihalf.selection import count_kept, largest, largest_of_both, no_hints
+from mpt_bihalf import METHODS, binarize_weights, create_model, kernels, numpy_loops
+from mpt_bihalf.selection import Selection, count_kept, largest
 
 VALUES = {
     "drawn": lambda g: torch.randn(6, 700, generator=g),
@@ -34,9 +34,8 @@ def off(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     """Without the compiled loops ("numpy"; "hinted": of any size), or in the general form for all else ("torch")."""
     if kind in ("numpy", "hinted"):
         monkeypatch.setattr(kernels, "compiled", lambda: None)
-        monkeypatch.setattr(transport, "WORTH_RANKING", 2)
         if kind == "hinted":
-            monkeypatch.setattr(kernels, "FEW", 0)
+            monkeypatch.setattr(numpy_loops, "FEW", 0)
     else:
         monkeypatch.setattr(kernels, "suit", lambda *tensors: False)
 
@@ -51,6 +50,13 @@ def stable(values: Tensor, count: int, members: Tensor) -> Tensor:
             lowest = ranked[len(ranked) - count]
             out[row, order[row, order[row].tolist().index(lowest) :]] = True
     return out
+
+
+def hinted(hints: Tensor | None) -> Selection:
+    """A selection that is at these hints."""
+    selection = Selection()
+    selection._hints = hints
+    return selection
 
 
 def odd_hints(rows: int, generator: torch.Generator) -> Tensor:
@@ -75,13 +81,13 @@ def test_largest_is_the_top_of_a_stable_sort_with_any_hint(
     size = values.shape[1]
     ranked = values.abs() if absolute else values
     order = ranked.argsort(dim=1, stable=True)
-    hints = no_hints(values)
+    again = Selection()
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     for count in (0, 1, size // 3, size // 2, size // 2 + 1, size - 1, size):
         expected = torch.zeros_like(values, dtype=torch.bool).scatter_(1, order[:, size - count :], True)
-        for hint in (hints, no_hints(values), odd_hints(len(values), g)):
-            assert torch.equal(largest(values, count, absolute, hints=hint), expected), count
+        for selection in (again, Selection(), hinted(odd_hints(len(values), g))):
+            assert torch.equal(selection.largest(values, count, absolute), expected), count
     torch.set_num_threads(before)
 
 
@@ -96,7 +102,7 @@ def test_only_members_count_and_all_are_placed(kind: str, form: str, monkeypatch
         members = torch.rand(values.shape, generator=g) < share
         n = members.sum(1)
         for counts in (torch.zeros_like(n), n, n // 2, (n - 1).clamp(min=0)):
-            found = largest(values, counts, among=members, hints=no_hints(values))
+            found = largest(values, counts, among=members)
             expected = torch.cat(
                 [stable(values[i : i + 1], int(counts[i]), members[i : i + 1]) for i in range(len(values))]
             )
@@ -123,18 +129,20 @@ def test_of_members_and_of_others_the_largest(
     members = torch.rand(values.shape, generator=g) < torch.linspace(0.3, 0.7, rows).unsqueeze(1)
     fewest = int(min(members.sum(1).min(), (~members).sum(1).min()))
     order = (values.abs() if absolute else values).argsort(dim=1, stable=True)
-    hints = no_hints(values, 2)
+    again = Selection()
     for counts in ((0, 0), (0, 5), (fewest, 0), (1, 1), (fewest // 3, fewest // 2), (fewest, 3), (fewest, fewest)):
         expected = torch.zeros_like(members)
         for row in range(rows):
             of_members = members[row, order[row]]
             for group, count in ((order[row, of_members], counts[0]), (order[row, ~of_members], counts[1])):
                 expected[row, group[len(group) - count :]] = True
-        half_right = hints.clone()
-        half_right[rows // 2 : rows + rows // 2] = torch.rand(rows, kernels.HINT, generator=g)
-        given = (None,) if form == "torch" else (None, hints, hints, half_right, odd_hints(2 * rows, g))
-        for hint in given:
-            assert torch.equal(largest_of_both(values, counts, members, absolute, hint), expected), counts
+        selections = [Selection(), again, again, hinted(odd_hints(2 * rows, g))]
+        if again._hints is not None:
+            half_right = again._hints.clone()
+            half_right[rows // 2 : rows + rows // 2] = torch.rand(rows, kernels.HINT, generator=g)
+            selections.append(hinted(half_right))
+        for selection in selections:
+            assert torch.equal(selection.largest_of_both(values, counts, members, absolute), expected), counts
 
 
 @pytest.mark.parametrize("form", ["compiled", "numpy"])
@@ -161,7 +169,7 @@ def _rows(*tensors: Tensor) -> list[tuple[Tensor, ...]]:
 def test_kept_weights_are_counted(shape: tuple[int, int], share: float) -> None:
     mask = torch.rand(shape, generator=torch.Generator().manual_seed(0)) < share
     assert torch.equal(count_kept(mask), mask.sum(1))
-    assert kernels.count_rows(mask.numpy()).tolist() == mask.sum(1).tolist()
+    assert numpy_loops.count_rows(mask.numpy()).tolist() == mask.sum(1).tolist()
 
 
 def settings() -> Iterator[tuple[str, str, str]]:

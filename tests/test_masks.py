@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from mpt_bihalf import MASKS, global_score_masks, score_mask
-from mpt_bihalf.latent import Latent
+from mpt_bihalf.layer import Layer
 from tests.reference import decide, kept_of, one_line_error, score_masks, tensor_of
 
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
@@ -125,14 +125,14 @@ def test_each_mask_rule_keeps_what_its_method_says(
 ) -> None:
     flat = data.draw(st.lists(VALUES[0], min_size=weight.numel(), max_size=weight.numel()))
     scores = tensor_of(flat, weight).to(weight.dtype)
-    mask = MASKS[rule](Latent(weight, scores, rate, p_pos))
+    mask = MASKS[rule](Layer(weight, scores, rate, p_pos))
     expected, _ = decide(method, [weight], [scores], rate, p_pos)[0]
     assert mask.dtype == torch.bool and torch.equal(mask, expected)
 
 
 def test_extremes_prune_the_middle_ranks() -> None:
     weight = torch.tensor([[0.0, 7.0, -3.0, 1.0, 9.0, -8.0, 2.0, 5.0]])
-    mask = MASKS["extremes"](Latent(weight, prune_rate=0.5))
+    mask = MASKS["extremes"](Layer(weight, prune_rate=0.5))
     assert weight[mask].tolist() == [7, -3, 9, -8]
 
 
@@ -143,7 +143,7 @@ def test_each_rule_keeps_more_and_more_as_less_is_pruned(rule: str) -> None:
     weight, scores = (torch.randn(3, 40, generator=generator) for _ in range(2))
     rates = [i / 200 for i in range(199, -1, -1)]
     for p_pos in (0, 0.25, 0.5, 0.77, 1):
-        masks = [MASKS[rule](Latent(weight, scores, rate, p_pos)) for rate in rates]
+        masks = [MASKS[rule](Layer(weight, scores, rate, p_pos)) for rate in rates]
         whole = rule in ("edge-popup", "magnitude")
         expected = [kept_of(120, r) if whole else 3 * kept_of(40, r) for r in rates]
         assert [int(m.sum()) for m in masks] == expected
@@ -152,6 +152,6 @@ def test_each_rule_keeps_more_and_more_as_less_is_pruned(rule: str) -> None:
 
 def test_rules_that_rank_other_rows_share_no_hints() -> None:
     g = torch.Generator().manual_seed(0)
-    latent = Latent(torch.randn(64, 300, generator=g), torch.randn(64, 300, generator=g), 0.5, scope="filter")
+    layer = Layer(torch.randn(64, 300, generator=g), torch.randn(64, 300, generator=g), 0.5, scope="filter")
     for _ in range(2):
-        assert int(MASKS["magnitude"](latent).sum()) == int(MASKS["edge-popup"](latent).sum()) == 64 * 150
+        assert int(MASKS["magnitude"](layer).sum()) == int(MASKS["edge-popup"](layer).sum()) == 64 * 150

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mpt_bihalf import BINARIZERS, MASKS, METHODS, SCALES, Method, binarize_weights, binary_weights
-from mpt_bihalf.latent import Latent
+from mpt_bihalf.layer import Layer
 from mpt_bihalf.methods import find_method
 from tests.reference import BIT_RATIO_METHODS, MASKED_METHODS, SCORE_METHODS, one_line_error
 
@@ -68,19 +68,23 @@ def test_replacing_a_part_of_a_known_method_is_checked_too() -> None:
         replace(METHODS["mpt-bihalf"], mask=None)
 
 
-def every_other(latent: Latent) -> Tensor:
-    return (torch.arange(latent.weight.numel()) % 2 == 0).view(latent.weight.shape)
+def every_other(layer: Layer) -> Tensor:
+    return (torch.arange(layer.weight.numel()) % 2 == 0).view(layer.weight.shape)
 
 
-def checkerboard(latent: Latent, mask: Tensor | None) -> Tensor:
-    return (torch.arange(latent.weight.numel()) % 4 < 2).view(latent.weight.shape)
+def checkerboard(layer: Layer, mask: Tensor | None) -> Tensor:
+    return (torch.arange(layer.weight.numel()) % 4 < 2).view(layer.weight.shape)
 
 
-def per_filter(weight: Tensor, mask: Tensor | None) -> Tensor:
-    return torch.arange(1.0, len(weight) + 1).unsqueeze(1)
+def per_filter(layer: Layer, mask: Tensor | None) -> Tensor:
+    return torch.arange(1.0, len(layer.weight) + 1).unsqueeze(1)
 
 
-def threefold(g: Tensor, latent: Latent, positive: Tensor, alpha: Tensor) -> Tensor:
+def of_weight(weight: Tensor, mask: Tensor | None) -> Tensor:
+    return per_filter(Layer(weight), mask)
+
+
+def threefold(g: Tensor, layer: Layer, positive: Tensor, alpha: Tensor) -> Tensor:
     return torch.where(positive, 3 * g, alpha * g)
 
 
@@ -94,6 +98,14 @@ def test_a_method_of_the_users_own_parts_does_what_they_say(trains: str) -> None
     part = layer.parametrizations.weight
     trained = part.original if trains == "weights" else part[0].scores
     assert torch.equal(trained.grad, torch.tensor([[3.0, 3, 1, 1], [3, 3, 2, 2]]))
+
+
+def test_a_scale_of_the_form_of_before_does_with_a_warning() -> None:
+    with pytest.warns(FutureWarning, match=r"'mpt-bihalf': a scale takes \(layer, mask\)"):
+        old = replace(METHODS["mpt-bihalf"], scale=of_weight)
+    new = replace(METHODS["mpt-bihalf"], scale=per_filter)
+    one, other = (binarize_weights(nn.Linear(12, 5), method, seed=0) for method in (old, new))
+    assert torch.equal(one.weight, other.weight)
 
 
 def test_a_known_method_with_one_part_replaced_keeps_the_others() -> None:

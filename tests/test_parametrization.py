@@ -12,7 +12,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, jacfwd, stack_module_state, vmap
-from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.functional import cross_entropy
 
 from mpt_bihalf import (
@@ -30,7 +29,7 @@ from mpt_bihalf import (
     kernels,
     score_mask,
 )
-from mpt_bihalf.latent import Latent
+from mpt_bihalf.layer import Layer
 
 CASES = [
     (name, scope)
@@ -152,7 +151,7 @@ def test_processes_of_equal_states_answer_alike(tmp_path: Path) -> None:
         assert torch.equal(out, binarized(*case)(X)), case
 
 
-# Traces, compilers, exporters
+# Traces
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning")
@@ -170,44 +169,11 @@ def test_a_trace_holds_the_weights_in_use(method: str, scope: str) -> None:
     assert torch.equal(model(X), out)
 
 
-@pytest.mark.parametrize("dynamic", [None, pytest.param(True, marks=pytest.mark.slow)])
-@pytest.mark.parametrize(("method", "scope"), CASES)
-def test_a_compiled_model_decides_as_an_eager_one(method: str, scope: str, dynamic: bool | None) -> None:
-    model, eager = binarized(method, scope), binarized(method, scope)
-    torch._dynamo.reset()
-    # Its graphs run as they are: what a compiler of graphs rounds otherwise is not ours.
-    compiled = torch.compile(model, dynamic=dynamic, backend="eager")
-    for batch in (X, X[:3]):
-        assert torch.equal(compiled(batch), eager(batch))
-    cross_entropy(compiled(X), Y).backward()
-    cross_entropy(eager(X), Y).backward()
-    for one, other in zip(model.parameters(), eager.parameters(), strict=True):
-        assert (one.grad is None) == (other.grad is None)
-        assert one.grad is None or torch.equal(one.grad, other.grad)
-
-
 @pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning")
-@pytest.mark.parametrize(("method", "scope"), CASES)
-def test_export_and_script_say_what_to_take(method: str, scope: str) -> None:
-    with pytest.raises(RuntimeError, match=r"export bake_weights\(model\)") as caught:
-        torch.export.export(binarized(method, scope), (X,))
-    assert len(str(caught.value).splitlines()) == 1
+def test_script_says_what_to_take() -> None:
     with pytest.raises(RuntimeError, match=r"script bake_weights\(model\)") as caught:
-        torch.jit.script(binarized(method, scope))
+        torch.jit.script(binarized("mpt-bihalf", "layer"))
     assert len(str(caught.value).splitlines()) == 1
-
-
-@pytest.mark.parametrize(("method", "scope"), CASES)
-def test_proxies_are_told_what_to_take(method: str, scope: str) -> None:
-    # Of what a compiled loop writes they would see nothing.
-    with pytest.raises(RuntimeError, match=r"take bake_weights\(model\)"):
-        make_fx(binarized(method, scope))(X)
-
-
-def test_a_whole_graph_is_refused_with_what_gives_one() -> None:
-    torch._dynamo.reset()
-    with pytest.raises(Exception, match=r"for fullgraph=True compile bake_weights\(model\)"):
-        torch.compile(binarized("mpt-bihalf", "layer"), fullgraph=True, backend="eager")(X)
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning")
@@ -291,7 +257,7 @@ def test_an_ensemble_under_vmap_is_its_models_side_by_side(method: str, scope: s
     found, out = vmap(grad(loss, has_aux=True))(trained, frozen)
     for i, model in enumerate(models):
         own = model(X)
-        torch.testing.assert_close(out[i], own)
+        torch.testing.assert_close(out[i], own, rtol=1e-4, atol=1e-4)  # sums in another order
         cross_entropy(own, Y).backward()
         for name, parameter in model.named_parameters():
             if name in names:
@@ -300,8 +266,8 @@ def test_an_ensemble_under_vmap_is_its_models_side_by_side(method: str, scope: s
 
 @pytest.mark.parametrize("scope", ["layer", "filter", "global"])
 def test_a_gradient_rule_of_ones_own_sees_under_transforms_what_it_sees_in_backward(scope: str) -> None:
-    def kept_alone(g: Tensor, latent: Latent, positive: Tensor, alpha: Tensor) -> Tensor:
-        return torch.where(MASKS["edge-popup"](latent), SCORE_GRADIENTS["latent"](g, latent, positive, alpha), 0)
+    def kept_alone(g: Tensor, layer: Layer, positive: Tensor, alpha: Tensor) -> Tensor:
+        return torch.where(MASKS["edge-popup"](layer), SCORE_GRADIENTS["latent"](g, layer, positive, alpha), 0)
 
     models = [
         binarize_weights(network(seed), "mpt-sign", 0.3, scope=scope, seed=seed, score_gradient=kept_alone)

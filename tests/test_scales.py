@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from mpt_bihalf import MASKS, SCALES
-from mpt_bihalf.latent import Latent
+from mpt_bihalf.layer import Layer
 from mpt_bihalf.scales import scale_of
 from tests.reference import kaiming_scale, l1_scale, power_of_two_scale
 
@@ -28,7 +28,7 @@ def test_scale_is_its_closed_form_over_the_kept_weights(
     generator = torch.Generator().manual_seed(3)
     weight = torch.randn(6, 5, 3, 3, generator=generator).to(device, dtype)
     mask = (torch.rand(6, 5, 3, 3, generator=generator) < share).to(device)
-    alpha = SCALES[name](weight, mask)
+    alpha = SCALES[name](Layer(weight), mask)
     assert alpha.dtype == dtype and alpha.device == weight.device
     assert alpha.shape == ((6, 1, 1, 1) if name == "power-of-two" else ())
     expected = torch.as_tensor(CLOSED_FORMS[name](weight, mask), dtype=torch.float64)
@@ -39,17 +39,17 @@ def test_scale_is_its_closed_form_over_the_kept_weights(
 def test_no_mask_is_a_mask_of_ones(name: str) -> None:
     weight = torch.randn(4, 7, dtype=torch.float64)
     everything = torch.ones_like(weight, dtype=torch.bool)
-    assert torch.allclose(SCALES[name](weight, None), SCALES[name](weight, everything), rtol=1e-14)
+    assert torch.allclose(SCALES[name](Layer(weight), None), SCALES[name](Layer(weight), everything), rtol=1e-14)
 
 
 def test_kaiming_is_the_root_of_two_over_the_connections_when_nothing_is_pruned() -> None:
-    assert float(SCALES["kaiming"](torch.zeros(8, 2, 3, 3, dtype=torch.float64), None)) == sqrt(2 / 18)
+    assert float(SCALES["kaiming"](Layer(torch.zeros(8, 2, 3, 3, dtype=torch.float64)), None)) == sqrt(2 / 18)
 
 
 @pytest.mark.parametrize("name", list(SCALES))
 def test_a_layer_that_keeps_nothing_has_scale_zero(name: str, device: torch.device) -> None:
     weight = torch.randn(3, 4, device=device)
-    assert not SCALES[name](weight, torch.zeros_like(weight, dtype=torch.bool)).any()
+    assert not SCALES[name](Layer(weight), torch.zeros_like(weight, dtype=torch.bool)).any()
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -59,8 +59,8 @@ def test_half_precision_does_not_overflow(name: str, masked: bool, dtype: torch.
     weight = torch.full((400, 1_000), 2.0, dtype=dtype)  # count and sum lie beyond the 65,504 of float16
     mask = torch.ones_like(weight, dtype=torch.bool) if masked else None
     expected = {"kaiming": sqrt(2 / 1_000), "l1": 2.0, "power-of-two": 1.0}[name]
-    assert SCALES[name](weight, mask).flatten().tolist() == pytest.approx(
-        [expected] * SCALES[name](weight, mask).numel(), rel=torch.finfo(dtype).eps
+    assert SCALES[name](Layer(weight), mask).flatten().tolist() == pytest.approx(
+        [expected] * SCALES[name](Layer(weight), mask).numel(), rel=torch.finfo(dtype).eps
     )
 
 
@@ -68,7 +68,7 @@ def test_the_power_of_two_scale_is_an_exact_power_whatever_the_spread() -> None:
     rows = torch.randn(40, 500, generator=torch.Generator().manual_seed(0)) ** torch.tensor([1, 3, 5, 9]).repeat(
         10
     ).unsqueeze(1)
-    alpha = SCALES["power-of-two"](rows * 10.0 ** torch.linspace(-7, 7, 40).unsqueeze(1), None).flatten()
+    alpha = SCALES["power-of-two"](Layer(rows * 10.0 ** torch.linspace(-7, 7, 40).unsqueeze(1)), None).flatten()
     assert all(float(a).hex().startswith("0x1.0000000000000p") for a in alpha) and len(alpha.unique()) > 2
     assert torch.equal(alpha, power_of_two_scale(rows, torch.ones_like(rows, dtype=torch.bool)).flatten().float())
 
@@ -76,23 +76,23 @@ def test_the_power_of_two_scale_is_an_exact_power_whatever_the_spread() -> None:
 @pytest.mark.parametrize("name", list(SCALES))
 def test_scale_needs_no_values_on_the_host(name: str) -> None:
     weight = torch.empty(3, 4, device="meta")
-    assert SCALES[name](weight, None).is_meta
-    assert SCALES[name](weight, torch.empty(3, 4, device="meta", dtype=torch.bool)).is_meta
+    assert SCALES[name](Layer(weight), None).is_meta
+    assert SCALES[name](Layer(weight), torch.empty(3, 4, device="meta", dtype=torch.bool)).is_meta
 
 
 @pytest.mark.parametrize("way", ["another", "in place", "by NumPy"])
 def test_a_mask_that_was_changed_after_its_rule_is_counted_as_it_is(way: str) -> None:
-    def changed(latent: Latent) -> Tensor:
-        mask = MASKS["edge-popup"](latent)
+    def changed(layer: Layer) -> Tensor:
+        mask = MASKS["edge-popup"](layer)
         if way == "another":
-            return mask & (latent.weight > 0)
+            return mask & (layer.weight > 0)
         if way == "in place":
-            return mask.logical_and_(latent.weight > 0)
+            return mask.logical_and_(layer.weight > 0)
         mask.numpy()[:4] = False
         return mask
 
-    latent = Latent(torch.randn(8, 50), torch.randn(8, 50), 0.5)
-    mask = changed(latent)
+    layer = Layer(torch.randn(8, 50), torch.randn(8, 50), 0.5)
+    mask = changed(layer)
     kept = int(mask.sum())
     assert 0 < kept < 200
-    assert float(scale_of(SCALES["kaiming"], latent, mask)) == pytest.approx((2 * 8 / kept) ** 0.5, rel=1e-6)
+    assert float(scale_of(SCALES["kaiming"], layer, mask)) == pytest.approx((2 * 8 / kept) ** 0.5, rel=1e-6)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from mpt_bihalf import SCALES, kernels
+from mpt_bihalf.layer import Layer
 from mpt_bihalf.standardise import Standard
 
 
@@ -74,5 +75,5 @@ def test_equal_weights_are_their_mean(value: float, size: int, form: str, monkey
     found = Standard.of(weight)
     assert found.positive.all() and found.deviation.eq(1).all() and found.magnitude.eq(0).all()
     assert found.mean.eq(weight[0, 0]).all()
-    assert SCALES["power-of-two"](weight, None).eq(1).all()
-    assert SCALES["power-of-two"](weight, torch.zeros_like(weight, dtype=torch.bool)).eq(0).all()
+    assert SCALES["power-of-two"](Layer(weight), None).eq(1).all()
+    assert SCALES["power-of-two"](Layer(weight), torch.zeros_like(weight, dtype=torch.bool)).eq(0).all()

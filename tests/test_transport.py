@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from mpt_bihalf import binarize, transport
-from mpt_bihalf.latent import Latent
+from mpt_bihalf.layer import Layer
 from mpt_bihalf.transport import transported
 from tests.reference import half_up, one_line_error, positives, rows_of, signs, tensor_of
 
@@ -66,14 +66,14 @@ def test_pruned_weights_have_the_sign_of_their_side_of_the_cut_off(
     expected = [positives(row, keep, p_pos) for row, keep in zip(rows_of(weight), kept, strict=True)]
     for on_host in (True, False):  # an accelerator selects in another way
         with patch.object(transport, "host_reads_free", lambda rows, on_host=on_host: on_host):
-            would_be = transported(Latent(weight, p_pos=p_pos), tensor_of(kept, weight))
+            would_be = transported(Layer(weight, p_pos=p_pos), tensor_of(kept, weight))
         assert rows_of(would_be) == expected
 
 
 def test_between_the_highest_kept_minus_and_the_lowest_kept_plus_a_pruned_weight_counts_as_minus() -> None:
     weight = torch.tensor([[1.0, 2.0, 3.0, 4.0, 5.0, 6.0]])
     mask = torch.tensor([[False, True, False, False, True, False]])
-    assert transported(Latent(weight), mask).tolist() == [[False, False, False, False, True, True]]
+    assert transported(Layer(weight), mask).tolist() == [[False, False, False, False, True, True]]
 
 
 @pytest.mark.parametrize(("p_pos", "size", "n_pos"), [(0.35, 10, 4), (0.3, 5, 2), (0.5, 9, 5), (0, 6, 0), (1, 6, 6)])

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import measures
-from ..parametrization import binary_layers
+from ..parametrization import binary_layers, one_pass
 from ..weights import binary_weights
 
 Figures = dict[str, Any]
@@ -64,7 +64,7 @@ class Trace:
     """
 
     def __init__(self, model: nn.Module, every: int, steps: int) -> None:
-        self._layers = list(binary_layers(model)) if every else []
+        self._model, self._layers = model, list(binary_layers(model)) if every else []
         self._every, self._steps = every, steps
         self._before = [part.binary(weight) for _, part, weight in self._layers]
         device = self._before[0].device if self._before else None
@@ -76,8 +76,10 @@ class Trace:
     @torch.no_grad()
     def look(self, step: int) -> None:
         """After training step `step` of the epoch, counted from 1."""
+        with one_pass(self._model):
+            signs = [part.binary(weight) for _, part, weight in self._layers]
         for index, (_, part, weight) in enumerate(self._layers):
-            before, binary = self._before[index], part.binary(weight)
+            before, binary = self._before[index], signs[index]
             self._before[index] = binary
             self.flips[index] += torch.stack([*measures.flips(before, binary), *measures.flips(before[:1], binary[:1])])
             if self._due(step):

@@ -1,0 +1,203 @@
+"""A layer's weight in use as operators of torch, which compilers and exporters keep whole in their graphs.
+
+`binary_weight` is what `parametrization.BinaryWeight` does in a pass, `binary_weight_backward` its gradient, and
+`global_masks` the ranking of all layers. Each decides with eager mode's own functions, so bit for bit as that does. A
+rule says in text what a method and its settings are, so that an exported program needs this package and nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from fractions import Fraction
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .binarizers import BINARIZERS
+from .counts import Number, as_fraction
+from .gradients import LATENT_GRADIENTS, SCORE_GRADIENTS
+from .kernels import signed
+from .layer import Layer
+from .masks import MASKS
+from .methods import Method
+from .ranking import masks_together
+from .scales import SCALES, scale_of
+
+PARTS: dict[str, dict[str, Any]] = {
+    "binarizer": BINARIZERS,
+    "mask": MASKS,
+    "scale": SCALES,
+    "latent_gradient": LATENT_GRADIENTS,
+    "score_gradient": SCORE_GRADIENTS,
+}
+OWN = "own-"  # a part that has no name begins so; the rest is its place in this process's list of them
+_own: list[Any] = []
+
+
+def rule_of(method: Method, prune_rate: Number, p_pos: Number, scope: str) -> str:
+    """This method with these settings, as text that `method_of` reads."""
+    parts = {kind: _name(getattr(method, kind), known) for kind, known in PARTS.items()}
+    numbers = {"prune_rate": str(as_fraction(prune_rate)), "p_pos": str(as_fraction(p_pos))}
+    return json.dumps({"name": method.name, "trains": method.trains, **parts, **numbers, "scope": scope})
+
+
+@lru_cache(maxsize=1000)
+def method_of(rule: str) -> tuple[Method, Fraction, Fraction, str]:
+    """The method, prune_rate, p_pos and scope of a rule.
+
+    Raises ValueError for a part that is not registered, as one of one's own is in another process.
+    """
+    told = json.loads(rule)
+    parts = {kind: _part(told.pop(kind), kind, known) for kind, known in PARTS.items()}
+    method = Method(told["name"], told["trains"], **parts)
+    return method, Fraction(told["prune_rate"]), Fraction(told["p_pos"]), told["scope"]
+
+
+def _name(part: Any, known: dict[str, Any]) -> str | None:
+    if part is None:
+        return None
+    for name, value in known.items():
+        if value == part:
+            return name
+    if part not in _own:
+        _own.append(part)
+    return f"{OWN}{_own.index(part)}"
+
+
+def _part(name: str | None, kind: str, known: dict[str, Any]) -> Any:
+    if name is None or name in known:
+        return known[name] if name else None
+    place = name.removeprefix(OWN)
+    if not (place != name and int(place) < len(_own)):
+        raise ValueError(f"there is no {kind} {name!r} here: register it, as where the model was exported")
+    return _own[int(place)]
+
+
+def _layer(
+    rule: str, weight: Tensor, scores: Tensor | None, all_scores: Sequence[Tensor], index: int, progress: float = 0.0
+) -> tuple[Method, Layer]:
+    method, prune_rate, p_pos, scope = method_of(rule)
+    return method, Layer(weight, scores, prune_rate, p_pos, scope, progress, all_scores, index)
+
+
+@torch.library.custom_op(
+    "mpt_bihalf::binary_weight",
+    mutates_args=(),
+    schema="(Tensor weight, Tensor? scores, Tensor? mask, Tensor[] all_scores, int index, str rule, Tensor progress)"
+    " -> (Tensor, Tensor, Tensor)",
+)
+def binary_weight(
+    weight: Tensor,
+    scores: Tensor | None,
+    mask: Tensor | None,
+    all_scores: Sequence[Tensor],
+    index: int,
+    rule: str,
+    progress: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """alpha * B, where the sign is +1 (bool), and alpha, of W [F, ...] and S.
+
+    mask: bool in the shape of W, what is kept in the place of what the method would keep. all_scores: S of all layers
+    that are ranked together, of which this is the `index`-th. progress: 0-dim float64 on the host.
+    """
+    method, layer = _layer(rule, weight, scores, all_scores, index)
+    kept, positive, alpha = method.decide(layer, mask)
+    used = signed(positive, kept, alpha)
+    return used.contiguous(memory_format=layout(weight)), positive.contiguous(), alpha.contiguous()
+
+
+@binary_weight.register_fake
+def _(
+    weight: Tensor,
+    scores: Tensor | None,
+    mask: Tensor | None,
+    all_scores: Sequence[Tensor],
+    index: int,
+    rule: str,
+    progress: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    method, layer = _layer(rule, weight, scores, all_scores, index)
+    positive = torch.empty_like(weight, dtype=torch.bool, memory_format=torch.contiguous_format)
+    alpha = scale_of(method.scale, layer, positive)
+    return torch.empty_like(weight, memory_format=layout(weight)), positive, alpha.contiguous()
+
+
+@torch.library.custom_op(
+    "mpt_bihalf::binary_weight_backward",
+    mutates_args=(),
+    schema="(Tensor g, Tensor weight, Tensor? scores, Tensor[] all_scores, int index, Tensor positive, Tensor alpha, "
+    "str rule, Tensor progress) -> Tensor",
+)
+def binary_weight_backward(
+    g: Tensor,
+    weight: Tensor,
+    scores: Tensor | None,
+    all_scores: Sequence[Tensor],
+    index: int,
+    positive: Tensor,
+    alpha: Tensor,
+    rule: str,
+    progress: Tensor,
+) -> Tensor:
+    """The gradient of what the method trains, W or S, of the gradient g of the loss at alpha * B."""
+    method, layer = _layer(rule, weight, scores, all_scores, index, progress.item())
+    trained = scores if method.trains == "scores" else weight
+    assert trained is not None
+    gradient = torch.empty_like(trained, memory_format=layout(trained))  # never g itself, which a rule may give
+    return gradient.copy_(method.gradient(g, layer, positive, alpha))
+
+
+@binary_weight_backward.register_fake
+def _(
+    g: Tensor,
+    weight: Tensor,
+    scores: Tensor | None,
+    all_scores: Sequence[Tensor],
+    index: int,
+    positive: Tensor,
+    alpha: Tensor,
+    rule: str,
+    progress: Tensor,
+) -> Tensor:
+    trained = scores if method_of(rule)[0].trains == "scores" else weight
+    assert trained is not None
+    return torch.empty_like(trained, memory_format=layout(trained))
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    weight, scores, _, all_scores, ctx.index, ctx.rule, progress = inputs
+    _, positive, alpha = output
+    ctx.save_for_backward(weight, scores, positive, alpha, progress, *all_scores)
+    ctx.mark_non_differentiable(positive, alpha)
+
+
+def _backward(ctx: Any, g: Tensor | None, *of_others: Tensor | None) -> tuple[Any, ...]:
+    weight, scores, positive, alpha, progress, *all_scores = ctx.saved_tensors
+    of_nobody = None, [None] * len(all_scores), None, None, None
+    if g is None:
+        return None, None, *of_nobody
+    gradient = binary_weight_backward(g, weight, scores, all_scores, ctx.index, positive, alpha, ctx.rule, progress)
+    return (None, gradient, *of_nobody) if method_of(ctx.rule)[0].trains == "scores" else (gradient, None, *of_nobody)
+
+
+binary_weight.register_autograd(_backward, setup_context=_keep)
+
+
+@torch.library.custom_op("mpt_bihalf::global_masks", mutates_args=(), schema="(Tensor[] scores, str rule) -> Tensor[]")
+def global_masks(scores: Sequence[Tensor], rule: str) -> list[Tensor]:
+    """`masks.global_score_masks` as bool, at the pruning rate of the rule."""
+    return [mask.clone() for mask in masks_together(scores, method_of(rule)[1])]
+
+
+@global_masks.register_fake
+def _(scores: Sequence[Tensor], rule: str) -> list[Tensor]:
+    return [torch.empty(s.shape, dtype=torch.bool, device=s.device) for s in scores]
+
+
+def layout(weight: Tensor) -> torch.memory_format:
+    """The memory format that what is made of a weight takes from it."""
+    channels_last = weight.dim() == 4 and weight.is_contiguous(memory_format=torch.channels_last)
+    return torch.channels_last if channels_last and not weight.is_contiguous() else torch.contiguous_format
