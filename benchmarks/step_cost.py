@@ -26,8 +26,9 @@ from mpt_bihalf.commandline import parse
 from mpt_bihalf.devices import keep_freed_memory
 from mpt_bihalf.endings import run_command
 from mpt_bihalf.parametrization import binary_layers
+from mpt_bihalf.training.build import build_network, build_optimizer
 from mpt_bihalf.training.config import Run
-from mpt_bihalf.training.loop import build_network, build_optimizer, train_step
+from mpt_bihalf.training.loop import train_step
 
 CONTROL = "dense again"
 

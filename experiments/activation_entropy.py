@@ -24,8 +24,9 @@ with starting(__name__):
     from mpt_bihalf.sweep import Experiment, read_records, run_all, write_results
     from mpt_bihalf.sweep.records import run_folder
     from mpt_bihalf.training import Run
+    from mpt_bihalf.training.build import check_network
     from mpt_bihalf.training.finished import activation_shares
-    from mpt_bihalf.training.loop import check_network, load_run_data
+    from mpt_bihalf.training.loop import load_run_data
     from mpt_bihalf.training.record import ACTIVATIONS, FINISHED
 
 

@@ -20,8 +20,9 @@ with starting(__name__):
     from mpt_bihalf.sweep import find_runs
     from mpt_bihalf.sweep.records import read_result, run_folder
     from mpt_bihalf.training import Run
+    from mpt_bihalf.training.build import build_model
     from mpt_bihalf.training.finished import evaluate_test, finished_model
-    from mpt_bihalf.training.loop import build_model, kept_data
+    from mpt_bihalf.training.loop import kept_data
     from mpt_bihalf.training.record import FINISHED
     from mpt_bihalf.training.recorded_data import OtherData
 

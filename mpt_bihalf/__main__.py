@@ -23,7 +23,8 @@ with starting(__name__):
     from .sweep.status import OVER, status_json, status_text, survey
     from .tickets.command import add_ticket
     from .training import Run, train
-    from .training.loop import check_begins, check_fits, check_network, load_run_data, what_stays_real
+    from .training.build import check_begins, check_fits, check_network, what_stays_real
+    from .training.loop import load_run_data
     from .training.recorded_data import check_asked, check_data, has_begun
 
 

@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from mpt_bihalf import METHODS, kernels
 from mpt_bihalf.training import Run, train_step
-from mpt_bihalf.training.loop import build_network, build_optimizer
+from mpt_bihalf.training.build import build_network, build_optimizer
 
 SORTS = ("sort", "argsort", "kthvalue", "msort", "unique", "median")
 TO_HOST = ("_local_scalar_dense", "nonzero", "item", "equal")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from ..parametrization import binary_layers
 from ..training import Run
-from ..training.loop import check_network
+from ..training.build import check_network
 from .experiment import Experiment, Grid, refuse_dense
 
 

@@ -25,7 +25,7 @@ from ..files import open_file, parse_json, write_whole
 from ..models import find_network
 from ..parametrization import binary_layers
 from ..training import Run
-from ..training.loop import build_network
+from ..training.build import build_network
 from .coding import Decoder, bound, encode
 from .images import ImageSpec
 from .ticket import BinaryLayer, Ticket, with_defaults

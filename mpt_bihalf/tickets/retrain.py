@@ -23,8 +23,8 @@ from ..given_masks import fix_masks
 from ..initialise import draw_latent
 from ..report.tables import Table
 from ..training import Run, train_step
+from ..training.build import build_network, build_optimizer
 from ..training.finished import evaluate_test
-from ..training.loop import build_network, build_optimizer
 from ..training.schedule import start_epoch, start_step
 from .ticket import Ticket
 from .transfer import check_images, check_masked, shuffled

@@ -17,9 +17,10 @@ from ..data import Dataset, evaluation_batches
 from ..files import csv_text, json_text, parse_json
 from ..sums import read_whole, write_summed
 from ..weights import shuffle_scores
+from .build import build
 from .checkpoint import load_checkpoint
 from .config import Run
-from .loop import build, decoders, evaluate, evaluation_batch
+from .loop import decoders, evaluate, evaluation_batch
 from .record import ACTIVATIONS, SHUFFLED, SUMMED
 from .recorded_data import check_data
 

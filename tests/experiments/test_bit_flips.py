@@ -10,7 +10,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from mpt_bihalf.parametrization import binary_layers
 from mpt_bihalf.recipes import BIT_FLIPS
 from mpt_bihalf.training import Run
-from mpt_bihalf.training.loop import build_network
+from mpt_bihalf.training.build import build_network
 from mpt_bihalf.weights import binary_weights
 
 TINY = ["--device", "cpu", "--threads", "1", "--epochs", "1", "--trials", "1"]

@@ -13,7 +13,7 @@ from mpt_bihalf.binarizable import BINARIZABLE
 from mpt_bihalf.models import find_network
 from mpt_bihalf.parametrization import binary_layers
 from mpt_bihalf.training import Run, train_step
-from mpt_bihalf.training.loop import build_network, build_optimizer, check_network
+from mpt_bihalf.training.build import build_network, build_optimizer, check_network
 from tests.reference import one_line_error
 
 EVERY = torchvision.models.list_models(module=torchvision.models)

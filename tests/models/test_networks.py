@@ -13,7 +13,7 @@ from mpt_bihalf.binarizable import BINARIZABLE
 from mpt_bihalf.data import load_dataset
 from mpt_bihalf.parametrization import binary_layers
 from mpt_bihalf.training import Run, train_step
-from mpt_bihalf.training.loop import build_network, build_optimizer
+from mpt_bihalf.training.build import build_network, build_optimizer
 from tests.reference import half_up, one_line_error
 
 CONV = ("conv2", "conv4", "conv6", "conv8")

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from mpt_bihalf import create_model
 from mpt_bihalf.parametrization import binary_layers
 from mpt_bihalf.training import Run
-from mpt_bihalf.training.loop import build_network
+from mpt_bihalf.training.build import build_network
 
 TORCHVISION = {"resnet18": "resnet18", "resnet34": "resnet34", "wide_resnet50": "wide_resnet50_2"}
 

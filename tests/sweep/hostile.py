@@ -29,8 +29,9 @@ from mpt_bihalf.tickets import load_ticket, read_ticket, save_ticket
 from mpt_bihalf.tickets.command import _about
 from mpt_bihalf.tickets.file import _digest
 from mpt_bihalf.tickets.sizes import size_table
+from mpt_bihalf.training.build import build_model, build_optimizer
 from mpt_bihalf.training.checkpoint import CHECKPOINT, _seal, load_checkpoint, read_history
-from mpt_bihalf.training.loop import build_model, build_optimizer, kept_data
+from mpt_bihalf.training.loop import kept_data
 from tests.sweep.test_damage import OF_RUN, corrupted
 
 ARCHITECTURE = {"name": "resnet20", "width": 0.25}

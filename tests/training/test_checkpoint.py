@@ -17,6 +17,7 @@ from torch import Tensor
 from mpt_bihalf.data import Dataset, ImageSet
 from mpt_bihalf.signals import Stopped
 from mpt_bihalf.training import Progress, Run, checkpoint, train
+from mpt_bihalf.training.build import build_model, build_optimizer
 from mpt_bihalf.training.checkpoint import (
     CHECKPOINT,
     COMMENT_SIZE,
@@ -25,7 +26,6 @@ from mpt_bihalf.training.checkpoint import (
     read_history,
     save_checkpoint,
 )
-from mpt_bihalf.training.loop import build_model, build_optimizer
 from mpt_bihalf.training.recorded_data import DATA, OtherData
 
 ENDS = ("result.json", "metrics.csv", "layers.csv", "trace.csv", "config.json")

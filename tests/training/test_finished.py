@@ -9,8 +9,9 @@ import pytest
 from mpt_bihalf.data import Dataset, evaluation_batches
 from mpt_bihalf.sums import SUMS
 from mpt_bihalf.training import Run, train
+from mpt_bihalf.training.build import build_model
 from mpt_bihalf.training.finished import evaluate_shuffled
-from mpt_bihalf.training.loop import build_model, evaluate
+from mpt_bihalf.training.loop import evaluate
 
 Trained = Callable[..., tuple[Run, Path]]
 

@@ -14,6 +14,7 @@ from torch import nn
 from mpt_bihalf import binarize_weights, binary_layers, binary_weights
 from mpt_bihalf.data import Dataset
 from mpt_bihalf.training import Run, loop, record, train
+from mpt_bihalf.training.build import build_model
 from mpt_bihalf.training.checkpoint import State
 from mpt_bihalf.training.log import LayerLog
 
@@ -41,7 +42,7 @@ def test_layer_figures_are_those_of_the_weights_at_the_ends_of_the_epochs(
     method: str, tmp_path: Path, small: Dataset, make_run: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = make_run(method=method, prune_rate=0.5, epochs=3, lr=0.5)
-    states = [{name: value.clone() for name, value in loop.build_model(run, small).state_dict().items()}]
+    states = [{name: value.clone() for name, value in build_model(run, small).state_dict().items()}]
     save = record.save_checkpoint
 
     def keep(folder: Path, of: Run, state: State, *totals: Any) -> None:
@@ -103,7 +104,7 @@ def test_a_trace_is_that_of_the_weights_at_each_step(
     method: str, tmp_path: Path, small: Dataset, make_run: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = make_run(method=method, prune_rate=0.5, epochs=2, lr=0.5, trace=1, scale="kaiming")
-    states, gradients = [binary_weights(loop.build_model(run, small))], []
+    states, gradients = [binary_weights(build_model(run, small))], []
     step_of = loop.train_step
 
     def keep(model: nn.Module, *others: object) -> torch.Tensor:

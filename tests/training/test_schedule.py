@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from mpt_bihalf import binary_layers, binary_weights
 from mpt_bihalf.training import Run, loop
-from mpt_bihalf.training.loop import build_network
+from mpt_bihalf.training.build import build_network
 from mpt_bihalf.training.schedule import prune_rate, start_epoch
 
 Trained = Callable[..., tuple[Run, Path]]

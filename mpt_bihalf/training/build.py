@@ -1,0 +1,132 @@
+"""A run's network and optimizer at its start, and what must fit together for there to be any."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import SGD, Adam, Optimizer
+
+from ..activations import EdeActivation, Estimator
+from ..bop import Bop, parameter_groups
+from ..data import Dataset
+from ..devices import fused_optimizers
+from ..dtypes import float32_by_default
+from ..gradients import Ede, Gradient
+from ..models import create_model, find_network
+from ..real_valued import StaysReal, real_matrices
+from ..weights import binarize_weights, check_kept
+from .config import Run
+
+
+def build(run: Run, dataset: Dataset) -> tuple[nn.Module, Optimizer | None]:
+    """The run's network and optimizer at its start, on the device of the data."""
+    model = build_model(run, dataset).to(dataset.device)
+    return model, build_optimizer(run, model)
+
+
+def build_model(run: Run, dataset: Dataset) -> nn.Module:
+    """The run's network for this data, with its method on.
+
+    The weights keep torch's default layout; images in channels-last make the activations follow them all the same.
+    """
+    return build_network(run, dataset.num_classes, dataset.in_channels, dataset.image_size)
+
+
+def build_network(run: Run, num_classes: int, in_channels: int, image_size: int) -> nn.Module:
+    """The run's network for images and classes of these numbers, with its method on, in float32.
+
+    What stays real-valued in it is for a command to tell, once (`real_matrices`). Layers may keep nothing, as in
+    records of before: `check_begins` refuses that.
+    """
+    activations: str | Estimator = EdeActivation(run.ede_t0) if run.activations == "ede" else run.activations
+    with float32_by_default():
+        model = create_model(
+            run.model, num_classes, in_channels, image_size, run.seed, width=run.width, activations=activations
+        )
+    latent_gradient: str | Gradient = Ede(run.ede_t0) if run.latent_gradient == "ede" else run.latent_gradient
+    # Only rules that go by use need a look at it.
+    image = (
+        torch.empty(1, in_channels, image_size, image_size, device="meta") if {"first", "last"} & {*run.skip} else None
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", StaysReal)
+        return binarize_weights(
+            model,
+            run.method,
+            run.prune_rate,
+            run.p_pos,
+            run.scope,
+            run.skip,
+            run.init,
+            run.seed,
+            scale=run.scale,
+            latent_gradient=latent_gradient,
+            score_gradient=run.score_gradient,
+            train_affine=run.train_affine,
+            learn_mask=run.learn_mask,
+            allow_empty=True,
+            example=image,
+        )
+
+
+def build_optimizer(run: Run, model: nn.Module) -> Optimizer | None:
+    """The run's optimizer over what its method trains, fused where torch has that; None where nothing is trained."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if not trained:
+        return None
+    fused = fused_optimizers(trained[0].device)
+    if run.optimizer == "adam":
+        return Adam(trained, run.lr, weight_decay=run.weight_decay, fused=fused)
+    sgd: dict[str, Any] = {"momentum": run.momentum, "weight_decay": run.weight_decay, "fused": fused}
+    if run.method != "bop":
+        optimizer = SGD(trained, run.lr, **sgd)
+    else:
+        optimizer = Bop(parameter_groups(model), run.lr, run.bop_gamma, run.bop_tau, **sgd)
+    if run.precision == "fp16":
+        _begin_at_rest(optimizer)
+    return optimizer
+
+
+def _begin_at_rest(optimizer: SGD) -> None:
+    # A first step that the loss scaler skips would leave torch's fused SGD with momentum from uninitialised memory.
+    for group in optimizer.param_groups:
+        for parameter in group["params"] if group["momentum"] and not group.get("flips") else ():
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+
+
+def check_network(run: Run) -> nn.Module:
+    """The run's network as far as it is known without the data, with no memory for its weights.
+
+    Raises ValueError for what can be told to be wrong by then: layers to skip, a given image size.
+    """
+    with torch.device("meta"):
+        return build_network(run, 10, 3, run.image_size or find_network(run.model).image_size)
+
+
+def check_fits(run: Run, dataset: Dataset) -> nn.Module:
+    """The run's network for this data, with no memory for its weights.
+
+    Raises ValueError where network, method or batch do not fit the data.
+    """
+    images = len(dataset.train) - (dataset.held_out_count(run.holdout) if run.holdout else 0)
+    if run.batch_size > images:
+        raise ValueError(f"batch_size {run.batch_size} is more than the {images} training images of {run.data}")
+    with torch.device("meta"):
+        return build_model(run, dataset)
+
+
+def check_begins(run: Run, model: nn.Module) -> None:
+    """Raise ValueError where a layer of the run's network keeps nothing: no training of it is to begin or to go on."""
+    try:
+        check_kept(model)
+    except ValueError as fault:
+        raise ValueError(f"{run.method} on {run.model}: {fault}") from fault
+
+
+def what_stays_real(run: Run, model: nn.Module) -> str:
+    """A line about the weights of the run's network that its method leaves real-valued unexpectedly; "" for none."""
+    line = "" if run.method == "dense" else real_matrices(model)
+    return line and f"{run.model}: {line}"

@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.optim import SGD
+
+from mpt_bihalf import METHODS, binary_layers
+from mpt_bihalf.data import Dataset
+from mpt_bihalf.training import Run
+from mpt_bihalf.training.build import build_model, build_optimizer, check_fits, check_network
+from tests.reference import one_line_error
+
+
+def test_methods_of_one_seed_begin_with_the_same_draw(small: Dataset, make_run: Callable[..., Run]) -> None:
+    draws: dict[str, dict[str, Tensor]] = {}
+    scores: dict[str, dict[str, Tensor]] = {}
+    for method in METHODS:
+        model = build_model(make_run(method=method, seed=11), small)
+        named = {name: weight for name, _, weight in binary_layers(model)}
+        named = named or {name.removesuffix(".weight"): weight for name, weight in model.named_parameters()}
+        # Masked methods draw for the kept part of the fan: the same numbers, another spread.
+        draws[method] = {name: weight.detach() / weight.detach().std() for name, weight in named.items()}
+        scores[method] = {name: part.scores for name, part, _ in binary_layers(model) if part.scores is not None}
+    for layer, draw in draws["mpt-sign"].items():
+        assert torch.equal(draws["bop"].pop(layer) > 0, draw >= 0)  # no latent weights: the signs of the draw
+    for method in METHODS:
+        for layer, draw in draws["mpt-sign"].items() if method != "bop" else ():
+            torch.testing.assert_close(draws[method][layer], draw, rtol=1e-4, atol=1e-5)
+    for method in ("mpt-bihalf", "mpt-balanced"):
+        for layer, score in scores["mpt-sign"].items():
+            assert torch.equal(scores[method][layer], score)
+    other = build_model(make_run(method="mpt-sign", seed=12), small)
+    assert all(not torch.equal(part.scores, scores["mpt-sign"][name]) for name, part, _ in binary_layers(other))
+
+
+@pytest.mark.parametrize("method", ["sign", "mpt-sign"])
+def test_momentum_and_weight_decay_are_those_of_sgd_on_what_is_trained(
+    method: str, small: Dataset, make_run: Callable[..., Run]
+) -> None:
+    run = make_run(method=method, lr=0.3, momentum=0.7, weight_decay=0.01)
+    model = build_model(run, small)
+    optimizer = build_optimizer(run, model)
+    (group,) = optimizer.param_groups
+    assert isinstance(optimizer, SGD)
+    assert (group["lr"], group["momentum"], group["weight_decay"], group["nesterov"]) == (0.3, 0.7, 0.01, False)
+    expected = {id(weight if part.scores is None else part.scores) for _, part, weight in binary_layers(model)}
+    assert {id(parameter) for parameter in group["params"]} == expected
+
+
+def test_a_check_lets_pass_only_batches_that_the_rest_of_a_holdout_fills(
+    small: Dataset, make_run: Callable[..., Run]
+) -> None:
+    for share in np.linspace(0.01, 0.99, 99):
+        left = 300 - round(share * 300)
+        run = make_run(holdout=float(share), batch_size=max(left, 1))
+        if left in (0, 300):
+            continue
+        check_fits(run, small)
+        with pytest.raises(ValueError, match="batch_size"):
+            check_fits(replace(run, batch_size=left + 1), small)
+
+
+def test_a_check_refuses_images_that_the_network_does_not_take(small: Dataset, make_run: Callable[..., Run]) -> None:
+    size = small.image_size
+    with one_line_error(f"torchvision:alexnet does not take images of {size}x{size}: "):
+        check_fits(make_run(model="torchvision:alexnet"), small)
+
+
+@pytest.mark.parametrize("name", ["vit_b_16", "vit_h_14", "maxvit_t", "inception_v3"])
+def test_a_network_is_not_refused_before_its_images_size_is_known(name: str, make_run: Callable[..., Run]) -> None:
+    check_network(make_run(model=f"torchvision:{name}"))
+    with one_line_error("does not take images of 33x33"):
+        check_network(make_run(model=f"torchvision:{name}", image_size=33))
+
+
+def test_mixed_precision_decides_the_same_signs_and_masks(small: Dataset, make_run: Callable[..., Run]) -> None:
+    for method in ("bihalf", "mpt-bihalf"):
+        models = [build_model(make_run(method=method, precision=precision), small) for precision in ("fp32", "bf16")]
+        for (_, part, weight), (_, other, same) in zip(*map(binary_layers, models), strict=True):
+            with torch.autocast("cpu", torch.bfloat16):
+                assert torch.equal(part.binary(weight), other.binary(same))
