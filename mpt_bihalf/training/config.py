@@ -11,18 +11,12 @@ from dataclasses import dataclass, field, fields, replace
 from sys import float_info
 from typing import Any, Literal
 
-from ..activations import ACTIVATION_GRADIENTS
-from ..counts import fraction_within
-from ..data import check_name, own_augmentation, short_data
+from ..data import short_data
 from ..devices import check_shared, pick_device
 from ..distributed import launched
-from ..files import expanded
-from ..gradients import LATENT_GRADIENTS, SCORE_GRADIENTS, Ede
-from ..initialise import INITS
-from ..masks import SCOPES
-from ..methods import METHODS, Method, find_method
-from ..models import find_network
-from ..scales import SCALES
+from ..gradients import Ede
+from ..methods import METHODS
+from .canonical import BOTH_PARTS, canonical, check
 
 # What a run's result does not depend on, so that it is left out of the hash.
 WHERE = ("data_root", "workers", "data_digest")
@@ -41,10 +35,6 @@ ADDED = {
     "flip": "auto",
     "crop_padding": "auto",
 }
-# What augment says of flip and crop_padding where these say auto; None: the data set's own.
-BOTH_PARTS = {"auto": None, "none": False, "standard": True}
-RISES_FROM = 0.5  # where a rising pruning rate starts, in the MPT authors' later code
-RESNET20_T0 = 1e-3  # where EDE's sharpness starts on 1/1 ResNet-20, in IR-Net's code
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,130 +137,9 @@ class Run:
 
     def __post_init__(self) -> None:
         """Raises ValueError, in one line, for a value that is unknown or out of range."""
-        for name, known in (
-            ("method", METHODS),
-            ("scope", SCOPES),
-            ("init", [init for init in INITS if init != "keep"]),
-            ("scale", ["", *SCALES]),
-            ("latent_gradient", ["", *LATENT_GRADIENTS]),
-            ("score_gradient", ["", *SCORE_GRADIENTS]),
-            ("optimizer", ["sgd", "adam"]),
-            ("schedule", ["cosine", "step", "constant"]),
-            ("precision", ["fp32", "bf16", "fp16"]),
-            ("augment", BOTH_PARTS),
-            ("flip", ["auto", "on", "off"]),
-            ("crop_padding", ["auto", "on", "off"]),
-            ("activations", ["real", "binary", *ACTIVATION_GRADIENTS]),
-        ):
-            if getattr(self, name) not in known:
-                options = ", ".join(value for value in known if value)
-                raise ValueError(f"unknown {name} {getattr(self, name)!r}; known: {options}")
-        find_network(self.model)
-        check_name(self.data)
-        fraction_within(self.prune_rate, "prune_rate", below_one=True)
-        fraction_within(self.p_pos, "p_pos")
-        fraction_within(self.holdout, "holdout", below_one=True)
-        for name, lowest, highest in (
-            ("epochs", 1, 1_000_000),
-            ("batch_size", 1, 1_000_000),
-            ("image_size", 0, 1024),
-            ("seed", 0, 2**63 - 1),
-            ("threads", 0, 1024),
-            ("trace", 0, 1_000_000),
-            ("prune_epochs", 0, 1_000_000),
-            ("processes", 1, 1_000_000),
-            ("workers", 0, 1024),
-        ):
-            if not lowest <= getattr(self, name) <= highest:
-                raise ValueError(f"{name} must lie in {lowest} to {highest}, not {getattr(self, name)}")
-        for name in ("lr", "weight_decay", "bop_tau", "ede_t0"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise ValueError(f"{name} must be a finite number of at least 0, not {getattr(self, name)}")
-        if self.data_digest and not re.fullmatch("[0-9a-f]{64}", self.data_digest):
-            raise ValueError(f"data_digest must be 64 hexadecimal digits, not {self.data_digest[:80]!r}")
-        if not 0 < self.width <= 64:
-            raise ValueError(f"width must lie in (0, 64], not {self.width}")
-        if not 0 <= self.bop_gamma <= 1:
-            raise ValueError(f"bop_gamma must lie in [0, 1], not {self.bop_gamma}")
-        if self.method == "bop" and self.optimizer != "sgd":
-            raise ValueError("bop flips its binary weights and trains the rest by sgd: leave --optimizer at sgd")
-        if not 0 <= self.momentum < 1:
-            raise ValueError(f"momentum must lie in [0, 1), not {self.momentum}")
-        if self.schedule == "step" and not self.milestones:
-            raise ValueError("the step schedule needs --milestones")
-        if self.batch_size % self.processes:
-            raise ValueError(f"batch_size {self.batch_size} cannot be divided evenly among {self.processes} processes")
-        if any(milestone < 1 for milestone in self.milestones):
-            raise ValueError(f"milestones must be epochs from 1 on, not {min(self.milestones)}")
-        self._canonise()
-
-    def _canonise(self) -> None:
-        method = find_method(self.method)
-        own = {
-            "scale": _name_of(method, "scale", SCALES),
-            "latent_gradient": _name_of(method, "latent_gradient", LATENT_GRADIENTS),
-            "score_gradient": _name_of(method, "score_gradient", SCORE_GRADIENTS),
-        }
-        estimator = _name_of(method, "activation_gradient", ACTIVATION_GRADIENTS)
-        canonical: dict[str, Any] = {
-            **{part: getattr(self, part) or name for part, name in own.items()},
-            "skip": self._skip(),
-            "activations": estimator if self.activations == "binary" else self.activations,
-            "milestones": tuple(self.milestones) if self.schedule == "step" else (),
-            **self._augmentation(),
-        }
-        kind, _, path = self.data.partition(":")
-        if path:
-            canonical["data"] = f"{kind}:{_absolute(path)}"
-        if self.data_root:  # whoever does the run may do it in another folder
-            canonical["data_root"] = _absolute(self.data_root)
-        if method.mask is None:
-            canonical["prune_rate"] = 0.0
-        if method.mask is None or self.prune_rate <= RISES_FROM:
-            canonical["prune_epochs"] = 0
-        if not method.scoped:
-            canonical["scope"] = "layer"
-        if not method.balanced:
-            canonical["p_pos"] = 0.5
-        if method.trains != "signs":
-            canonical |= {"bop_gamma": Run.bop_gamma, "bop_tau": Run.bop_tau}
-        if method.trains != "scores":
-            canonical |= {"score_gradient": "latent", "train_affine": False, "learn_mask": True}
-        else:
-            canonical["latent_gradient"] = "scaled"
-        if method.binarizer is None:
-            canonical |= {"scale": own["scale"], "skip": (), "latent_gradient": "scaled"}
-        if self.optimizer != "sgd":
-            canonical["momentum"] = 0.0
-        canonical["ede_t0"] = self._ede_t0(canonical["latent_gradient"], canonical["activations"])
-        for name, value in canonical.items():
+        check(self)
+        for name, value in canonical(self).items():
             object.__setattr__(self, name, value)
-
-    def _augmentation(self) -> dict[str, str]:
-        """augment, flip and crop_padding: equal for equal effects, and auto for what the data set does by itself."""
-        own = own_augmentation(self.data)
-        flip, crop = both = tuple(
-            default if said is None else said for said, default in zip(self.augmentation, own, strict=True)
-        )
-        if both != own and flip == crop:
-            return {"augment": "standard" if flip else "none", "flip": "auto", "crop_padding": "auto"}
-        parts = zip(("flip", "crop_padding"), both, own, strict=True)
-        named = {name: "auto" if part == default else "on" if part else "off" for name, part, default in parts}
-        return {"augment": "auto", **named}
-
-    def _skip(self) -> tuple[str, ...]:
-        """No name twice; the network's own rules where nothing is said, which for some networks is to skip none."""
-        own = find_network(self.model).skip
-        names = tuple(dict.fromkeys(name for name in self.skip if name != "none"))
-        if names or not own:
-            return names
-        return ("none",) if self.skip else own
-
-    def _ede_t0(self, latent_gradient: str, activations: str) -> float:
-        if "ede" not in (latent_gradient, activations):
-            return Ede.t0
-        own = RESNET20_T0 if self.model == "resnet20" and activations != "real" else Ede.t0
-        return self.ede_t0 or own
 
     @property
     def augmentation(self) -> tuple[bool | None, bool | None]:
@@ -340,16 +209,6 @@ class Run:
         return cls(**arguments)
 
 
-def _name_of(method: Method, part: str, known: dict[str, Any]) -> str:
-    """What a part of the method is called, by which a run is known; ValueError where it has no name."""
-    for name, value in known.items():
-        if value == getattr(method, part):
-            return name
-    raise ValueError(
-        f"the {part} of method {method.name!r} has no name for runs to be known by: enter it in {part.upper()}S"
-    )
-
-
 DEFAULTS: dict[str, Any] = {known.name: known.default for known in fields(Run)}
 # What the fields with several items have for items.
 ITEMS = {"skip": str, "milestones": int}
@@ -367,10 +226,6 @@ def _check_type(name: str, value: Any, default: Any) -> None:
         sound = (sound or type(value) is int) and -float_info.max <= value <= float_info.max
     if not sound:
         raise ValueError(f"not a run's configuration: {name} is {reprlib.repr(value)[:60]}")
-
-
-def _absolute(folder: str) -> str:
-    return str(expanded(folder).absolute())
 
 
 def cores_for(jobs: int) -> int:

@@ -11,7 +11,8 @@ from torch.optim import Optimizer
 
 from ..parametrization import binary_parts
 from ..weights import set_progress
-from .config import RISES_FROM, Run
+from .canonical import RISES_FROM
+from .config import Run
 
 
 def start_epoch(model: nn.Module, run: Run, epoch: int) -> None:

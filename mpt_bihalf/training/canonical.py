@@ -1,0 +1,173 @@
+"""The one form that equal runs have, and the values that a run may have at all.
+
+The functions take a run as its fields were given: `Run` asks them while it is made.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+from ..activations import ACTIVATION_GRADIENTS
+from ..counts import fraction_within
+from ..data import check_name, own_augmentation
+from ..files import expanded
+from ..gradients import LATENT_GRADIENTS, SCORE_GRADIENTS, Ede
+from ..initialise import INITS
+from ..masks import SCOPES
+from ..methods import METHODS, Method, find_method
+from ..models import find_network
+from ..scales import SCALES
+
+if TYPE_CHECKING:
+    from .config import Run
+
+# What augment says of flip and crop_padding where these say auto; None: the data set's own.
+BOTH_PARTS = {"auto": None, "none": False, "standard": True}
+RISES_FROM = 0.5  # where a rising pruning rate starts, in the MPT authors' later code
+RESNET20_T0 = 1e-3  # where EDE's sharpness starts on 1/1 ResNet-20, in IR-Net's code
+
+
+def check(run: Run) -> None:
+    """Raise ValueError, in one line, for a value that is unknown or out of range."""
+    for name, known in (
+        ("method", METHODS),
+        ("scope", SCOPES),
+        ("init", [init for init in INITS if init != "keep"]),
+        ("scale", ["", *SCALES]),
+        ("latent_gradient", ["", *LATENT_GRADIENTS]),
+        ("score_gradient", ["", *SCORE_GRADIENTS]),
+        ("optimizer", ["sgd", "adam"]),
+        ("schedule", ["cosine", "step", "constant"]),
+        ("precision", ["fp32", "bf16", "fp16"]),
+        ("augment", BOTH_PARTS),
+        ("flip", ["auto", "on", "off"]),
+        ("crop_padding", ["auto", "on", "off"]),
+        ("activations", ["real", "binary", *ACTIVATION_GRADIENTS]),
+    ):
+        if getattr(run, name) not in known:
+            options = ", ".join(value for value in known if value)
+            raise ValueError(f"unknown {name} {getattr(run, name)!r}; known: {options}")
+    find_network(run.model)
+    check_name(run.data)
+    fraction_within(run.prune_rate, "prune_rate", below_one=True)
+    fraction_within(run.p_pos, "p_pos")
+    fraction_within(run.holdout, "holdout", below_one=True)
+    for name, lowest, highest in (
+        ("epochs", 1, 1_000_000),
+        ("batch_size", 1, 1_000_000),
+        ("image_size", 0, 1024),
+        ("seed", 0, 2**63 - 1),
+        ("threads", 0, 1024),
+        ("trace", 0, 1_000_000),
+        ("prune_epochs", 0, 1_000_000),
+        ("processes", 1, 1_000_000),
+        ("workers", 0, 1024),
+    ):
+        if not lowest <= getattr(run, name) <= highest:
+            raise ValueError(f"{name} must lie in {lowest} to {highest}, not {getattr(run, name)}")
+    for name in ("lr", "weight_decay", "bop_tau", "ede_t0"):
+        if not 0 <= getattr(run, name) < float("inf"):
+            raise ValueError(f"{name} must be a finite number of at least 0, not {getattr(run, name)}")
+    if run.data_digest and not re.fullmatch("[0-9a-f]{64}", run.data_digest):
+        raise ValueError(f"data_digest must be 64 hexadecimal digits, not {run.data_digest[:80]!r}")
+    if not 0 < run.width <= 64:
+        raise ValueError(f"width must lie in (0, 64], not {run.width}")
+    if not 0 <= run.bop_gamma <= 1:
+        raise ValueError(f"bop_gamma must lie in [0, 1], not {run.bop_gamma}")
+    if run.method == "bop" and run.optimizer != "sgd":
+        raise ValueError("bop flips its binary weights and trains the rest by sgd: leave --optimizer at sgd")
+    if not 0 <= run.momentum < 1:
+        raise ValueError(f"momentum must lie in [0, 1), not {run.momentum}")
+    if run.schedule == "step" and not run.milestones:
+        raise ValueError("the step schedule needs --milestones")
+    if run.batch_size % run.processes:
+        raise ValueError(f"batch_size {run.batch_size} cannot be divided evenly among {run.processes} processes")
+    if any(milestone < 1 for milestone in run.milestones):
+        raise ValueError(f"milestones must be epochs from 1 on, not {min(run.milestones)}")
+
+
+def canonical(run: Run) -> dict[str, Any]:
+    """The fields that take another value than they were given, or may, with that value."""
+    method = find_method(run.method)
+    own = {
+        "scale": _name_of(method, "scale", SCALES),
+        "latent_gradient": _name_of(method, "latent_gradient", LATENT_GRADIENTS),
+        "score_gradient": _name_of(method, "score_gradient", SCORE_GRADIENTS),
+    }
+    estimator = _name_of(method, "activation_gradient", ACTIVATION_GRADIENTS)
+    found: dict[str, Any] = {
+        **{part: getattr(run, part) or name for part, name in own.items()},
+        "skip": _skip(run),
+        "activations": estimator if run.activations == "binary" else run.activations,
+        "milestones": tuple(run.milestones) if run.schedule == "step" else (),
+        **_augmentation(run),
+    }
+    kind, _, path = run.data.partition(":")
+    if path:
+        found["data"] = f"{kind}:{_absolute(path)}"
+    if run.data_root:  # whoever does the run may do it in another folder
+        found["data_root"] = _absolute(run.data_root)
+    if method.mask is None:
+        found["prune_rate"] = 0.0
+    if method.mask is None or run.prune_rate <= RISES_FROM:
+        found["prune_epochs"] = 0
+    if not method.scoped:
+        found["scope"] = "layer"
+    if not method.balanced:
+        found["p_pos"] = 0.5
+    if method.trains != "signs":
+        found |= {"bop_gamma": type(run).bop_gamma, "bop_tau": type(run).bop_tau}
+    if method.trains != "scores":
+        found |= {"score_gradient": "latent", "train_affine": False, "learn_mask": True}
+    else:
+        found["latent_gradient"] = "scaled"
+    if method.binarizer is None:
+        found |= {"scale": own["scale"], "skip": (), "latent_gradient": "scaled"}
+    if run.optimizer != "sgd":
+        found["momentum"] = 0.0
+    found["ede_t0"] = _ede_t0(run, found["latent_gradient"], found["activations"])
+    return found
+
+
+def _augmentation(run: Run) -> dict[str, str]:
+    """augment, flip and crop_padding: equal for equal effects, and auto for what the data set does by itself."""
+    own = own_augmentation(run.data)
+    flip, crop = both = tuple(
+        default if said is None else said for said, default in zip(run.augmentation, own, strict=True)
+    )
+    if both != own and flip == crop:
+        return {"augment": "standard" if flip else "none", "flip": "auto", "crop_padding": "auto"}
+    parts = zip(("flip", "crop_padding"), both, own, strict=True)
+    named = {name: "auto" if part == default else "on" if part else "off" for name, part, default in parts}
+    return {"augment": "auto", **named}
+
+
+def _skip(run: Run) -> tuple[str, ...]:
+    """No name twice; the network's own rules where nothing is said, which for some networks is to skip none."""
+    own = find_network(run.model).skip
+    names = tuple(dict.fromkeys(name for name in run.skip if name != "none"))
+    if names or not own:
+        return names
+    return ("none",) if run.skip else own
+
+
+def _ede_t0(run: Run, latent_gradient: str, activations: str) -> float:
+    if "ede" not in (latent_gradient, activations):
+        return Ede.t0
+    own = RESNET20_T0 if run.model == "resnet20" and activations != "real" else Ede.t0
+    return run.ede_t0 or own
+
+
+def _name_of(method: Method, part: str, known: dict[str, Any]) -> str:
+    """What a part of the method is called, by which a run is known; ValueError where it has no name."""
+    for name, value in known.items():
+        if value == getattr(method, part):
+            return name
+    raise ValueError(
+        f"the {part} of method {method.name!r} has no name for runs to be known by: enter it in {part.upper()}S"
+    )
+
+
+def _absolute(folder: str) -> str:
+    return str(expanded(folder).absolute())
