@@ -20,7 +20,8 @@ with starting(__name__):
     from .signals import Stopped
     from .sweep.claim import claimed
     from .sweep.shown import Shown
-    from .sweep.status import OVER, status_json, status_text, survey
+    from .sweep.status import status_json, status_text
+    from .sweep.survey import OVER, survey
     from .tickets.command import add_ticket
     from .training import Run, train
     from .training.build import check_begins, check_fits, check_network, what_stays_real

@@ -16,7 +16,8 @@ from ..files import output_folder, write_csv, write_text
 from ..sweep.experiment import words
 from ..sweep.records import named_nothing, noted, record
 from ..sweep.shown import Shown
-from ..sweep.status import OVER, Survey, strangers_text
+from ..sweep.status import strangers_text
+from ..sweep.survey import OVER, Survey
 from ..training import Run
 from ..training.loop import FIGURES
 from ..training.record import FINISHED

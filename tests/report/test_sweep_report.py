@@ -18,7 +18,7 @@ from mpt_bihalf.sweep import PruneSweep, read_records
 from mpt_bihalf.sweep.plan import write_plan
 from mpt_bihalf.sweep.records import run_folder
 from mpt_bihalf.sweep.shown import Shown
-from mpt_bihalf.sweep.status import survey
+from mpt_bihalf.sweep.survey import survey
 from mpt_bihalf.training import Run
 
 Leave = Callable[..., None]
