@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from ..activations import BinaryActivation
 from ..batch_norm import SyncBatchNorm
@@ -73,7 +74,7 @@ class _Tracer(fx.Tracer):
 
 
 class _Shapes(fx.Interpreter):
-    """Notes the shape that each node gives."""
+    """Notes the shape that each node gives, as torch's ShapeProp, which prints a traceback where that is an error."""
 
     def run_node(self, n: fx.Node) -> Any:
         value = super().run_node(n)
@@ -170,19 +171,13 @@ def _fold_norms(network: fx.GraphModule) -> int:
         source, norm = node.all_input_nodes[0], _operation(network, node)
         layer = layers.at(source)
         if layer is not None and len(source.users) == 1 and norm.running_mean is not None:
-            _fold_norm(layer, norm)
+            statistics = norm.running_mean, norm.running_var, norm.eps
+            # Of linear layers too: fuse_linear_bn_weights takes no norm without an affine map.
+            weight, bias = fuse_conv_bn_weights(layer.weight, layer.bias, *statistics, norm.weight, norm.bias)
+            layer.weight, layer.bias = weight, bias.requires_grad_()
             _skip(node)
             folded += 1
     return folded
-
-
-def _fold_norm(layer: Any, norm: Any) -> None:
-    scale = (norm.running_var + norm.eps).rsqrt()
-    if norm.weight is not None:
-        scale *= norm.weight
-    bias = (-norm.running_mean if layer.bias is None else layer.bias - norm.running_mean) * scale
-    layer.weight = nn.Parameter(layer.weight * scale.view(-1, *[1] * (layer.weight.dim() - 1)))
-    layer.bias = nn.Parameter(bias if norm.bias is None else bias + norm.bias)
 
 
 @dataclass(frozen=True)

@@ -86,6 +86,7 @@ def _on_seed(ticket: Ticket, layers: dict[str, BinaryLayer], seed: int) -> dict[
 @torch.no_grad()
 def _renewed(model: nn.Module, dataset: Dataset) -> nn.Module:
     """The model with the statistics of its batch norms those of the training images."""
+    # Not by torch's update_bn, which trains all modules: stochastic depth (efficientnet) would drop what they are of.
     norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     for norm in norms:
         norm.reset_running_stats()

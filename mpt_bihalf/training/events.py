@@ -12,16 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
-from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
+from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.plugins.hparams.api_pb2 import DataType, Experiment, HParamInfo, MetricInfo, MetricName, Status
-from tensorboard.plugins.hparams.metadata import (
-    EXPERIMENT_TAG,
-    PLUGIN_DATA_VERSION,
-    PLUGIN_NAME,
-    SESSION_END_INFO_TAG,
-    SESSION_START_INFO_TAG,
-)
-from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData, SessionEndInfo, SessionStartInfo
+from tensorboard.plugins.hparams.metadata import EXPERIMENT_TAG, SESSION_END_INFO_TAG, create_summary_metadata
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData, SessionEndInfo
+from tensorboard.plugins.hparams.summary_v2 import hparams_pb
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 from .config import WHERE, Run
@@ -47,9 +42,9 @@ class Curves:
         self._folder, self._first_step = folder, first_step
         self._events = EventFile(folder, first_epoch)
         self._trace: EventFile | None = None
-        experiment, start = _describe(run)
+        experiment, values = _describe(run)
         self._events.add(_hparams(EXPERIMENT_TAG, experiment=experiment), 0)
-        self._events.add(_hparams(SESSION_START_INFO_TAG, session_start_info=start), 0)
+        self._events.add(hparams_pb(values, trial_id=""), 0)  # no group: each run has a row of its own
         self._events.flush()
 
     def add(self, figures: Figures, layers: list[Figures], trace: list[Figures], lr: float) -> None:
@@ -147,22 +142,25 @@ def _open_existing(path: str, flags: int) -> int:
     return os.open(path, flags & ~os.O_CREAT | getattr(os, "O_NOFOLLOW", 0))
 
 
-def _describe(run: Run) -> tuple[Experiment, SessionStartInfo]:
+def _describe(run: Run) -> tuple[Experiment, dict[str, float | str]]:
     """What there is to see of runs, the same for all, and what determines the result of this one."""
-    start, infos = SessionStartInfo(start_time_secs=time.time()), []
-    for name, value in asdict(run).items():
-        if name not in WHERE:
-            if isinstance(value, int | float):  # a bool as 0 or 1
-                kind, start.hparams[name].number_value = DataType.DATA_TYPE_FLOAT64, value
-            else:
-                text = " ".join(map(str, value)) if isinstance(value, tuple) else value
-                kind, start.hparams[name].string_value = DataType.DATA_TYPE_STRING, text
-            infos.append(HParamInfo(name=name, type=kind, differs=name in SHOWN))
+    values = {name: _plain(value) for name, value in asdict(run).items() if name not in WHERE}
+    infos = [  # by hand, as HParam of summary_v2 cannot say what differs
+        HParamInfo(
+            name=name,
+            type=DataType.DATA_TYPE_STRING if isinstance(value, str) else DataType.DATA_TYPE_FLOAT64,
+            differs=name in SHOWN,
+        )
+        for name, value in values.items()
+    ]
     metrics = [MetricInfo(name=MetricName(tag=tag)) for tag in METRICS]
-    return Experiment(hparam_infos=infos, metric_infos=metrics), start
+    return Experiment(hparam_infos=infos, metric_infos=metrics), values
+
+
+def _plain(value: Any) -> float | str:
+    """A bool as 0 or 1."""
+    return " ".join(map(str, value)) if isinstance(value, tuple) else value if isinstance(value, str) else float(value)
 
 
 def _hparams(tag: str, **data: Any) -> Summary:
-    content = HParamsPluginData(version=PLUGIN_DATA_VERSION, **data).SerializeToString()
-    plugin = SummaryMetadata.PluginData(plugin_name=PLUGIN_NAME, content=content)
-    return Summary(value=[Summary.Value(tag=tag, metadata=SummaryMetadata(plugin_data=plugin))])
+    return Summary(value=[Summary.Value(tag=tag, metadata=create_summary_metadata(HParamsPluginData(**data)))])
