@@ -10,6 +10,7 @@ TEST = [
     *DOCS,
     *EXPORT,
     "hypothesis",
+    "import-linter>=2.8",
     "ipykernel",
     "mypy",
     "nbclient",
