@@ -9,7 +9,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +33,12 @@ def environment(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mo
 
 @pytest.fixture
 def runs() -> Callable[..., list[Run]]:
-    """The runs of a pruning sweep of few steps."""
+    """The runs of a pruning sweep of small networks and few steps."""
 
     def do(**options: Any) -> list[Run]:
         settings = {"rates": "0.5", "trials": 2, "epochs": 1, "device": "cpu", "threads": 1, "grid": ["batch_size=700"]}
-        return PruneSweep(**{**settings, **options}).runs()
+        made = PruneSweep(**{**settings, **options}).runs()
+        return [replace(run, width=0.1) if run.width == 1 else run for run in made]
 
     return do
 
