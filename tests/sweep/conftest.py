@@ -2,19 +2,19 @@ from __future__ import annotations
 
 import contextlib
 import json
+import multiprocessing
 import os
 import signal
-import subprocess
-import sys
-import textwrap
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+import torch
 from filelock import FileLock
 
 from mpt_bihalf.sweep import PruneSweep
@@ -43,20 +43,25 @@ def runs() -> Callable[..., list[Run]]:
     return do
 
 
-@pytest.fixture
-def python() -> Iterator[Callable[..., subprocess.Popen[str]]]:
-    """Start a Python process with this code; all of them, and what they started, are killed in the end."""
-    started = []
+# Forked, so that none imports torch again; but of an accelerator a forked process can make no use.
+PROCESSES: Any = multiprocessing.get_context("spawn" if torch.cuda.is_available() else "fork")
 
-    def do(code: str, *arguments: object) -> subprocess.Popen[str]:
-        command = [sys.executable, "-c", textwrap.dedent(code), *map(str, arguments)]
-        started.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
-        return started[-1]
+
+@pytest.fixture
+def begin() -> Iterator[Callable[..., BaseProcess]]:
+    """Start a process that calls a function; all of them, and what they started, are killed in the end."""
+    begun: list[BaseProcess] = []
+
+    def do(function: Callable[..., object], *arguments: object) -> BaseProcess:
+        begun.append(PROCESSES.Process(target=function, args=arguments))
+        begun[-1].start()
+        return begun[-1]
 
     yield do
-    for process in started:
+    for process in begun:
+        assert process.pid
         kill_all(process.pid)
-        process.communicate()
+        process.join()
 
 
 def kill_all(pid: int) -> None:

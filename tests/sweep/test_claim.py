@@ -3,27 +3,25 @@ from __future__ import annotations
 import fcntl
 import os
 import platform
-import signal
 import stat
-import subprocess
 import time
 from collections.abc import Callable
+from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 import pytest
 from filelock import FileLock, Timeout
 
 from mpt_bihalf.sweep import claim
 from mpt_bihalf.sweep.claim import claimed, held, holder
+from tests.sweep.conftest import PROCESSES
 
-HOLD = """
-    import sys, time
-    from pathlib import Path
-    from mpt_bihalf.sweep.claim import claimed
-    with claimed(Path(sys.argv[1])) as ours:
-        print(ours, flush=True)
-        time.sleep(60)
-"""
+
+def hold(folder: Path, is_ours: Any) -> None:
+    with claimed(folder) as ours:
+        is_ours.send(ours)
+        time.sleep(600)
 
 
 def test_one_of_two_gets_the_run_and_the_other_after_it(tmp_path: Path) -> None:
@@ -65,17 +63,15 @@ def test_a_claim_is_given_back_after_an_error(tmp_path: Path) -> None:
         assert ours
 
 
-def test_a_claim_whose_holder_was_killed_is_taken_over(
-    tmp_path: Path, python: Callable[..., subprocess.Popen[str]]
-) -> None:
-    process = python(HOLD, tmp_path)
-    assert process.stdout
-    assert process.stdout.readline() == "True\n"
+def test_a_claim_whose_holder_was_killed_is_taken_over(tmp_path: Path, begin: Callable[..., BaseProcess]) -> None:
+    told, is_ours = PROCESSES.Pipe(duplex=False)
+    process = begin(hold, tmp_path, is_ours)
+    assert told.recv()
     assert (holder(tmp_path) or {})["pid"] == process.pid
     with claimed(tmp_path) as ours:
         assert not ours
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.kill()
+    process.join()
     assert (tmp_path / "claim.json").exists()  # nobody took it away
     assert holder(tmp_path) is None
     with claimed(tmp_path) as ours:

@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
 import threading
+import time
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from dataclasses import replace
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +20,14 @@ from mpt_bihalf.models.design import Network
 from mpt_bihalf.report import sweep_table
 from mpt_bihalf.sums import SUMS
 from mpt_bihalf.sweep import EngineOptions, RunsFailed, read_records, run_all, work
+from mpt_bihalf.sweep.claim import claimed
 from mpt_bihalf.sweep.plan import find_plans, planned_runs
 from mpt_bihalf.sweep.records import run_folder
-from mpt_bihalf.training import Run
+from mpt_bihalf.training import Run, train
 from mpt_bihalf.training.loop import load_run_data
 from mpt_bihalf.training.recorded_data import DATA, OtherData
 from tests.reference import Attending
+from tests.sweep.conftest import PROCESSES, wait_for
 
 Runs = Callable[..., list[Run]]
 SERIAL = EngineOptions(engine="serial")
@@ -129,67 +133,76 @@ def test_what_a_sweep_set_out_to_do_is_kept(tmp_path: Path, runs: Runs) -> None:
     assert planned_runs(find_plans(tmp_path)) == wanted
 
 
+def is_done(out: Path, runs: list[Run]) -> bool:
+    return all((run_folder(out, run) / "result.json").exists() for run in runs)
+
+
+def do_the_first_last(runs: list[Run], out: Path, is_claimed: Any) -> None:
+    """Claim the first run, and do it once somebody else has done the others."""
+    folder = run_folder(out, runs[0])
+    with claimed(folder):
+        is_claimed.set()
+        wait_for(lambda: is_done(out, runs[1:]))
+        train(runs[0], folder)
+
+
 def test_a_run_that_another_sweep_does_is_waited_for(
-    tmp_path: Path, runs: Runs, trained: list[Run], python: Callable[..., subprocess.Popen[str]]
+    tmp_path: Path, runs: Runs, trained: list[Run], begin: Callable[..., BaseProcess]
 ) -> None:
-    wanted = runs(methods=["sign"], trials=3)
-    other = python(DO_SLOWLY, tmp_path, repr(vars(wanted[0])))
-    assert other.stdout
-    assert other.stdout.readline() == "claimed\n"
+    wanted, is_claimed = runs(methods=["sign"], trials=3), PROCESSES.Event()
+    other = begin(do_the_first_last, wanted, tmp_path, is_claimed)
+    assert is_claimed.wait(60)
     run_all(wanted, tmp_path, SERIAL)
     assert trained == wanted[1:]
-    assert other.wait() == 0
+    other.join()
+    assert other.exitcode == 0
     assert len(read_records(tmp_path, wanted)) == 3
 
 
+def claim(run: Run, out: Path, is_claimed: Any) -> None:
+    with claimed(run_folder(out, run)):
+        is_claimed.set()
+        time.sleep(600)
+
+
 def test_a_run_is_taken_over_from_a_sweep_that_is_killed(
-    tmp_path: Path, runs: Runs, trained: list[Run], python: Callable[..., subprocess.Popen[str]]
+    tmp_path: Path, runs: Runs, trained: list[Run], begin: Callable[..., BaseProcess]
 ) -> None:
-    wanted = runs(methods=["sign"])
-    other = python(DO_SLOWLY, tmp_path, repr(vars(wanted[0])))
-    assert other.stdout
-    assert other.stdout.readline() == "claimed\n"
-    threading.Timer(3, other.kill).start()
+    wanted, is_claimed = runs(methods=["sign"]), PROCESSES.Event()
+    other = begin(claim, wanted[0], tmp_path, is_claimed)
+    assert is_claimed.wait(60)
+
+    def kill() -> None:
+        wait_for(lambda: is_done(tmp_path, wanted[1:]))
+        other.kill()
+
+    killer = threading.Thread(target=kill)
+    killer.start()
     run_all(wanted, tmp_path, SERIAL)
+    killer.join()
     assert trained == [wanted[1], wanted[0]]
 
 
-DO_SLOWLY = """
-    import sys, time
-    from pathlib import Path
-    from mpt_bihalf.sweep.claim import claimed
-    from mpt_bihalf.sweep.records import run_folder
-    from mpt_bihalf.training import Run, train
-    run = Run(**eval(sys.argv[2]))
-    folder = run_folder(Path(sys.argv[1]), run)
-    with claimed(folder):
-        print("claimed", flush=True)
-        time.sleep(5)
-        train(run, folder)
-"""
+def sweep(runs: list[Run], out: Path, options: EngineOptions, told: Path) -> None:
+    with told.open("w") as file, redirect_stdout(file):
+        run_all(runs, out, options)
 
 
-@pytest.mark.parametrize("jobs", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("options", [SERIAL, pytest.param(EngineOptions(jobs=2), marks=pytest.mark.slow)])
 def test_of_two_sweeps_started_together_each_run_is_done_by_one(
-    jobs: int, tmp_path: Path, runs: Runs, python: Callable[..., subprocess.Popen[str]]
+    options: EngineOptions, tmp_path: Path, runs: Runs, begin: Callable[..., BaseProcess]
 ) -> None:
-    code = """
-        import sys
-        from pathlib import Path
-        from mpt_bihalf.sweep import EngineOptions, run_all
-        from mpt_bihalf.training import Run
-        wanted = [Run(**values) for values in eval(sys.argv[2])]
-        run_all(wanted, Path(sys.argv[1]), EngineOptions(jobs=int(sys.argv[3])))
-    """
-    wanted = runs(methods=["sign", "mpt-bihalf"], trials=4)
-    together = [python(code, tmp_path, repr([vars(run) for run in wanted]), jobs) for _ in range(2)]
-    told = [process.communicate()[0] for process in together]
-    assert [process.returncode for process in together] == [0, 0]
+    wanted, out = runs(methods=["sign", "mpt-bihalf"], trials=4), tmp_path / "out"
+    told = [tmp_path / "one", tmp_path / "other"]
+    together = [begin(sweep, wanted, out, options, file) for file in told]
+    for process in together:
+        process.join()
+    assert [process.exitcode for process in together] == [0, 0]
     for run in wanted:
-        assert len(list(run_folder(tmp_path, run).glob("events.*"))) == 1, run.name
-        assert all(run.name in text for text in told)
+        assert len(list(run_folder(out, run).glob("events.*"))) == 1, run.name
+        assert all(run.name in file.read_text() for file in told)
     run_all(wanted, tmp_path / "alone", SERIAL)
-    assert read_records(tmp_path, wanted) == read_records(tmp_path / "alone", wanted)
+    assert read_records(out, wanted) == read_records(tmp_path / "alone", wanted)
 
 
 @pytest.fixture
