@@ -24,7 +24,7 @@ from mpt_bihalf.devices import keep_freed_memory
 from mpt_bihalf.endings import run_command
 from mpt_bihalf.training.build import build_network, build_optimizer
 from mpt_bihalf.training.config import Run
-from mpt_bihalf.training.loop import train_step
+from mpt_bihalf.training.step import train_step
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 

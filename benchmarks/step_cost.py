@@ -28,7 +28,7 @@ from mpt_bihalf.endings import run_command
 from mpt_bihalf.parametrization import binary_layers
 from mpt_bihalf.training.build import build_network, build_optimizer
 from mpt_bihalf.training.config import Run
-from mpt_bihalf.training.loop import train_step
+from mpt_bihalf.training.step import train_step
 
 CONTROL = "dense again"
 

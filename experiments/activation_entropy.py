@@ -26,8 +26,8 @@ with starting(__name__):
     from mpt_bihalf.training import Run
     from mpt_bihalf.training.build import check_network
     from mpt_bihalf.training.finished import activation_shares
-    from mpt_bihalf.training.loop import load_run_data
     from mpt_bihalf.training.record import ACTIVATIONS, FINISHED
+    from mpt_bihalf.training.run_data import load_run_data
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,9 +22,9 @@ with starting(__name__):
     from mpt_bihalf.training import Run
     from mpt_bihalf.training.build import build_model
     from mpt_bihalf.training.finished import evaluate_test, finished_model
-    from mpt_bihalf.training.loop import kept_data
     from mpt_bihalf.training.record import FINISHED
     from mpt_bihalf.training.recorded_data import OtherData
+    from mpt_bihalf.training.run_data import kept_data
 
 
 @dataclass(frozen=True, kw_only=True)

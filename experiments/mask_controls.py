@@ -28,8 +28,8 @@ with starting(__name__):
     from mpt_bihalf.sweep.records import run_folder
     from mpt_bihalf.training import Run
     from mpt_bihalf.training.finished import evaluate_shuffled
-    from mpt_bihalf.training.loop import load_run_data
     from mpt_bihalf.training.record import FINISHED, SHUFFLED
+    from mpt_bihalf.training.run_data import load_run_data
 
 
 @dataclass(frozen=True, kw_only=True)

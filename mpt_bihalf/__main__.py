@@ -25,8 +25,8 @@ with starting(__name__):
     from .tickets.command import add_ticket
     from .training import Run, train
     from .training.build import check_begins, check_fits, check_network, what_stays_real
-    from .training.loop import load_run_data
     from .training.recorded_data import check_asked, check_data, has_begun
+    from .training.run_data import load_run_data
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,8 +19,8 @@ from ..sweep.shown import Shown
 from ..sweep.status import strangers_text
 from ..sweep.survey import OVER, Survey
 from ..training import Run
-from ..training.loop import FIGURES
 from ..training.record import FINISHED
+from ..training.step import FIGURES
 from .figures import draw_sweep, save_figure
 from .outcome import STYLES
 from .tables import LEADING, MISSING, SETTING, SUMMARY, View, summarise_trials, sweep_tables, varied_fields

@@ -20,9 +20,9 @@ from ..sums import read_whole
 from ..training import Run
 from ..training.config import DEFAULTS
 from ..training.log import MEASURED, TRACED
-from ..training.loop import FIGURES
 from ..training.record import DIVERGED, FINISHED, LAYERS, RESULT, TRACE
 from ..training.recorded_data import recorded_data
+from ..training.step import FIGURES
 
 # Why the last attempt at a run failed.
 FAILURE = "failure.json"

@@ -15,7 +15,7 @@ from ..data import is_here, load_dataset
 from ..endings import CommandFailed, one_line, show, tell
 from ..training import Progress, Run
 from ..training.build import check_begins, check_fits, check_network, what_stays_real
-from ..training.loop import show_progress
+from ..training.progress import show_progress
 from ..training.recorded_data import check_asked, has_begun, refuse_other_data
 from .claim import held
 from .engines import EngineOptions, make_engine

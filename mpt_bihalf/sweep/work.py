@@ -12,7 +12,8 @@ from ..endings import wants_memory
 from ..files import refuse_links, remove_leftovers, write_json
 from ..signals import asked_to_end
 from ..training import Run, train
-from ..training.loop import Tell, kept_data
+from ..training.progress import Tell
+from ..training.run_data import kept_data
 from .claim import claimed
 from .records import FAILURE, read_result, run_folder
 

@@ -19,7 +19,7 @@ from ..endings import CommandFailed, one_line, show, tell
 from ..signals import Stopped
 from ..sweep.records import is_number
 from ..training.finished import evaluate_test
-from ..training.loop import decoders
+from ..training.run_data import decoders
 from .compare import density_table, overlap_table, ticket_names
 from .export import export_onnx, export_torch
 from .file import FORMS, read_ticket, write_ticket

@@ -15,9 +15,9 @@ from ..devices import HOST
 from ..sweep.records import read_result, read_run
 from ..training import Run
 from ..training.finished import finished_model
-from ..training.loop import load_run_data
 from ..training.record import FINISHED, RESULT
 from ..training.recorded_data import OtherData
+from ..training.run_data import load_run_data
 from .file import network_of
 from .ticket import Ticket
 

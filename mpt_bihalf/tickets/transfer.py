@@ -13,7 +13,7 @@ from ..data import Dataset, Images, evaluation_batches
 from ..parametrization import binary_layers
 from ..report.tables import Table
 from ..training.finished import evaluate_test
-from ..training.loop import evaluation_batch
+from ..training.run_data import evaluation_batch
 from .file import drawn_network
 from .ticket import BinaryLayer, Ticket
 

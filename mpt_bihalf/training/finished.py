@@ -20,9 +20,10 @@ from ..weights import shuffle_scores
 from .build import build
 from .checkpoint import load_checkpoint
 from .config import Run
-from .loop import decoders, evaluate, evaluation_batch
 from .record import ACTIVATIONS, SHUFFLED, SUMMED
 from .recorded_data import check_data
+from .run_data import decoders, evaluation_batch
+from .step import evaluate
 
 
 def evaluate_shuffled(run: Run, folder: Path, load: Callable[[], Dataset]) -> dict[str, Any]:

@@ -2,57 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from functools import lru_cache, partial
 from math import ceil, isfinite
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.amp import GradScaler
-from torch.nn import functional as F
-from torch.nn.utils import parametrize
-from torch.optim import Optimizer
-from tqdm import tqdm
+from torch import nn
 
-from ..data import DataError, Dataset, evaluation_batches, load_dataset, training_batches
+from ..data import Dataset, evaluation_batches, training_batches
 from ..data.digest import DataDigest
-from ..devices import autocast, keep_freed_memory, reproducible_kernels
-from ..distributed import ALONE, PartFailed, Team, launched, together
+from ..devices import keep_freed_memory, reproducible_kernels
+from ..distributed import PartFailed, Team, launched, together
 from ..parametrization import find_nan
 from ..signals import Stopped, say_also, stop_when_asked
 from .build import build, check_begins, check_fits, check_network
 from .checkpoint import State, load_checkpoint
 from .config import Run
-from .record import DIVERGED, FINISHED, NoRecord, Record
+from .progress import Progress, Tell, telling
+from .record import DIVERGED, FINISHED, NoRecord, Record, summarise
 from .recorded_data import OtherData, check_asked, check_data, has_begun
+from .run_data import check_alike, decoders, evaluation_batch, kept_data, load_run_data
 from .schedule import learning_rate, start_epoch, start_step
+from .step import evaluate, means, train_step
 
-# Images and pixels of a batch in evaluation, at most.
-EVALUATION_BATCH, EVALUATION_PIXELS = 500, 500 * 64 * 64
-# Processes that decode images by default, at most: each has batches ready.
-MOST_WORKERS = 16
-MIXED = {"bf16": torch.bfloat16, "fp16": torch.float16}
-NO_SCALER = GradScaler(enabled=False)
-FIGURES = [f"{split}_{figure}" for split in ("train", "test") for figure in ("loss", "top1", "top5")]
 CONSTANT = "the network gives the same logits for every test image"
 
 
 class Diverged(ArithmeticError):
     """A loss, a weight or a score became NaN or infinite; the message names the epoch and the layer."""
-
-
-class Progress(NamedTuple):
-    """How far a run is: training steps done of all it takes, and after an epoch the figures of it."""
-
-    step: int
-    steps: int
-    figures: dict[str, Any] | None = None
-
-
-Tell = Callable[[Progress], object]
 
 
 def train(run: Run, folder: Path, dataset: Dataset | None = None, tell: Tell | None = None) -> dict[str, Any]:
@@ -107,21 +84,15 @@ def prepare(run: Run, dataset: Dataset | None = None) -> Dataset:
     return dataset.augmented(*run.augmentation)
 
 
-def check_alike(team: Team, run: Run, dataset: Dataset) -> None:
-    """DataError, in all processes of the team, where one of them has other data than the first."""
-    digest = torch.tensor([*bytes.fromhex(dataset.digest.sha256)], dtype=torch.uint8)
-    everyones = team.gather(digest).view(-1, len(digest))
-    for rank, theirs in enumerate(everyones):
-        if not torch.equal(theirs, everyones[0]):
-            raise DataError(f"{run.data} holds other data for process {rank} than for the first")
-
-
 def train_together(
     team: Team, run: Run, folder: Path, dataset: Dataset, record: Record, tell: Tell | None
 ) -> dict[str, Any]:
     """`train` in each process of a team. record: what to write, if anything; only the first reads the folder."""
     data = dataset.digest
-    dataset, validation = dataset.hold_out(run.holdout) if run.holdout else (dataset, None)
+    splits = {"test": dataset.test}
+    if run.holdout:
+        dataset, validation = dataset.hold_out(run.holdout)
+        splits = {"validation": validation, **splits}
     state = resume(team, run, folder, dataset, record, data)
     record.begin(state)
     model, optimizer, history, steps = state.model, state.optimizer, state.history, state.steps
@@ -140,15 +111,14 @@ def train_together(
                     state.trace.look(state.step)
                     told(Progress(epoch * steps + state.step, total))
                 sums = team.sum(state.totals).tolist()
-                figures = {"epoch": epoch + 1, **_means(sums, steps * run.batch_size, "train")}
+                figures = {"epoch": epoch + 1, **means(sums, steps * run.batch_size, "train")}
                 team.level(model)
-                for split, images in (("validation", validation), ("test", dataset.test)):
-                    if images is not None:
-                        size = evaluation_batch(dataset)
-                        batches = evaluation_batches(images, dataset, size, team.share)
-                        rounds = ceil(len(images) / (size * team.processes))
-                        of_split, constant = evaluate(model, stop.between(batches, rounds), split, run.precision, team)
-                        figures |= of_split
+                for split, images in splits.items():
+                    size = evaluation_batch(dataset)
+                    batches = evaluation_batches(images, dataset, size, team.share)
+                    rounds = ceil(len(images) / (size * team.processes))
+                    of_split, constant = evaluate(model, stop.between(batches, rounds), split, run.precision, team)
+                    figures |= of_split
                 check_finite(model, figures)
                 layers, traced = state.log.measure(model, epoch + 1), state.trace.rows(epoch + 1)
                 lr = learning_rate(run, epoch, (epoch + 1) * steps - 1, total) if optimizer else 0.0
@@ -169,53 +139,6 @@ def train_together(
             raise
         record.end(history, result)
     return result
-
-
-@contextmanager
-def telling(run: Run, tell: Tell | None, done: int, total: int) -> Iterator[Tell]:
-    """Whom to tell how far the run is: a progress bar, from `done` of `total` steps on, if nobody is named."""
-    if tell is not None:
-        yield tell
-        return
-    with tqdm(desc=run.name, total=total, initial=done, unit="step", leave=False, disable=None) as bar:
-        yield partial(show_progress, bar)
-
-
-def show_progress(bar: tqdm, progress: Progress) -> None:
-    """Move a run's progress bar on, with the last epoch's figures beside it."""
-    bar.update(progress.step - bar.n)
-    if progress.figures is not None:
-        top1, loss = progress.figures["test_top1"], progress.figures["train_loss"]
-        bar.set_postfix({"test top-1": f"{top1:.2f}%", "loss": f"{loss:.3f}"})
-
-
-def load_run_data(run: Run) -> Dataset:
-    """The run's data set, with nothing held out yet."""
-    return load_dataset(run.data, run.data_root or None, run.image_size or None)
-
-
-def kept_data(run: Run) -> Dataset:
-    """The run's data set, kept in memory for the next run, which mostly has the same; read anew if it wants others."""
-    dataset = _kept_data(run.data, run.data_root, run.image_size)
-    if run.data_digest in ("", dataset.digest.sha256):
-        return dataset
-    _kept_data.cache_clear()
-    return _kept_data(run.data, run.data_root, run.image_size)
-
-
-@lru_cache(maxsize=1)
-def _kept_data(name: str, root: str, image_size: int) -> Dataset:
-    return load_dataset(name, root or None, image_size or None)
-
-
-def evaluation_batch(dataset: Dataset) -> int:
-    """How many images are evaluated at a time."""
-    return min(EVALUATION_BATCH, max(1, EVALUATION_PIXELS // dataset.image_size**2))
-
-
-def decoders(run: Run) -> int:
-    """How many processes decode the images of this run, where those do not fit into memory."""
-    return run.workers or min(run.threads, MOST_WORKERS)
 
 
 def resume(team: Team, run: Run, folder: Path, dataset: Dataset, record: Record, data: DataDigest) -> State:
@@ -240,88 +163,6 @@ def resume(team: Team, run: Run, folder: Path, dataset: Dataset, record: Record,
     if state.epoch < run.epochs:
         check_begins(run, model)
     return state
-
-
-def train_step(
-    model: nn.Module,
-    optimizer: Optimizer | None,
-    x: Tensor,
-    y: Tensor,
-    precision: str = "fp32",
-    scaler: GradScaler = NO_SCALER,
-) -> Tensor:
-    """One step on a batch x [B, C, H, W], y [B]; returns [loss sum, top-1 hits, top-5 hits], without waiting.
-
-    Without an optimizer, where nothing is trained, the batch is only looked at. scaler: of the loss, for fp16.
-    """
-    if optimizer:
-        optimizer.zero_grad(set_to_none=True)
-    logits = _logits(model, x, precision)
-    loss = F.cross_entropy(logits, y)
-    if optimizer:
-        scaler.scale(loss).backward()
-        scaler.unscale_(optimizer)
-        scaler.step(optimizer)
-        scaler.update()
-    return _totals(logits.detach(), y, loss.detach() * len(y))
-
-
-@torch.no_grad()
-def evaluate(
-    model: nn.Module,
-    batches: Iterable[tuple[Tensor, Tensor]],
-    split: str,
-    precision: str = "fp32",
-    team: Team = ALONE,
-) -> tuple[dict[str, float], bool]:
-    """Loss, top-1 and top-5 in percent over all images, and whether all of several images have equal logits.
-
-    Each binary weight is worked out once, and the device waited for once. batches: this process's; what is returned is
-    of those of all.
-    """
-    model.eval()
-    device, images, classes = next(model.parameters()).device, 0, 0
-    totals = torch.zeros(3, dtype=torch.float32, device=device)
-    # Of each class the highest logit, and the highest of the negated ones.
-    bounds = torch.full((2, 1), -torch.inf, dtype=torch.float32, device=device)
-    with parametrize.cached():
-        for x, y in batches:
-            logits = _logits(model, x, precision)
-            totals += _totals(logits, y, F.cross_entropy(logits, y, reduction="sum"))
-            bounds = torch.maximum(bounds, torch.stack([logits.amax(0), -logits.amin(0)]))
-            images, classes = images + len(y), logits.shape[1]
-    counts = team.gather(torch.tensor([images, classes])).view(-1, 2)  # a process without images knows no classes
-    images, classes = int(counts[:, 0].sum()), int(counts[:, 1].max())
-    highest, negated = team.gather(bounds.expand(2, classes).contiguous()).view(-1, 2, classes).amax(0)
-    equal = (highest == -negated).all()  # a NaN is not equal to itself
-    *sums, constant = torch.cat([team.sum(totals), equal.float()[None]]).tolist()
-    return _means(sums, images, split), bool(constant) and images > 1
-
-
-def summarise(epochs: list[dict[str, Any]]) -> dict[str, Any]:
-    """A run's result: the figures of the last epoch, and beside them the best epoch's.
-
-    The best epoch is that of the best validation accuracy where images were held out, else of the best test accuracy.
-    """
-    select = "validation_top1" if "validation_top1" in epochs[-1] else "test_top1"
-    best = max(epochs, key=lambda figures: figures[select])
-    last = {name: value for name, value in epochs[-1].items() if name != "epoch"}
-    return {"epochs": len(epochs), **last, "best_epoch": best["epoch"], "best_epoch_test_top1": best["test_top1"]}
-
-
-def _logits(model: nn.Module, x: Tensor, precision: str) -> Tensor:
-    with autocast(x.device, MIXED.get(precision)):
-        return model(x).float()
-
-
-def _totals(logits: Tensor, y: Tensor, loss: Tensor) -> Tensor:
-    hits = logits.topk(min(5, logits.shape[1]), dim=1).indices == y.unsqueeze(1)
-    return torch.stack([loss, hits[:, 0].sum(), hits.sum()])
-
-
-def _means(totals: Sequence[float], images: int, split: str) -> dict[str, float]:
-    loss, top1, top5 = totals
-    return {f"{split}_loss": loss / images, f"{split}_top1": 100 * top1 / images, f"{split}_top5": 100 * top5 / images}
 
 
 def check_finite(model: nn.Module, figures: dict[str, Any]) -> None:

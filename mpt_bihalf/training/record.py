@@ -104,6 +104,17 @@ def tables(history: History) -> dict[str, str]:
     return {name: csv_text(some) for name, some in rows.items() if some or name != TRACE}
 
 
+def summarise(epochs: list[dict[str, Any]]) -> dict[str, Any]:
+    """A run's result: the figures of the last epoch, and beside them the best epoch's.
+
+    The best epoch is that of the best validation accuracy where images were held out, else of the best test accuracy.
+    """
+    select = "validation_top1" if "validation_top1" in epochs[-1] else "test_top1"
+    best = max(epochs, key=lambda figures: figures[select])
+    last = {name: value for name, value in epochs[-1].items() if name != "epoch"}
+    return {"epochs": len(epochs), **last, "best_epoch": best["epoch"], "best_epoch_test_top1": best["test_top1"]}
+
+
 class NoRecord(Record):
     """Of the processes that train, all but one have this: they write nothing."""
 

@@ -12,7 +12,7 @@ import torch
 from mpt_bihalf.activations import BinaryActivation
 from mpt_bihalf.data import evaluation_batches
 from mpt_bihalf.sweep.records import run_folder
-from mpt_bihalf.training import Run, loop
+from mpt_bihalf.training import Run, run_data
 from mpt_bihalf.training.finished import finished_model
 
 FAST = ["--device", "cpu", "--threads", "1", "--models", "conv2", "--image-size", "8", "--epochs", "1"]
@@ -33,7 +33,7 @@ def test_entropies_are_those_of_the_signs_of_the_test_images(
 
     run, other = runs_of(models=["conv2"], methods=["bihalf"], image_size=8, epochs=1, trials=2)
     folder = run_folder(tmp_path, run)
-    model, dataset = finished_model(run, folder, loop.load_run_data(run))
+    model, dataset = finished_model(run, folder, run_data.load_run_data(run))
     (x, _) = next(evaluation_batches(dataset.test, dataset, len(dataset.test)))
     signs: list[torch.Tensor] = []
     for module in model.modules():
@@ -49,7 +49,7 @@ def test_entropies_are_those_of_the_signs_of_the_test_images(
     bits = [entropy(share) for shares in (kept["share"], beside["share"]) for share in shares]
     assert table.loc["bihalf", "entropy"] == pytest.approx(sum(bits) / len(bits), rel=1e-6)
 
-    monkeypatch.setattr(loop, "load_dataset", lambda *arguments: pytest.fail("data are loaded though all is kept"))
+    monkeypatch.setattr(run_data, "load_dataset", lambda *arguments: pytest.fail("data are loaded though all is kept"))
     assert experiment("activation_entropy", *options) == 0
     assert told[0] in capsys.readouterr().out
 

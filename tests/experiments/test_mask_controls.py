@@ -9,7 +9,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mpt_bihalf.sweep.records import run_folder
-from mpt_bihalf.training import Run, loop
+from mpt_bihalf.training import Run, run_data
 
 FAST = ["--device", "cpu", "--threads", "1", "--rates", "0.5", "--methods", "mpt-sign"]
 
@@ -35,7 +35,7 @@ def test_learned_masks_stand_beside_their_controls_and_a_second_go_does_nothing_
     events.Reload()
     assert {f"conv2/mpt-sign/{mask}" for mask in ("learned", "shuffled", "random")} == set(events.Tags()["scalars"])
     results = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.json")}
-    monkeypatch.setattr(loop, "load_dataset", lambda *arguments: pytest.fail("data are loaded though all is kept"))
+    monkeypatch.setattr(run_data, "load_dataset", lambda *arguments: pytest.fail("data are loaded though all is kept"))
     assert experiment("mask_controls", *options) == 0
     again = capsys.readouterr().out
     assert "4 of 4 runs are done already" in again and lines[0] in again

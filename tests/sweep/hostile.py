@@ -31,7 +31,7 @@ from mpt_bihalf.tickets.file import _digest
 from mpt_bihalf.tickets.sizes import size_table
 from mpt_bihalf.training.build import build_model, build_optimizer
 from mpt_bihalf.training.checkpoint import CHECKPOINT, _seal, load_checkpoint, read_history
-from mpt_bihalf.training.loop import kept_data
+from mpt_bihalf.training.run_data import kept_data
 from tests.sweep.test_damage import OF_RUN, corrupted
 
 ARCHITECTURE = {"name": "resnet20", "width": 0.25}

@@ -11,7 +11,8 @@ import pytest
 from mpt_bihalf.sweep import EngineOptions
 from mpt_bihalf.sweep.method_comparison import HOLDOUT, MethodComparison, tune, tuning_scores
 from mpt_bihalf.sweep.records import run_folder
-from mpt_bihalf.training import Run, loop
+from mpt_bihalf.training import Run
+from mpt_bihalf.training.step import FIGURES
 
 SERIAL = EngineOptions(engine="serial")
 Score = Callable[[Run], float | None]
@@ -140,7 +141,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> Callable[[Score], list[Run]]:
             top1 = score(run)
             result: dict[str, Any] = {"status": "diverged: NaN in layer '0' in epoch 1"}
             if top1 is not None:
-                figures = dict.fromkeys(loop.FIGURES, 50.0)
+                figures = dict.fromkeys(FIGURES, 50.0)
                 result = {"status": "finished", "epochs": run.epochs, **figures, "validation_top1": top1}
             (folder / "result.json").write_text(json.dumps(result))
             return result

@@ -24,8 +24,8 @@ from mpt_bihalf.sweep.claim import claimed
 from mpt_bihalf.sweep.plan import find_plans, planned_runs
 from mpt_bihalf.sweep.records import run_folder
 from mpt_bihalf.training import Run, train
-from mpt_bihalf.training.loop import load_run_data
 from mpt_bihalf.training.recorded_data import DATA, OtherData
+from mpt_bihalf.training.run_data import load_run_data
 from tests.reference import Attending
 from tests.sweep.conftest import PROCESSES, wait_for
 

@@ -31,6 +31,15 @@ def small(digits: Dataset) -> Dataset:
 
 
 @pytest.fixture
+def other(small: Dataset) -> Dataset:
+    """The small data with one test image of another class."""
+    assert isinstance(small.test, ImageSet)
+    labels = small.test.labels.clone()
+    labels[7] = (labels[7] + 1) % 10
+    return replace(small, test=ImageSet(small.test.images, labels))
+
+
+@pytest.fixture
 def make_run() -> Callable[..., Run]:
     """A short run on one thread: four steps an epoch on the small data."""
 

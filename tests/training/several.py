@@ -26,7 +26,7 @@ from mpt_bihalf.distributed import Team, launched
 from mpt_bihalf.endings import run_command
 from mpt_bihalf.models import MODELS
 from mpt_bihalf.models.design import Design, Network
-from mpt_bihalf.training import Run, loop, train
+from mpt_bihalf.training import Run, loop, run_data, train
 
 OUT = Path(sys.argv[1])
 RANK = launched().rank
@@ -115,7 +115,7 @@ def main() -> None:
 
 
 loop.train_step, loop.train_together = watched, noted
-loop.EVALUATION_BATCH = 11  # so that the processes have unlike numbers of batches
+run_data.EVALUATION_BATCH = 11  # so that the processes have unlike numbers of batches
 MODELS["normed"] = Network(normed, skip=("first", "last"))
 MODELS["double_resnet18"] = Network(double_resnet18, skip=MODELS["resnet18"].skip)
 

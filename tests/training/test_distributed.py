@@ -225,7 +225,7 @@ def test_who_waits_for_one_that_never_comes_still_ends_when_asked(tmp_path: Path
 
 @pytest.mark.slow
 def test_in_evaluation_too_what_is_kept_decides(tmp_path: Path) -> None:
-    dies = {"rank": 1, "place": "mpt_bihalf.training.loop._logits", "call": 75, "signal": int(signal.SIGKILL)}
+    dies = {"rank": 1, "place": "mpt_bihalf.training.step._logits", "call": 75, "signal": int(signal.SIGKILL)}
     (status, lines), _ = ordered(tmp_path, {}, dies)
     assert (status, lines) == (130, [LOST + "goes on from the last checkpoint"])
     assert torch.load(tmp_path / str(LONG["method"]) / "checkpoint.pt")["step"] == 0

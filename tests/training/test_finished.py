@@ -11,7 +11,7 @@ from mpt_bihalf.sums import SUMS
 from mpt_bihalf.training import Run, train
 from mpt_bihalf.training.build import build_model
 from mpt_bihalf.training.finished import evaluate_shuffled
-from mpt_bihalf.training.loop import evaluate
+from mpt_bihalf.training.step import evaluate
 
 Trained = Callable[..., tuple[Run, Path]]
 

@@ -4,12 +4,10 @@ import json
 import os
 import signal
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from math import log
 from pathlib import Path
-from threading import Barrier
 from typing import Any
 
 import numpy as np
@@ -17,49 +15,23 @@ import pandas as pd
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.amp import GradScaler
 from torch.optim import SGD
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, MultiStepLR
 
 from mpt_bihalf import METHODS, binary_layers, binary_weights
 from mpt_bihalf.data import Dataset, evaluation_batches, training_batches
-from mpt_bihalf.distributed import Team
 from mpt_bihalf.signals import Stopped
-from mpt_bihalf.training import Progress, Run, loop, train, train_step
-from mpt_bihalf.training.build import build_model, build_optimizer
-from mpt_bihalf.training.checkpoint import State
+from mpt_bihalf.training import Progress, Run, loop, run_data, step, train
+from mpt_bihalf.training.build import build_model
 from mpt_bihalf.training.events import Curves
 from mpt_bihalf.training.finished import finished_model
-from mpt_bihalf.training.loop import FIGURES, evaluate, summarise
+from mpt_bihalf.training.step import FIGURES, evaluate
 from tests.reference import one_line_error
 
 RECORDS = ("result.json", "metrics.csv", "layers.csv", "trace.csv", "config.json")
 
 Trained = Callable[..., tuple[Run, Path]]
 Weights = Callable[[Path], dict[str, Tensor]]
-
-
-class Constant(nn.Module):
-    """Gives every class the same logit."""
-
-    def __init__(self, classes: int) -> None:
-        super().__init__()
-        self.bias = nn.Parameter(torch.zeros(()))
-        self.classes = classes
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.bias * torch.ones(len(x), self.classes)
-
-
-class Echo(nn.Module):
-    """Takes logits for images, and gives them back."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.unused = nn.Parameter(torch.zeros(()))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x
 
 
 @pytest.fixture
@@ -147,83 +119,6 @@ def test_the_result_is_what_a_plain_evaluation_of_the_saved_network_gives(
     assert result["test_loss"] == pytest.approx(-np.log(chances[np.arange(len(y)), y]).mean(), rel=1e-4)
 
 
-def test_evaluation_does_not_depend_on_the_batches(small: Dataset, make_run: Callable[..., Run]) -> None:
-    run = make_run()
-    model = build_model(run, small)
-    figures = [evaluate(model, evaluation_batches(small.test, small, size), "test")[0] for size in (123, 10)]
-    assert figures[1] == pytest.approx(figures[0], rel=1e-5)
-
-
-def test_a_dead_network_does_not_count_as_right(small: Dataset, make_run: Callable[..., Run]) -> None:
-    model = Constant(10)
-    figures, constant = evaluate(model, evaluation_batches(small.test, small, 50), "test")
-    assert constant
-    shares = np.sort(np.bincount(small.test.labels.numpy(), minlength=10) / 1.23)[::-1]
-    assert figures["test_top1"] <= shares[0] + 1e-6
-    assert figures["test_top5"] <= shares[:5].sum() + 1e-6
-    assert figures["test_loss"] == pytest.approx(log(10))
-    y = torch.arange(100) % 10
-    _, top1, top5 = train_step(model, SGD(model.parameters(), 0.0), torch.zeros(100, 1, 8, 8), y).tolist()
-    assert (top1, top5) == (10, 50)
-
-
-NEARLY = torch.tensor([[1.0, -2.0, 0.0]] * 7)
-NEARLY[6, 1] = torch.nextafter(NEARLY[6, 1], torch.tensor(0.0))
-LOGITS = {
-    "equal": (torch.tensor([[1.0, -2.0, 0.0]] * 7), True),
-    "different by a bit": (NEARLY, False),
-    "equal within each image": (torch.arange(7.0)[:, None].expand(7, 3), False),
-    "of a single image": (torch.tensor([[1.0, -2.0, 0.0]]), False),
-    "NaN": (torch.full((7, 3), torch.nan), False),
-}
-
-
-@pytest.mark.parametrize("batch", [1, 3, 7])
-@pytest.mark.parametrize(("logits", "constant"), LOGITS.values(), ids=LOGITS)
-def test_equal_logits_of_several_images_are_noticed(logits: Tensor, constant: bool, batch: int) -> None:
-    labels = torch.zeros(len(logits), dtype=torch.int64)
-    batches = zip(logits.split(batch), labels.split(batch), strict=True)
-    assert evaluate(Echo(), batches, "test")[1] is constant
-
-
-class Side(Team):
-    """One of two processes, a thread each, that have `held` and `meet` in common."""
-
-    processes = 2
-
-    def __init__(self, rank: int, held: list[Tensor], meet: Barrier) -> None:
-        self.rank, self.held, self.meet = rank, held, meet
-
-    def gather(self, values: Tensor) -> Tensor:
-        self.held[self.rank] = values
-        self.meet.wait()
-        gathered = torch.stack(self.held)
-        self.meet.wait()
-        return gathered
-
-    def sum(self, values: Tensor) -> Tensor:
-        return self.gather(values).sum(0)
-
-
-@pytest.mark.parametrize(
-    ("first", "second", "constant"),
-    [([1.0] * 4, [1.0] * 3, True), ([1.0] * 4, [2.0] * 3, False), ([1.0] * 4, [], True), ([1.0], [], False)],
-)
-def test_logits_are_compared_over_all_processes_even_those_without_images(
-    first: list[float], second: list[float], constant: bool
-) -> None:
-    held, meet = [torch.empty(0)] * 2, Barrier(2, timeout=30)
-
-    def look(rank: int, values: list[float]) -> tuple[dict[str, float], bool]:
-        batches = [(torch.tensor([[value, 0.5]]), torch.tensor([1])) for value in values]
-        return evaluate(Echo(), batches, "test", team=Side(rank, held, meet))
-
-    with ThreadPoolExecutor(2) as pool:
-        one, other = pool.map(look, (0, 1), (first, second))
-    assert one == other
-    assert one[1] is constant
-
-
 def test_a_record_of_a_network_pruned_to_nothing_is_read_and_says_why(
     trained: Trained, small: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -250,16 +145,6 @@ def test_the_note_is_of_the_last_epoch(trained: Trained, monkeypatch: pytest.Mon
     monkeypatch.setattr(loop, "evaluate", lambda *given: (evaluate(*given)[0], next(looked)))
     folders = [trained(place, epochs=2)[1] for place in ("only the first", "only the last")]
     assert ["note" in json.loads((folder / "result.json").read_text()) for folder in folders] == [False, True]
-
-
-def test_the_best_epoch_stands_beside_the_last_and_the_holdout_alone_selects_it() -> None:
-    plain = [{"epoch": i + 1, "test_top1": top1, "test_loss": -i} for i, top1 in enumerate([20.0, 60.0, 50.0])]
-    assert summarise(plain) == {
-        "epochs": 3, "test_top1": 50.0, "test_loss": -2, "best_epoch": 2, "best_epoch_test_top1": 60.0
-    }  # fmt: skip
-    held_out = [{**epoch, "validation_top1": top1} for epoch, top1 in zip(plain, [30.0, 10.0, 20.0], strict=True)]
-    result = summarise(held_out)
-    assert (result["best_epoch"], result["best_epoch_test_top1"], result["test_top1"]) == (1, 20.0, 50.0)
 
 
 @pytest.mark.parametrize(
@@ -338,14 +223,14 @@ def test_the_layer_named_is_the_one_with_the_nan(
 
 def poison_at(at: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """From training step `at` of a process on, counted from 1, the loss is NaN, and so is what is trained by it."""
-    forward, count = loop._logits, 0
+    forward, count = step._logits, 0
 
     def poisoned(model: nn.Module, *others: Any) -> Tensor:
         nonlocal count
         count += model.training
         return forward(model, *others) * (float("nan") if model.training and count >= at else 1.0)
 
-    monkeypatch.setattr(loop, "_logits", poisoned)
+    monkeypatch.setattr(step, "_logits", poisoned)
 
 
 @pytest.mark.parametrize("method", ["dense", "sign", "mpt-bihalf", "bop"])
@@ -385,19 +270,6 @@ def test_a_diverging_run_that_is_stopped_ends_as_diverged_as_one_left_alone(
 def test_a_loss_that_is_not_finite_ends_a_dense_run_too(trained: Trained) -> None:
     _, folder = trained(method="dense", lr=1e30, epochs=2)
     assert json.loads((folder / "result.json").read_text())["status"].startswith("diverged: ")
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_a_step_runs_on_the_meta_device(method: str, small: Dataset, make_run: Callable[..., Run]) -> None:
-    with torch.device("meta"):
-        model = build_model(make_run(method=method), small)
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = SGD(trained, 0.1, momentum=0.9, weight_decay=1e-4, fused=False)
-    x, y = torch.empty(8, 1, 8, 8, device="meta"), torch.empty(8, dtype=torch.int64, device="meta")
-    totals = train_step(model, optimizer, x, y)
-    assert totals.device.type == "meta"
-    assert totals.shape == (3,)
-    assert all(parameter.grad is not None for parameter in trained)
 
 
 @pytest.mark.parametrize("method", ["bihalf", "mpt-bihalf"])
@@ -532,7 +404,7 @@ def test_evaluation_is_given_up_for_a_stop_and_the_steps_are_kept(
     tmp_path: Path, trained: Trained, small: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run, whole = trained("whole", method="mpt-bihalf")
-    looked, logits = [], loop._logits
+    looked, logits = [], step._logits
 
     def look(model: nn.Module, x: Tensor, precision: str) -> Tensor:
         if not model.training:
@@ -542,8 +414,8 @@ def test_evaluation_is_given_up_for_a_stop_and_the_steps_are_kept(
         return logits(model, x, precision)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "_logits", look)
-        patch.setattr(loop, "EVALUATION_BATCH", 20)
+        patch.setattr(step, "_logits", look)
+        patch.setattr(run_data, "EVALUATION_BATCH", 20)
         with pytest.raises(Stopped):
             train(run, tmp_path / "run", small)
     assert looked == [20, 20, 20]
@@ -758,57 +630,6 @@ def test_a_run_that_does_not_fit_its_data_is_refused_before_a_folder_is_made(
 def test_a_run_in_mixed_precision_learns(precision: str, trained: Trained) -> None:
     _, folder = trained(method="mpt-bihalf", precision=precision, epochs=3)
     assert json.loads((folder / "result.json").read_text())["test_top1"] > 30
-
-
-@pytest.mark.parametrize("precision", ["bf16", "fp16"])
-@pytest.mark.parametrize("method", METHODS)
-def test_a_step_in_mixed_precision_never_waits_for_a_device(
-    method: str, precision: str, small: Dataset, make_run: Callable[..., Run]
-) -> None:
-    run = make_run(method=method, precision=precision, activations="binary")
-    with torch.device("meta"):
-        model = build_model(run, small)
-    optimizer = build_optimizer(run, model)
-    scaler = State.begin(run, model, optimizer, 4).scaler
-    x, y = torch.empty(8, 1, 8, 8, device="meta"), torch.empty(8, dtype=torch.int64, device="meta")
-    for _ in range(2):
-        assert train_step(model, optimizer, x, y, precision, scaler).is_meta
-    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {},
-        pytest.param({"optimizer": "adam"}, marks=pytest.mark.slow),
-        pytest.param({"method": "bop", "bop_tau": 0.0, "bop_gamma": 0.5}, marks=pytest.mark.slow),
-    ],
-)
-def test_steps_whose_gradients_overflow_are_skipped_as_if_they_had_not_been(
-    options: dict[str, Any], small: Dataset, make_run: Callable[..., Run]
-) -> None:
-    run = make_run(**{"method": "bihalf", "precision": "fp16", "model": "conv4", **options})
-    ends = []
-    for scale in (2.0**60, 2.0**12):
-        model = build_model(run, small)
-        optimizer = build_optimizer(run, model)
-        scaler = GradScaler("cpu", init_scale=scale)
-        before = {name: value.clone() for name, value in model.state_dict().items()}
-        x, y = next(evaluation_batches(small.test, small, 32))
-        skipped = 0
-        for _ in range(100):
-            train_step(model, optimizer, x, y, "fp16", scaler)
-            if any(not torch.equal(value, before[name]) for name, value in model.state_dict().items()):
-                break
-            skipped += 1
-        assert (skipped > 20) is (scale > 2**50) and scaler.get_scale() == scale / 2**skipped
-        for _ in range(2):
-            train_step(model, optimizer, x, y, "fp16", GradScaler("cpu", init_scale=2.0**12))
-        ends.append(model.state_dict())
-    for name, value in ends[0].items():
-        # Rounded at other places by another scale, and no more.
-        close = torch.isclose(value, ends[1][name], rtol=1e-2, atol=1e-4).float().mean()
-        assert close > 0.99, name
 
 
 def test_a_loss_scaler_leaves_gradients_unscaled_in_the_trace(trained: Trained) -> None:

@@ -1,0 +1,54 @@
+"""The data of a run: loaded, kept for the next run, and how many of them at a time."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+
+from ..data import DataError, Dataset, load_dataset
+from ..distributed import Team
+from .config import Run
+
+# Images and pixels of a batch in evaluation, at most.
+EVALUATION_BATCH, EVALUATION_PIXELS = 500, 500 * 64 * 64
+# Processes that decode images by default, at most: each has batches ready.
+MOST_WORKERS = 16
+
+
+def load_run_data(run: Run) -> Dataset:
+    """The run's data set, with nothing held out yet."""
+    return load_dataset(run.data, run.data_root or None, run.image_size or None)
+
+
+def kept_data(run: Run) -> Dataset:
+    """The run's data set, kept in memory for the next run, which mostly has the same; read anew if it wants others."""
+    dataset = _kept_data(run.data, run.data_root, run.image_size)
+    if run.data_digest in ("", dataset.digest.sha256):
+        return dataset
+    _kept_data.cache_clear()
+    return _kept_data(run.data, run.data_root, run.image_size)
+
+
+@lru_cache(maxsize=1)
+def _kept_data(name: str, root: str, image_size: int) -> Dataset:
+    return load_dataset(name, root or None, image_size or None)
+
+
+def check_alike(team: Team, run: Run, dataset: Dataset) -> None:
+    """DataError, in all processes of the team, where one of them has other data than the first."""
+    digest = torch.tensor([*bytes.fromhex(dataset.digest.sha256)], dtype=torch.uint8)
+    everyones = team.gather(digest).view(-1, len(digest))
+    for rank, theirs in enumerate(everyones):
+        if not torch.equal(theirs, everyones[0]):
+            raise DataError(f"{run.data} holds other data for process {rank} than for the first")
+
+
+def evaluation_batch(dataset: Dataset) -> int:
+    """How many images are evaluated at a time."""
+    return min(EVALUATION_BATCH, max(1, EVALUATION_PIXELS // dataset.image_size**2))
+
+
+def decoders(run: Run) -> int:
+    """How many processes decode the images of this run, where those do not fit into memory."""
+    return run.workers or min(run.threads, MOST_WORKERS)
