@@ -1,10 +1,10 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from itertools import product
@@ -24,10 +24,12 @@ from mpt_bihalf.models.design import Network
 from mpt_bihalf.sweep.claim import claimed
 from mpt_bihalf.sweep.plan import write_plan
 from mpt_bihalf.training import Run, loop, train
+from tests.processes import Program, wait_for
 from tests.reference import Attending
 
 ROOT = Path(__file__).parents[1]
 COMMAND = [sys.executable, "-m", "mpt_bihalf"]
+AT_STEP = str(Path(__file__).with_name("at_step.py"))
 VALID = ["--device", "cpu", "--threads", "1", "--epochs", "1"]
 
 NAMES = ["", "nothing", "Layer", "ü", "a\nb", "--"]
@@ -135,13 +137,12 @@ def test_a_bad_option_ends_in_one_line_and_changes_nothing(
     (tmp_path / "old").mkdir()
     (tmp_path / "old" / "file").write_text("old\n")
     before = snapshot(tmp_path)
-    for out in ("new", "old"):
-        places = ["--out", str(tmp_path / out), "--data-root", str(tmp_path / "data")]
-        status = command("train", *VALID, *places, f"{option}={value}")
-        assert_one_line(capsys.readouterr().err)
-        assert status == 2
-        assert snapshot(tmp_path) == before
-        assert not cache_folder.exists()
+    places = ["--out", str(tmp_path / "old" / "new"), "--data-root", str(tmp_path / "data")]
+    status = command("train", *VALID, *places, f"{option}={value}")
+    assert_one_line(capsys.readouterr().err)
+    assert status == 2
+    assert snapshot(tmp_path) == before
+    assert not cache_folder.exists()
 
 
 @pytest.mark.parametrize("place", ["file", "file/below", "/proc/nowhere", "/dev/null/x", "a\0b", "n" * 300, ""])
@@ -182,23 +183,17 @@ class Training:
     """One run by the command line, and the same left alone to compare it with."""
 
     def __init__(self, place: Path, **fields: Any) -> None:
-        settings: dict[str, Any] = {"epochs": 4, "batch_size": 32, "lr": 0.05, "device": "cpu", "threads": 1, **fields}
+        settings: dict[str, Any] = {"epochs": 3, "batch_size": 32, "lr": 0.05, "device": "cpu", "threads": 1, **fields}
+        settings["width"] = 0.25
         options = [text for name, value in settings.items() for text in (f"--{name.replace('_', '-')}", str(value))]
         self.run, self.place = Run(**settings), place
         self.folder = place / "out" / self.run.name
         self.checkpoint = self.folder / "checkpoint.pt"
-        self.command = [*COMMAND, "train", *options, "--out", str(place / "out")]
+        self.command = ["mpt_bihalf", "train", *options, "--out", str(place / "out")]
 
-    def begin(self) -> subprocess.Popen[str]:
-        return subprocess.Popen(self.command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=self.place)
-
-    def begin_until(self, happened: Callable[[], bool]) -> subprocess.Popen[str]:
-        process = self.begin()
-        while not happened():
-            assert process.poll() is None, process.communicate()
-            time.sleep(0.002)
-        time.sleep(0.03)
-        return process
+    def signalled(self, step: int, signum: int) -> tuple[int, str, str]:
+        """How the command ends that is sent a signal in this step of its own."""
+        return Program(self.place, AT_STEP, str(step), str(int(signum)), *self.command).ended()
 
     def done(self) -> tuple[int, int]:
         """Epochs, and steps of the one after them, in the checkpoint."""
@@ -206,7 +201,9 @@ class Training:
         return len(content["history"]["epochs"]), content["step"]
 
     def end(self) -> str:
-        return subprocess.run(self.command, capture_output=True, text=True, check=True, cwd=self.place).stdout
+        status, out, err = Program(self.place, *self.command).ended()
+        assert (status, err) == (0, "")
+        return out
 
     def assert_as_left_alone(self) -> None:
         whole = self.place / "whole"
@@ -219,19 +216,16 @@ class Training:
         events = EventAccumulator(str(self.folder), size_guidance={"scalars": 0})
         events.Reload()
         for tag in events.Tags()["scalars"]:
-            assert [point.step for point in events.Scalars(tag)] == [1, 2, 3, 4], tag
+            assert [point.step for point in events.Scalars(tag)] == [1, 2, 3], tag
 
 
 def test_a_run_killed_in_mid_epoch_ends_as_one_left_alone(tmp_path: Path) -> None:
-    training = Training(tmp_path, **SETTINGS["mpt-sign"])
-    process = training.begin_until(training.checkpoint.exists)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    training = Training(tmp_path, **SETTINGS["mpt-sign"])  # of 40 steps an epoch
+    assert training.signalled(60, signal.SIGKILL) == (-signal.SIGKILL, "", "")
     assert not (training.folder / "result.json").exists()
-    done, step = training.done()
-    assert 1 <= done < 4 and step == 0
+    assert training.done() == (1, 0)
     stdout = training.end()
-    assert json.loads((training.folder / "times.json").read_text())["from_epoch"] == done
+    assert json.loads((training.folder / "times.json").read_text())["from_epoch"] == 1
     assert (training.folder / "result.json").read_text() in stdout
     assert str(training.folder) in stdout
     training.assert_as_left_alone()
@@ -244,23 +238,18 @@ def test_a_run_that_is_asked_to_stop_stops_at_once_and_loses_nothing(
     signum: signal.Signals, setting: str, tmp_path: Path
 ) -> None:
     training = Training(tmp_path, **SETTINGS[setting])
-    process = training.begin_until(training.checkpoint.exists)
-    process.send_signal(signum)
-    asked = time.perf_counter()
-    assert process.communicate() == ("", "interrupted: the same command goes on from here\n")
-    assert time.perf_counter() - asked < 5
-    assert process.returncode == 128 + signum
+    an_epoch = 40 if "holdout" in SETTINGS[setting] else 44
+    told = "interrupted: the same command goes on from here\n"
+    assert training.signalled(60, signum) == (128 + signum, "", told)
     assert not (training.folder / "result.json").exists()
-    done, step = training.done()
-    assert 1 <= done < 4 and step > 0
+    assert training.done() == (1, 60 - an_epoch)
 
-    # Killed while it goes on, before or after its next checkpoint, it goes on from the last one.
+    # Killed while it goes on, before and after its next checkpoint, it goes on from the last one.
     before = training.checkpoint.read_bytes()
-    events = len(list(training.folder.glob("events.*")))
-    process = training.begin_until(lambda: len(list(training.folder.glob("events.*"))) > events)
-    process.kill()
-    process.communicate()
-    assert training.done() > (done, step) or training.checkpoint.read_bytes() == before
+    assert training.signalled(5, signal.SIGKILL)[0] == -signal.SIGKILL
+    assert training.checkpoint.read_bytes() == before
+    assert training.signalled(an_epoch, signal.SIGKILL)[0] == -signal.SIGKILL
+    assert training.done() == (2, 0)
     training.end()
     training.assert_as_left_alone()
 
@@ -322,16 +311,27 @@ def test_what_stays_real_in_the_network_is_told_in_one_line(
         assert capfd.readouterr().err == (told and f"attending: stay real-valued: {told}\n")
 
 
-def test_status_and_report_of_a_real_sweep(tmp_path: Path) -> None:
-    run = Run(method="mpt-sign", epochs=2, device="cpu", threads=1)
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Run the package's command in this process, to a good end without a warning; what it prints."""
+
+    def do(*arguments: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["mpt_bihalf", *arguments])
+        run_command(main)
+        out, err = capsys.readouterr()
+        assert err == ""
+        return out
+
+    return do
+
+
+def test_status_and_report_of_a_real_sweep(
+    tmp_path: Path, told: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = Run(method="mpt-sign", epochs=2, width=0.1, device="cpu", threads=1)
     write_plan(tmp_path, [run, replace(run, seed=1)], ["python", "sweep.py"])
     train(run, tmp_path / "runs" / run.name)
-
-    def told(*arguments: str) -> str:
-        ended = subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, check=True, cwd=tmp_path)
-        assert ended.stderr == ""
-        return ended.stdout
-
     top1 = json.loads((tmp_path / "runs" / run.name / "result.json").read_text())["test_top1"]
     assert "1 done, 1 missing" in told("status", str(tmp_path))
     assert json.loads(told("status", ".", "--json"))["to_do"] == [{"command": ["python", "sweep.py"], "runs": 1}]
@@ -340,28 +340,22 @@ def test_status_and_report_of_a_real_sweep(tmp_path: Path) -> None:
 
 
 def test_status_is_drawn_again_until_the_sweep_is_done(tmp_path: Path) -> None:
-    run = Run(method="mpt-sign", epochs=1, device="cpu", threads=1)
+    run = Run(method="mpt-sign", epochs=1, width=0.1, device="cpu", threads=1)
     write_plan(tmp_path, [run])
-    watching = subprocess.Popen(
-        [*COMMAND, "status", str(tmp_path), "--watch", "0.1"], stdout=subprocess.PIPE, text=True
-    )
-    assert watching.stdout is not None
-    assert "0 done, 1 missing" in watching.stdout.readline()
+    watching = Program(tmp_path, "mpt_bihalf", "status", str(tmp_path), "--watch", "0.1")
+    wait_for(lambda: "0 done, 1 missing" in watching.out.read_text())
     train(run, tmp_path / "runs" / run.name)
-    assert "1 done (of 1)" in watching.stdout.read()
-    watching.stdout.close()
-    assert watching.wait() == 0
+    status, out, _ = watching.ended()
+    assert status == 0 and "1 done (of 1)" in out
 
 
 @pytest.mark.parametrize(("signum", "status"), [(signal.SIGINT, 0), (signal.SIGTERM, 143)])
 def test_an_interrupt_ends_looking_and_termination_is_told(tmp_path: Path, signum: int, status: int) -> None:
     write_plan(tmp_path, [Run(method="mpt-sign", epochs=1, device="cpu", threads=1)])
-    watching = subprocess.Popen([*COMMAND, "status", str(tmp_path), "--watch"], stdout=subprocess.PIPE, text=True)
-    assert watching.stdout is not None
-    watching.stdout.readline()
-    watching.send_signal(signum)
-    watching.stdout.close()
-    assert watching.wait() == status
+    watching = Program(tmp_path, "mpt_bihalf", "status", str(tmp_path), "--watch")
+    wait_for(lambda: "missing" in watching.out.read_text())
+    os.kill(watching.process.pid, signum)
+    assert watching.ended()[0] == status
 
 
 @pytest.mark.parametrize(
@@ -401,12 +395,10 @@ def test_a_sweep_that_cannot_be_shown_ends_in_one_line(
     assert snapshot(tmp_path) == before
 
 
-def test_a_run_that_another_process_does_is_left_to_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["--epochs", "1", "--device", "cpu", "--threads", "1", "--out", str(tmp_path)]
+def test_a_run_that_another_process_does_is_left_to_it(
+    tmp_path: Path, command: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
     run = Run(epochs=1, device="cpu", threads=1)
     with claimed(tmp_path / run.name):
-        done = subprocess.run(
-            [sys.executable, "-m", "mpt_bihalf", "train", *arguments], capture_output=True, text=True, check=False
-        )
-    assert done.returncode == 2
-    assert done.stderr == f"error: another process is doing this run: {tmp_path / run.name}\n"
+        assert command("train", *VALID, "--out", str(tmp_path)) == 2
+    assert capsys.readouterr().err == f"error: another process is doing this run: {tmp_path / run.name}\n"

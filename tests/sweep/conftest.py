@@ -2,10 +2,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-import multiprocessing
 import os
-import signal
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from multiprocessing.process import BaseProcess
@@ -14,12 +11,12 @@ from typing import Any
 
 import psutil
 import pytest
-import torch
 from filelock import FileLock
 
 from mpt_bihalf.sweep import PruneSweep
 from mpt_bihalf.sweep.records import run_folder
 from mpt_bihalf.training import Run
+from tests.processes import PROCESSES, kill_all
 
 ROOT = Path(__file__).parents[2]
 NOBODY = 65534
@@ -43,10 +40,6 @@ def runs() -> Callable[..., list[Run]]:
     return do
 
 
-# Forked, so that none imports torch again; but of an accelerator a forked process can make no use.
-PROCESSES: Any = multiprocessing.get_context("spawn" if torch.cuda.is_available() else "fork")
-
-
 @pytest.fixture
 def begin() -> Iterator[Callable[..., BaseProcess]]:
     """Start a process that calls a function; all of them, and what they started, are killed in the end."""
@@ -62,27 +55,6 @@ def begin() -> Iterator[Callable[..., BaseProcess]]:
         assert process.pid
         kill_all(process.pid)
         process.join()
-
-
-def kill_all(pid: int) -> None:
-    """SIGKILL for a process and all that it started."""
-    try:
-        parent = psutil.Process(pid)
-        processes = [parent, *parent.children(recursive=True)]
-    except psutil.NoSuchProcess:
-        return
-    for process in processes:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(process.pid, signal.SIGKILL)
-
-
-def wait_for(condition: Callable[[], Any], seconds: float = 60) -> Any:
-    """What the condition gives as soon as it gives something true."""
-    until = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < until, "waited in vain"
-        time.sleep(0.005)
-    return found
 
 
 def is_over(process: psutil.Process) -> bool:

@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 
 from mpt_bihalf.sweep import claim
 from mpt_bihalf.sweep.claim import claimed, held, holder
-from tests.sweep.conftest import PROCESSES
+from tests.processes import PROCESSES
 
 
 def hold(folder: Path, is_ours: Any) -> None:

@@ -36,7 +36,8 @@ from mpt_bihalf.training.finished import activation_shares, evaluate_shuffled, r
 from mpt_bihalf.training.record import ACTIVATIONS, CONFIG, LAYERS, METRICS, RESULT, SHUFFLED, SUMMED, TRACE
 from mpt_bihalf.training.recorded_data import DATA, recorded_data
 from mpt_bihalf.training.run_data import kept_data
-from tests.sweep.conftest import ROOT, kill_all
+from tests.processes import kill_all
+from tests.sweep.conftest import ROOT
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(7200)]
 

@@ -26,8 +26,8 @@ from mpt_bihalf.sweep.records import run_folder
 from mpt_bihalf.training import Run, train
 from mpt_bihalf.training.recorded_data import DATA, OtherData
 from mpt_bihalf.training.run_data import load_run_data
+from tests.processes import PROCESSES, wait_for
 from tests.reference import Attending
-from tests.sweep.conftest import PROCESSES, wait_for
 
 Runs = Callable[..., list[Run]]
 SERIAL = EngineOptions(engine="serial")

@@ -1,4 +1,4 @@
-"""Runs that several processes train together, started by torchrun as a user would."""
+"""Runs that several processes train together, started as torchrun does, and some by torchrun itself."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,14 @@ import pytest
 import torch
 from torch.distributed import TCPStore
 
+from tests.processes import Program
+
 ROOT = Path(__file__).parents[2]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
 SEVERAL = str(Path(__file__).with_name("several.py"))
 ENDS = ("metrics.csv", "layers.csv", "result.json")
 
-COMMON = {"data": "digits", "image_size": 32, "batch_size": 64, "epochs": 1, "threads": 1, "device": "cpu"}
+COMMON = {"data": "digits", "image_size": 16, "batch_size": 64, "epochs": 1, "threads": 1, "device": "cpu"}
 CONV = {**COMMON, "model": "conv4", "width": 0.125, "prune_rate": 0.6}
 RUNS = [
     {**CONV, "method": "mpt-bihalf"},
@@ -35,20 +37,41 @@ PRUNED = {**CONV, "method": "magnitude-sign", "prune_rate": 0.99}
 LONG = {**COMMON, "model": "normed", "method": "sign", "image_size": 0, "epochs": 3, "trace": 5}
 
 
-def start(processes: int, *arguments: str, **environment: str) -> subprocess.Popen[str]:
-    launcher = [*TORCHRUN, str(processes)] if processes > 1 else [sys.executable]
-    return subprocess.Popen(
-        [*launcher, *arguments],
+def by_torchrun(out: Path, *runs: dict[str, Any], processes: int = 2, **environment: str) -> tuple[int, str, str]:
+    """How torchrun ends whose processes train these runs, with what they have told."""
+    out.mkdir(exist_ok=True)
+    done = subprocess.run(
+        [*TORCHRUN, str(processes), SEVERAL, str(out), *map(json.dumps, runs)],
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **environment},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        capture_output=True,
         text=True,
+        timeout=300,
+        check=False,
     )
+    return done.returncode, done.stdout, done.stderr
 
 
-def ended(process: subprocess.Popen[str]) -> tuple[int, str, str]:
-    out, err = process.communicate(timeout=300)
-    return process.returncode, out, err
+def start(place: Path, *command: str, processes: int = 2, **environment: str) -> tuple[TCPStore, list[Program]]:
+    """A program in several processes, as torchrun starts them; the test is their agent, which has the store."""
+    place.mkdir(exist_ok=True)
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    common = {
+        **{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "TORCHELASTIC_USE_AGENT_STORE": "True"},
+        **{"TORCHELASTIC_RUN_ID": "some", "TORCHELASTIC_RESTART_COUNT": "0"},
+        **{"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)},
+    }
+    ranks = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes)]
+    return store, [Program(place, *command, **common, **rank, **environment) for rank in ranks]
+
+
+def several(processes: int, out: Path, *runs: dict[str, Any]) -> list[tuple[int, str, str]]:
+    """How the processes end that train these runs, with what each told."""
+    command = (SEVERAL, str(out), *map(json.dumps, runs))
+    if processes == 1:
+        out.mkdir(exist_ok=True)
+        return [Program(out, *command).ended()]
+    _store, started = start(out, *command, processes=processes)
+    return [program.ended() for program in started]
 
 
 def ours(err: str) -> list[str]:
@@ -56,23 +79,13 @@ def ours(err: str) -> list[str]:
     return [line for line in err.splitlines() if line.startswith(("error:", "interrupted:"))]
 
 
-def several(processes: int, out: Path, *runs: dict[str, Any], **environment: str) -> tuple[int, str, str]:
-    out.mkdir(exist_ok=True)
-    return ended(start(processes, SEVERAL, str(out), *map(json.dumps, runs), **environment))
-
-
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """The folders of `RUNS`, trained by one process and by two; the latter trained `LONG` and `PRUNED` too."""
     alone, two = tmp_path_factory.mktemp("alone"), tmp_path_factory.mktemp("two")
-    both = [
-        start(1, SEVERAL, str(alone), *map(json.dumps, RUNS)),
-        start(2, SEVERAL, str(two), *map(json.dumps, [*RUNS, LONG, PRUNED])),
-    ]
-    for process, runs in zip(both, (RUNS, [*RUNS, LONG, PRUNED]), strict=True):
-        status, out, err = ended(process)
-        assert (status, err) == (0, "")
-        assert out == "".join(f"trained {run['method']}\n" for run in runs)  # once, not once a process
+    for processes, place, runs in ((1, alone, RUNS), (2, two, [*RUNS, LONG, PRUNED])):
+        told = "".join(f"trained {run['method']}\n" for run in runs)  # by the first process alone
+        assert several(processes, place, *runs) == [(0, told, ""), *[(0, "", "")] * (processes - 1)]
     return alone, two
 
 
@@ -135,19 +148,17 @@ def assert_as_untroubled(made: tuple[Path, Path], folder: Path) -> None:
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_a_killed_process_ends_all_and_the_same_command_goes_on_to_the_same_bits(
+def test_torchrun_ends_all_with_a_process_killed_and_the_same_command_goes_on_to_the_same_bits(
     made: tuple[Path, Path], tmp_path: Path
 ) -> None:
     at = {"rank": 1, "step": 30, "signal": signal.SIGKILL}  # in the second epoch
-    status, out, err = several(2, tmp_path, LONG, AT=json.dumps(at))
+    status, out, err = by_torchrun(tmp_path, LONG, AT=json.dumps(at))
     assert status == 1 and out == ""
     (line,) = ours(err)
-    assert line == (
-        "interrupted: another process of the run was killed; the same command goes on from the last checkpoint"
-    )
+    assert line.startswith("interrupted: another process of the run was killed; the same command goes on")
     folder = tmp_path / str(LONG["method"])
     assert len(pd.read_csv(folder / "metrics.csv")) == 1 and not (folder / "result.json").exists()
-    assert several(2, tmp_path, LONG) == (0, f"trained {LONG['method']}\n", "")
+    assert several(2, tmp_path, LONG) == [(0, f"trained {LONG['method']}\n", ""), (0, "", "")]
     assert json.loads((folder / "times.json").read_text())["from_epoch"] == 1
     assert_as_untroubled(made, folder)
 
@@ -155,31 +166,17 @@ def test_a_killed_process_ends_all_and_the_same_command_goes_on_to_the_same_bits
 def ordered(out: Path, at: dict[str, Any], *hooks: dict[str, Any], terminated: int = 1) -> list[tuple[int, list[str]]]:
     """Status and lines of two processes that train `LONG`, when what befalls them comes in the order of the hooks.
 
-    They are started as torchrun does, but the test is their agent: it notes in the store who is gone, and sends SIGTERM
-    to the one `terminated` once the other is; else the hooks send it.
+    As their agent the test notes in the store who is gone, and sends SIGTERM to the one `terminated` once the other is;
+    else the hooks send it.
     """
-    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    environment = {
-        **{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "TORCHELASTIC_USE_AGENT_STORE": "True"},
-        **{
-            "TORCHELASTIC_RUN_ID": "some",
-            "WORLD_SIZE": "2",
-            "LOCAL_WORLD_SIZE": "2",
-            "TORCHELASTIC_RESTART_COUNT": "0",
-        },
-        **{"AT": json.dumps(at), "HOOKS": json.dumps(hooks), "FAILS_TOO": "2"},
-    }
-    processes = [
-        start(1, SEVERAL, str(out), json.dumps(LONG), **environment, RANK=str(rank), LOCAL_RANK=str(rank))
-        for rank in (0, 1)
-    ]
-    with ThreadPoolExecutor() as pool:
-        ends = {pool.submit(ended, process): rank for rank, process in enumerate(processes)}
-        first = next(as_completed(ends))
-        store.set(f"gone {ends[first]}", "")
-        if ends[first] != terminated:
-            processes[terminated].send_signal(signal.SIGTERM)
-        return [(end.result()[0], ours(end.result()[2])) for end in ends]
+    events = {"AT": json.dumps(at), "HOOKS": json.dumps(hooks), "FAILS_TOO": "2"}
+    store, programs = start(out, SEVERAL, str(out), json.dumps(LONG), **events)
+    processes = [program.process for program in programs]
+    first = [process.sentinel for process in processes].index(wait([process.sentinel for process in processes])[0])
+    store.set(f"gone {first}", "")
+    if first != terminated:
+        os.kill(processes[terminated].pid, signal.SIGTERM)
+    return [(status, ours(err)) for status, _, err in (program.ended() for program in programs)]
 
 
 LOST = "interrupted: another process of the run was killed; the same command "
@@ -280,7 +277,7 @@ def test_asked_to_end_all_stop_at_the_same_step_and_keep_what_they_have(
     made: tuple[Path, Path], tmp_path: Path, who: str | int, signum: str
 ) -> None:
     at = {"rank": who, "step": 30, "signal": int(signal.Signals[signum])}
-    status, out, err = several(2, tmp_path, LONG, AT=json.dumps(at))
+    status, out, err = by_torchrun(tmp_path, LONG, AT=json.dumps(at))
     assert status != 0 and out == ""
     assert ours(err) == ["interrupted: the same command goes on from here"]
     folder = tmp_path / str(LONG["method"])
@@ -288,18 +285,18 @@ def test_asked_to_end_all_stop_at_the_same_step_and_keep_what_they_have(
     # That of the launcher comes to the processes some steps later.
     assert content["step"] in ((9, 10) if who != "launcher" else range(9, 23))
     assert content["under_way"]["totals"].shape == (2, 3)
-    assert several(2, tmp_path, LONG)[0] == 0
+    assert by_torchrun(tmp_path, LONG)[0] == 0
     assert_as_untroubled(made, folder)
 
 
 @pytest.mark.slow
 def test_the_first_process_killed_ends_all_with_a_line(made: tuple[Path, Path], tmp_path: Path) -> None:
     at = {"rank": 0, "step": 30, "signal": signal.SIGKILL}
-    status, _, err = several(2, tmp_path, LONG, AT=json.dumps(at))
+    status, _, err = by_torchrun(tmp_path, LONG, AT=json.dumps(at))
     assert status == 1
     (line,) = ours(err)
     assert "was killed; the same command goes on" in line
-    assert several(2, tmp_path, LONG)[0] == 0
+    assert by_torchrun(tmp_path, LONG)[0] == 0
     assert_as_untroubled(made, tmp_path / str(LONG["method"]))
 
 
@@ -308,10 +305,10 @@ def test_the_first_process_killed_ends_all_with_a_line(made: tuple[Path, Path], 
 def test_an_error_in_one_process_ends_all_and_is_told_by_the_first(
     made: tuple[Path, Path], tmp_path: Path, rank: int, who: str
 ) -> None:
-    status, out, err = several(2, tmp_path, LONG, AT=json.dumps({"rank": rank, "step": 30, "signal": 0}))
+    status, out, err = by_torchrun(tmp_path, LONG, AT=json.dumps({"rank": rank, "step": 30, "signal": 0}))
     assert status == 1 and out == ""
     assert ours(err) == [f"error: {who} process of the run failed: ValueError: no memory left, say"]
-    assert several(2, tmp_path, LONG)[0] == 0
+    assert by_torchrun(tmp_path, LONG)[0] == 0
     assert_as_untroubled(made, tmp_path / str(LONG["method"]))
 
 
@@ -320,7 +317,7 @@ def test_an_unusable_checkpoint_is_put_aside_once_by_all(made: tuple[Path, Path]
     folder = tmp_path / str(LONG["method"])
     folder.mkdir()
     (folder / "checkpoint.pt").write_bytes(b"nothing")
-    status, _, err = several(2, tmp_path, LONG)
+    status, _, err = by_torchrun(tmp_path, LONG)
     assert status == 0 and err.count("starts over") == 1
     assert len(list(folder.glob("unusable-*"))) == 1
     assert_as_untroubled(made, folder)
@@ -330,10 +327,10 @@ def test_an_unusable_checkpoint_is_put_aside_once_by_all(made: tuple[Path, Path]
 @pytest.mark.parametrize("processes", [3])
 def test_a_resumed_run_of_more_processes_has_the_same_bits(tmp_path: Path, processes: int) -> None:
     run = {**LONG, "batch_size": 63, "method": "mpt-bihalf", "train_affine": True}
-    assert several(processes, tmp_path / "whole", run)[0] == 0
+    assert by_torchrun(tmp_path / "whole", run, processes=processes)[0] == 0
     at = {"rank": 2, "step": 30, "signal": signal.SIGTERM}
-    assert several(processes, tmp_path / "cut", run, AT=json.dumps(at))[0] != 0
-    assert several(processes, tmp_path / "cut", run)[0] == 0
+    assert by_torchrun(tmp_path / "cut", run, processes=processes, AT=json.dumps(at))[0] != 0
+    assert by_torchrun(tmp_path / "cut", run, processes=processes)[0] == 0
     for name in ENDS:
         whole, cut = ((tmp_path / place / "mpt-bihalf" / name).read_text() for place in ("whole", "cut"))
         assert whole == cut, name
@@ -347,7 +344,7 @@ def test_every_method_and_what_trains_nothing_at_all_can_be_trained_together(tmp
     ]
     runs.append({**COMMON, "image_size": 0, "model": "conv2", "width": 0.1, "method": "bop", "precision": "fp16"})
     runs.append({**COMMON, "image_size": 0, "model": "conv2", "width": 0.1, "method": "mpt-sign", "learn_mask": False})
-    status, out, err = several(2, tmp_path, *runs)
+    status, out, err = by_torchrun(tmp_path, *runs)
     assert (status, ours(err)) == (0, [])
     assert out.count("trained") == len(runs)
     for run in runs:
@@ -360,7 +357,7 @@ def test_every_method_and_what_trains_nothing_at_all_can_be_trained_together(tmp
 def test_a_resnet18_with_synchronised_batch_norm_trains_in_two_processes_as_in_one(tmp_path: Path, method: str) -> None:
     run = {**COMMON, "model": "double_resnet18", "width": 0.25, "method": method, "sync_bn": True, "lr": 0.01}
     for processes in (1, 2):
-        assert several(processes, tmp_path / str(processes), run)[0] == 0
+        assert {status for status, *_ in several(processes, tmp_path / str(processes), run)} == {0}
     alone = steps(tmp_path / "1", method, 0)
     pairs = zip(*(steps(tmp_path / "2", method, rank) for rank in (0, 1)), strict=True)
     for whole, (one, other) in zip(alone, pairs, strict=True):
@@ -377,14 +374,10 @@ PROBLEMS: list[tuple[list[str], str]] = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [pytest.param(*PROBLEMS[0]), *(pytest.param(*p, marks=pytest.mark.slow) for p in PROBLEMS[1:])],
-)
+@pytest.mark.parametrize(("arguments", "message"), PROBLEMS)
 def test_a_mistake_is_told_once_before_anything_is_written(tmp_path: Path, arguments: list[str], message: str) -> None:
-    status, out, err = ended(start(2, "-m", "mpt_bihalf", "train", "--out", str(tmp_path / "out"), *arguments))
-    assert status == 1 and out == ""  # torchrun's, whatever that of its processes
-    (line,) = ours(err)
-    assert line.startswith(message)
-    assert "exitcode  : 2" in err
+    _store, (first, second) = start(tmp_path, "mpt_bihalf", "train", "--out", str(tmp_path / "out"), *arguments)
+    status, out, err = first.ended()
+    assert (status, out) == (2, "") and err.startswith(message) and err.count("\n") == 1
+    assert second.ended()[1:] == ("", "")
     assert not (tmp_path / "out").exists()

@@ -22,7 +22,8 @@ from mpt_bihalf.sweep.engines.local import LocalEngine
 from mpt_bihalf.sweep.records import run_folder
 from mpt_bihalf.sweep.work import Outcome, perform
 from mpt_bihalf.training import Run
-from tests.sweep.conftest import is_over, wait_for
+from tests.processes import wait_for
+from tests.sweep.conftest import is_over
 
 Runs = Callable[..., list[Run]]
 
