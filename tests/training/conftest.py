@@ -41,10 +41,10 @@ def other(small: Dataset) -> Dataset:
 
 @pytest.fixture
 def make_run() -> Callable[..., Run]:
-    """A short run on one thread: four steps an epoch on the small data."""
+    """A short run of a narrow network on one thread: four steps an epoch on the small data."""
 
     def make(**fields: object) -> Run:
-        settings = {"batch_size": 64, "epochs": 2, "threads": 1, "device": "cpu", **fields}
+        settings = {"width": 0.25, "batch_size": 64, "epochs": 2, "threads": 1, "device": "cpu", **fields}
         return Run(**settings)  # type: ignore[arg-type]
 
     return make

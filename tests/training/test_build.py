@@ -68,14 +68,14 @@ def test_a_check_lets_pass_only_batches_that_the_rest_of_a_holdout_fills(
 def test_a_check_refuses_images_that_the_network_does_not_take(small: Dataset, make_run: Callable[..., Run]) -> None:
     size = small.image_size
     with one_line_error(f"torchvision:alexnet does not take images of {size}x{size}: "):
-        check_fits(make_run(model="torchvision:alexnet"), small)
+        check_fits(make_run(model="torchvision:alexnet", width=1.0), small)
 
 
-@pytest.mark.parametrize("name", ["vit_b_16", "vit_h_14", "maxvit_t", "inception_v3"])
+@pytest.mark.parametrize("name", ["vit_h_14", "inception_v3"])
 def test_a_network_is_not_refused_before_its_images_size_is_known(name: str, make_run: Callable[..., Run]) -> None:
-    check_network(make_run(model=f"torchvision:{name}"))
+    check_network(make_run(model=f"torchvision:{name}", width=1.0))
     with one_line_error("does not take images of 33x33"):
-        check_network(make_run(model=f"torchvision:{name}", image_size=33))
+        check_network(make_run(model=f"torchvision:{name}", width=1.0, image_size=33))
 
 
 def test_mixed_precision_decides_the_same_signs_and_masks(small: Dataset, make_run: Callable[..., Run]) -> None:
