@@ -61,7 +61,8 @@ class BinaryActivation(nn.Module):
         if torch.jit.is_scripting() or torch.jit.is_tracing():
             return _sign(x)
         else:  # which TorchScript leaves out
-            return cast(Tensor, _Sign.apply(x, self.estimator, self.progress))
+            sign = _SignInGraph if torch.compiler.is_compiling() else _Sign
+            return cast(Tensor, sign.apply(x, self.estimator, self.progress))
 
     def extra_repr(self) -> str:
         known = {value: name for name, value in ACTIVATION_GRADIENTS.items()}
@@ -81,7 +82,7 @@ def _sign(x: Tensor) -> Tensor:
     return torch.where(x >= 0, x.new_ones(()), x.new_full((), -1))
 
 
-class _Sign(torch.autograd.Function):
+class _SignInGraph(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
@@ -94,10 +95,14 @@ class _Sign(torch.autograd.Function):
         ctx.save_for_backward(x)
 
     @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> Any:
-        raise RuntimeError("an estimator is a rule for the backward pass: take torch.func.jacrev, not jacfwd")
-
-    @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (x,) = ctx.saved_tensors
         return ctx.estimator(grads[0], x, ctx.progress), None, None
+
+
+class _Sign(_SignInGraph):
+    """With a word for forward mode, which torch.compile would not trace."""
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        raise RuntimeError("an estimator is a rule for the backward pass: take torch.func.jacrev, not jacfwd")

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounter
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.functional import cross_entropy
 
@@ -86,7 +87,7 @@ def binarized_masks(model: nn.Module) -> dict[str, Tensor]:
 
 def test_another_progress_compiles_nothing_anew() -> None:
     model = binarized("irnet", "layer")
-    counter = torch._dynamo.testing.CompileCounter()
+    counter = CompileCounter()
     compiled = torch.compile(model, backend=counter)
     for epoch in range(20):
         set_progress(model, epoch / 20)

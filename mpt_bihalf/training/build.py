@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import warnings
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -16,7 +17,9 @@ from ..devices import fused_optimizers
 from ..dtypes import float32_by_default
 from ..gradients import Ede, Gradient
 from ..models import create_model, find_network
+from ..parametrization import binary_parts
 from ..real_valued import StaysReal, real_matrices
+from ..spare import Spare
 from ..weights import binarize_weights, check_kept
 from .config import Run
 
@@ -24,7 +27,35 @@ from .config import Run
 def build(run: Run, dataset: Dataset) -> tuple[nn.Module, Optimizer | None]:
     """The run's network and optimizer at its start, on the device of the data."""
     model = build_model(run, dataset).to(dataset.device)
+    reuse_memory(model)
     return model, build_optimizer(run, model)
+
+
+def reuse_memory(model: nn.Module) -> None:
+    """Let the weight in use and the gradient of what is trained take turns in one block of memory, layer by layer."""
+    for _, part, _ in binary_parts(model):
+        part.memory = Spare()
+
+
+def check_compiles(run: Run) -> None:
+    """Raise ValueError where torch.compile is asked for and does not work here, for want of a C++ compiler say."""
+    if not run.compile:
+        return
+    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")  # no processes of its own, which a kill would leave
+    try:
+        torch.compile(torch.sin)(torch.zeros(2, device=run.device))
+    except Exception as fault:
+        reason = next(line for line in f"{fault}\n{type(fault).__name__}".splitlines() if line.strip())
+        raise ValueError(f"torch.compile does not work here ({reason}): leave compile out") from fault
+
+
+def compiled(run: Run, model: nn.Module) -> nn.Module:
+    """The model as a training step calls it, compiled where the run asks for that."""
+    if not run.compile:
+        return model
+    config: Any = torch._dynamo.config
+    config.recompile_limit = max(config.recompile_limit, run.prune_epochs + 8)  # a graph for each pruning rate
+    return cast(nn.Module, torch.compile(model))
 
 
 def build_model(run: Run, dataset: Dataset) -> nn.Module:

@@ -34,6 +34,7 @@ ADDED = {
     "augment": "auto",
     "flip": "auto",
     "crop_padding": "auto",
+    "compile": False,
 }
 
 
@@ -124,6 +125,8 @@ class Run:
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """bf16 and fp16 (with its loss scaled) compute layers in mixed precision; masks, signs and scales are decided in
     fp32 either way"""
+    compile: bool = False
+    """compile the training step (torch.compile), which rounds otherwise; masks and signs are decided as ever"""
     threads: int = 0
     """CPU threads of each process; 0: one a core, the cores divided among the processes of this machine"""
     processes: int = 1

@@ -15,7 +15,7 @@ from ..devices import keep_freed_memory, reproducible_kernels
 from ..distributed import PartFailed, Team, launched, together
 from ..parametrization import find_nan
 from ..signals import Stopped, say_also, stop_when_asked
-from .build import build, check_begins, check_fits, check_network
+from .build import build, check_begins, check_compiles, check_fits, check_network, compiled
 from .checkpoint import State, load_checkpoint
 from .config import Run
 from .progress import Progress, Tell, telling
@@ -78,6 +78,7 @@ def prepare(run: Run, dataset: Dataset | None = None) -> Dataset:
     torch.set_num_threads(run.threads)
     reproducible_kernels()
     keep_freed_memory()
+    check_compiles(run)
     check_network(run)
     dataset = (dataset or load_run_data(run)).to(torch.device(run.device)).decoded_by(decoders(run))
     check_fits(run, dataset)
@@ -96,7 +97,7 @@ def train_together(
     state = resume(team, run, folder, dataset, record, data)
     record.begin(state)
     model, optimizer, history, steps = state.model, state.optimizer, state.history, state.steps
-    parallel = team.parallel(model, run.sync_bn)
+    parallel = compiled(run, team.parallel(model, run.sync_bn))
     first, total = state.epoch, run.epochs * steps
     with stop_when_asked(team.agree) as stop, telling(run, tell, first * steps + state.step, total) as told:
         try:

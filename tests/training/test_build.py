@@ -2,6 +2,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,8 +14,8 @@ from torch.optim import SGD
 
 from mpt_bihalf import METHODS, binary_layers
 from mpt_bihalf.data import Dataset
-from mpt_bihalf.training import Run
-from mpt_bihalf.training.build import build_model, build_optimizer, check_fits, check_network
+from mpt_bihalf.training import Run, train
+from mpt_bihalf.training.build import build_model, build_optimizer, check_compiles, check_fits, check_network
 from tests.reference import one_line_error
 
 
@@ -84,3 +87,38 @@ def test_mixed_precision_decides_the_same_signs_and_masks(small: Dataset, make_r
         for (_, part, weight), (_, other, same) in zip(*map(binary_layers, models), strict=True):
             with torch.autocast("cpu", torch.bfloat16):
                 assert torch.equal(part.binary(weight), other.binary(same))
+
+
+@pytest.mark.parametrize(
+    "fields", [{"method": "mpt-bihalf", "prune_rate": 0.8, "prune_epochs": 2}, {"method": "irnet"}]
+)
+def test_a_compiled_run_decides_as_any_other(
+    fields: dict[str, Any],
+    small: Dataset,
+    make_run: Callable[..., Run],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    eager = train(make_run(**fields), tmp_path / "eager", small, print)
+    torch._dynamo.reset()
+    with monkeypatch.context() as patch:  # its graphs run as they are: a compiler's own roundings are not ours
+        patch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+        compiled = train(make_run(compile=True, **fields), tmp_path / "compiled", small, print)
+    assert compiled == eager
+    assert make_run(compile=True, **fields).name != make_run(**fields).name
+
+
+def test_where_torch_cannot_compile_the_run_is_refused_in_one_line(
+    make_run: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "compile", broken)
+    with one_line_error(r"torch.compile does not work here \(no compiler\): leave compile out"):
+        check_compiles(make_run(compile=True))
+    check_compiles(make_run())
+
+
+def broken(function: object) -> Callable[..., object]:
+    def call(*arguments: object) -> object:
+        raise RuntimeError("no compiler\nand much else")
+
+    return call

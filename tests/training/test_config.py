@@ -52,6 +52,7 @@ DEPENDS = {
     "augment": ({}, "auto", "standard"),
     "flip": ({}, "auto", "on"),
     "crop_padding": ({}, "auto", "on"),
+    "compile": ({}, False, True),
 }
 
 
