@@ -84,6 +84,11 @@ def parse(options: type[Options], description: str, arguments: list[str] | None 
     return parser.parse_args(arguments).options
 
 
+def words(entries: list[str]) -> list[str]:
+    """The entries of an option that takes several, given with spaces or with commas."""
+    return [word for entry in entries for word in entry.split(",")]
+
+
 def path_argument(text: str) -> Path:
     """The path that an argument gives, for a parser, which tells where it cannot be."""
     try:

@@ -3,12 +3,18 @@ from __future__ import annotations
 import shutil
 import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import settings
+
+from mpt_bihalf.training import Run
+
+Record = dict[str, Any]
 
 settings.register_profile("tests", deadline=None)
 settings.load_profile("tests")
@@ -35,3 +41,21 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 @pytest.fixture(scope="session", params=["cpu", *["cuda"] * torch.cuda.is_available()])
 def device(request: pytest.FixtureRequest) -> torch.device:
     return torch.device(request.param)
+
+
+@pytest.fixture
+def trials() -> Callable[..., list[Record]]:
+    """Records of one setting: a trial for each accuracy, diverged where it is None."""
+
+    def make(method: str, rate: float, accuracies: list[float | None], **fields: Any) -> list[Record]:
+        records = []
+        for seed, accuracy in enumerate(accuracies):
+            run = Run(method=method, prune_rate=rate, seed=seed, device="cpu", threads=1, **fields)
+            values = {name: " ".join(map(str, v)) if isinstance(v, tuple) else v for name, v in asdict(run).items()}
+            result = {"status": "diverged: NaN in layer '0' in epoch 1"}
+            if accuracy is not None:
+                result = {"status": "finished", "test_top1": accuracy, "best_epoch_test_top1": accuracy + 1}  # type: ignore[dict-item]
+            records.append({"run": run.name, **values, **result})
+        return records
+
+    return make

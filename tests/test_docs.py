@@ -4,6 +4,7 @@ Each Python block runs by itself, in an empty folder, as a reader would paste it
 """
 
 import re
+import runpy
 import shlex
 import subprocess
 import sys
@@ -34,7 +35,7 @@ from mpt_bihalf import (
 from mpt_bihalf.__main__ import main
 from mpt_bihalf.commandline import Parser
 from mpt_bihalf.data import DATASETS
-from mpt_bihalf.sweep import Experiment
+from mpt_bihalf.experiments import TrainingExperiment
 from mpt_bihalf.sweep.engines import ENGINES
 
 ROOT = Path(__file__).parents[1]
@@ -78,7 +79,12 @@ def test_python_runs(page: str, line: int, code: str, tmp_path: Path, monkeypatc
     with ExitStack() as kept:
         for registry in REGISTRIES:
             kept.enter_context(mock.patch.dict(registry))
-        exec(compile("\n" * line + code, ROOT / page, "exec"), {"__name__": "__main__"})
+        if "run_command" not in code:
+            exec(compile("\n" * line + code, ROOT / page, "exec"), {"__name__": "__main__"})
+            return
+        Path("command.py").write_text(code)
+        monkeypatch.setattr(sys, "argv", ["command.py", "--engine", "serial", "--epochs", "1", "--trials", "1"])
+        runpy.run_path("command.py", run_name="__main__")
 
 
 def test_there_is_python_on_the_pages_that_promise_it() -> None:
@@ -123,8 +129,12 @@ SCRIPTS = {path.name: path for path in [*ROOT.glob("experiments/*.py"), *ROOT.gl
 
 def main_of(program: str) -> Callable[[], object]:
     """What a script of ours does, by its file's name, or the package's commands."""
-    with mock.patch.object(sys, "path", [*sys.path, str(ROOT / "experiments"), str(ROOT / "benchmarks")]):
-        return main if program == "mpt_bihalf" else import_module(SCRIPTS[program].stem).main
+    if program == "mpt_bihalf":
+        return main
+    if SCRIPTS[program].parent.name == "experiments":
+        return lambda: runpy.run_path(str(SCRIPTS[program]), run_name="__main__")
+    with mock.patch.object(sys, "path", [*sys.path, str(ROOT / "benchmarks")]):
+        return import_module(SCRIPTS[program].stem).main
 
 
 @pytest.fixture
@@ -168,7 +178,7 @@ def test_commands_are_taken_by_the_programs_that_they_name(page: str, command: s
     else:
         assert "/" not in words[0] or (ROOT / words[0]).is_file()
         options = parsed(Path(words[0]).name, words[1:]).options
-        if isinstance(options, Experiment) and hasattr(options, "runs"):
+        if isinstance(options, TrainingExperiment):
             assert options.runs()
 
 
@@ -181,7 +191,7 @@ def test_there_are_commands_on_the_pages_that_promise_them() -> None:
 @pytest.fixture(scope="module")
 def known_options() -> set[str]:
     known = set(FOREIGN_OPTIONS)
-    programs = [[name] for name, path in SCRIPTS.items() if "\ndef main" in path.read_text()]
+    programs = [[name] for name, path in SCRIPTS.items() if re.search(r"\ndef main|\.main\)", path.read_text())]
     programs += [["mpt_bihalf", command] for command in ("train", "status", "report")]
     programs += [["mpt_bihalf", "ticket", kind] for kind in ("make", "show", "verify", "export", "compare", "transfer")]
     for program, *command in programs:
@@ -247,7 +257,7 @@ def test_the_first_page_leads_to_every_other(site: Path) -> None:
 
 def test_the_reference_has_every_public_name(site: Path) -> None:
     reference = (site / "api.html").read_text()
-    packages = ("data", "training", "sweep", "report", "tickets")
+    packages = ("data", "training", "sweep", "report", "tickets", "experiments")
     for module in (mpt_bihalf, *(import_module(f"mpt_bihalf.{name}") for name in packages)):
         for name in module.__all__:
             assert re.search(rf'id="(module-)?{module.__name__}\.{name}"', reference), name

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from math import isnan
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from matplotlib.figure import Figure
 from tabulate import tabulate
 
@@ -17,30 +19,52 @@ from ..training.events import NAME, EventFile, number_of, scalars
 from .figures import save_figure
 
 Rows = Sequence[dict[str, Any]]
-Curves = dict[str, Sequence[tuple[int, float]]]
+Curves = dict[str, list[tuple[int, float]]]
 
 # How the files end that hold our curves: TensorBoard reads all event files of a folder, among which may be a user's.
 CURVES = ".outcome"
 STYLES = {".txt": "simple", ".md": "github", ".tex": "latex_booktabs"}
 
 
-def conclude(
-    out: Path, name: str, rows: Rows, figure: Figure, curves: Curves, finding: str, claim: str, runs: bool = True
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What an experiment shows."""
+
+    rows: Rows
+    """of its table, which is also written as `name`.csv, .txt, .md and .tex"""
+    figure: Figure
+    """`name`.png and .pdf"""
+    curves: Curves | None
+    """(step, value) by tag, for TensorBoard; None: none of its own"""
+    finding: str
+    """one line that the records say"""
+    steps: pd.DataFrame | None = None
+    """what the table sums up, for a CSV file of its own, whose name ends in _steps"""
+
+
+def conclude(out: Path, name: str, outcome: Outcome, claim: str, runs: bool = True) -> None:
     """Write the outcome below `out` and print it.
 
-    rows: the table of the experiment, also as `name`.csv, .txt, .md and .tex. figure: `name`.png and .pdf. curves:
-    (step, value) by tag, for TensorBoard. finding: one line that the records say; claim: one line that the paper says.
-    runs: whether runs with curves of their own lie below `out`. ValueError where the folder of the curves is a link.
+    claim: one line that the paper says. runs: whether runs with curves of their own lie below `out`. ValueError where
+    the folder of the curves is a link.
     """
     refuse_links(out / "curves", out)
     out.mkdir(parents=True, exist_ok=True)
-    table = write_table(out / name, rows)
-    png, pdf = save_figure(figure, out / name)
-    write_curves(out / "curves", curves)
-    show(f"\n{table}\n\nmeasured: {finding}\npaper:    {claim}\n")
+    if outcome.steps is not None:
+        write_csv(out / f"{name}_steps.csv", outcome.steps.to_dict("records"))
+    table = write_table(out / name, outcome.rows)
+    png, pdf = save_figure(outcome.figure, out / name)
+    if outcome.curves is not None:
+        write_curves(out / "curves", outcome.curves)
+    show(f"\n{table}\n\n{sentences(outcome.finding, claim)}\n")
     show(f"table:    {out / name}.csv, .txt, .md, .tex\nfigure:   {png}, {pdf}")
-    show(f"curves:   {curves_command(out if runs else out / 'curves')}")
+    if outcome.curves is not None:
+        show(f"curves:   {curves_command(out if runs else out / 'curves')}")
+
+
+def sentences(finding: str, claim: str) -> str:
+    """What was measured, and beside it what the paper says."""
+    return f"measured: {finding}\npaper:    {claim}"
 
 
 def write_table(path: Path, rows: Rows) -> str:

@@ -10,10 +10,10 @@ from typing import Any
 import pandas as pd
 from pandas.api.types import is_bool_dtype, is_numeric_dtype
 
+from ..commandline import words
 from ..data import short_data
 from ..endings import one_line, show
 from ..files import output_folder, write_csv, write_text
-from ..sweep.experiment import words
 from ..sweep.records import named_nothing, noted, record
 from ..sweep.shown import Shown
 from ..sweep.status import strangers_text

@@ -1,71 +1,158 @@
 from __future__ import annotations
 
-import csv
-import runpy
+import io
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from functools import cache, partial
+from collections.abc import Callable, Iterator
+from contextlib import redirect_stdout
+from dataclasses import dataclass, field
+from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mpt_bihalf.endings import run_command
+from mpt_bihalf.experiments import Experiment, TrainingExperiment
 from mpt_bihalf.training import Run
 
 ROOT = Path(__file__).parents[2]
-SCRIPT = ROOT / "experiments" / "prune_sweep.py"
-NO_ENGINE = ("activation_variance", "search_space")  # which train nothing
+Record = dict[str, Any]
+# A run of these is done in a second.
+TINY = ["--engine", "serial", "--device", "cpu", "--threads", "1", "--epochs", "1"]
 
 
-@pytest.fixture(autouse=True)
-def cache_folder(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A cache folder of the test's own, for this process and those it starts."""
+@pytest.fixture(scope="module", autouse=True)
+def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A cache folder of the tests' own, for this process and those it starts."""
     folder = tmp_path_factory.mktemp("cache") / "none-yet"
-    monkeypatch.setenv("MPT_BIHALF_CACHE", str(folder))
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    return folder
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MPT_BIHALF_CACHE", str(folder))
+        patch.setenv("PYTHONPATH", str(ROOT))
+        yield folder
 
 
-@cache
-def script(name: str) -> dict[str, Any]:
-    return runpy.run_path(str(ROOT / "experiments" / f"{name}.py"))
+def find(name: str) -> type[Experiment]:
+    """The experiment that a file of `mpt_bihalf/experiments` holds."""
+    module = import_module(f"mpt_bihalf.experiments.{name}")
+    (found,) = (
+        thing
+        for thing in vars(module).values()
+        if isinstance(thing, type) and issubclass(thing, Experiment) and vars(thing).get("name") == name
+    )
+    return found
 
 
 @pytest.fixture
-def experiment(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
-    """Run the command of the experiment of this name in this process; its exit status."""
+def experiment_of() -> Callable[[str], Any]:
+    """The class of the experiment of this name."""
+    return find
 
-    def do(name: str, *arguments: str) -> int:
-        here = [] if name in NO_ENGINE or "--engine" in arguments else ["--engine", "serial"]
-        monkeypatch.setattr(sys, "argv", [f"{name}.py", *arguments, *here])
+
+@pytest.fixture(scope="module")
+def call() -> Callable[..., tuple[int, str]]:
+    """Run the command of the experiment of this name so that it ends soon: its exit status, and what it printed."""
+    return lambda name, *arguments: call_here(name, *TINY, *arguments)
+
+
+def call_here(name: str, *arguments: str) -> tuple[int, str]:
+    """The command of the experiment in this process: its exit status, and what it printed."""
+    printed = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(printed):
+        patch.setattr(sys, "argv", [f"{name}.py", *arguments])
         try:
-            run_command(script(name)["main"])
+            run_command(find(name).main)
         except SystemExit as end:
-            return int(end.code or 0)
-        return 0
-
-    return do
+            return int(end.code or 0), printed.getvalue()
+    return 0, printed.getvalue()
 
 
-@pytest.fixture
+@dataclass
+class Done:
+    """An experiment that was done once, for many tests to look at."""
+
+    name: str
+    out: Path
+    options: list[str]
+    printed: str = ""
+    times: dict[Path, int] = field(default_factory=dict)
+
+    def again(self, *further: str) -> str:
+        """What the same command prints once more; that it trained nothing is checked."""
+        status, printed = call_here(self.name, *self.options, *further)
+        assert status == 0
+        assert self.of_runs() == self.times
+        return printed
+
+    def of_runs(self) -> dict[Path, int]:
+        return {path: path.stat().st_mtime_ns for path in (self.out / "runs").rglob("*")}
+
+    def table(self, name: str = "") -> pd.DataFrame:
+        return pd.read_csv(self.out / f"{name or self.name}.csv", dtype={"layer": str})
+
+    def curves(self) -> dict[str, list[tuple[int, float]]]:
+        events = EventAccumulator(str(self.out / "curves"))
+        events.Reload()
+        return {tag: [(point.step, point.value) for point in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+
+    def measured(self) -> str:
+        (line,) = (line for line in self.printed.splitlines() if line.startswith("measured: "))
+        return line
+
+
+@pytest.fixture(scope="module")
 def name(request: pytest.FixtureRequest) -> str:
     """The experiment that the test file is named after."""
     return request.path.stem.removeprefix("test_")
 
 
-@pytest.fixture
-def ran(name: str) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Run the file's experiment in a process of its own, to the end."""
+@pytest.fixture(scope="module")
+def done(name: str, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Done:
+    """The file's experiment, done once with its `OPTIONS`; that it leaves and tells what each must is checked."""
+    out = tmp_path_factory.getbasetemp() / name  # where a file may have put something
+    out.mkdir(exist_ok=True)
+    tiny = TINY if issubclass(find(name), TrainingExperiment) else []
+    done = Done(name, out, [*tiny, *request.module.OPTIONS, "--out", str(out)])
+    status, done.printed = call_here(name, *done.options)
+    assert status == 0
+    for ending in (".csv", ".txt", ".md", ".tex", ".png", ".pdf"):
+        assert (out / f"{name}{ending}").stat().st_size > 0
+        assert f"{out / name}.png" in done.printed
+    assert (out / f"{name}.txt").read_text() in done.printed
+    lines = done.printed.splitlines()
+    assert f"paper:    {find(name).claim}" == lines[lines.index(done.measured()) + 1]
+    done.times = done.of_runs()
+    return done
 
-    def do(*arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, str(ROOT / "experiments" / f"{name}.py"), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+@pytest.fixture
+def experiment() -> Callable[..., int]:
+    """Run the command of the experiment of this name in this process, with no engine beside it; its exit status."""
+
+    def do(name: str, *arguments: str) -> int:
+        trains = issubclass(find(name), TrainingExperiment) and "--engine" not in arguments
+        status, printed = call_here(name, *arguments, *(["--engine", "serial"] if trains else []))
+        print(printed, end="")
+        return status
 
     return do
+
+
+@pytest.fixture
+def sweep(experiment: Callable[..., int]) -> Callable[..., int]:
+    """Run the pruning sweep in this process; its exit status."""
+    return partial(experiment, "prune_sweep")
+
+
+@pytest.fixture
+def command(name: str) -> list[str]:
+    """What starts the file's experiment in a process of its own."""
+    return [sys.executable, str(ROOT / "experiments" / f"{name}.py")]
 
 
 @pytest.fixture
@@ -88,30 +175,26 @@ def refused(
 @pytest.fixture
 def runs_of(name: str) -> Callable[..., list[Run]]:
     """The runs of the file's experiment with these options."""
-    options = script(name)[name.title().replace("_", "")]
+    options: Any = find(name)
     return lambda **given: options(device="cpu", threads=1, **given).runs()
 
 
 @pytest.fixture
-def rows_of() -> Callable[[Path], list[dict[str, str]]]:
-    """The rows of a CSV file."""
+def measured(
+    trials: Callable[..., list[Record]], request: pytest.FixtureRequest
+) -> Callable[..., tuple[list[Record], pd.DataFrame]]:
+    """Records and trace of methods: for each what the test file's `trace_of` takes for each of its trials."""
 
-    def read(file: Path) -> list[dict[str, str]]:
-        with file.open(newline="") as lines:
-            return list(csv.DictReader(lines))
+    def make(methods: dict[str, list[Any]]) -> tuple[list[Record], pd.DataFrame]:
+        records = [record for method, runs in methods.items() for record in trials(method, 0.0, [90.0] * len(runs))]
+        traces = [
+            request.module.trace_of(method, seed, run)
+            for method, runs in methods.items()
+            for seed, run in enumerate(runs)
+        ]
+        return records, pd.concat(traces, ignore_index=True)
 
-    return read
-
-
-@pytest.fixture
-def sweep(experiment: Callable[..., int]) -> Callable[..., int]:
-    """Run the pruning sweep in this process; its exit status."""
-    return partial(experiment, "prune_sweep")
-
-
-@pytest.fixture
-def command() -> list[str]:
-    return [sys.executable, str(SCRIPT)]
+    return make
 
 
 @pytest.fixture

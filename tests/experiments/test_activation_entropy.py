@@ -2,7 +2,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from math import log2
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -15,24 +14,15 @@ from mpt_bihalf.sweep.records import run_folder
 from mpt_bihalf.training import Run, run_data
 from mpt_bihalf.training.finished import finished_model
 
-FAST = ["--device", "cpu", "--threads", "1", "--models", "conv2", "--image-size", "8", "--epochs", "1"]
+OPTIONS = ["--models", "conv2", "--image-size", "8", "--methods", "sign,bihalf", "--trials", "2"]
 
 
 def test_entropies_are_those_of_the_signs_of_the_test_images(
-    tmp_path: Path,
-    experiment: Callable[..., int],
-    runs_of: Callable[..., list[Run]],
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    done: Any, runs_of: Callable[..., list[Run]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    options = [*FAST, "--methods", "sign,bihalf", "--trials", "2", "--out", str(tmp_path)]
-    assert experiment("activation_entropy", *options) == 0
-    told = [line for line in capsys.readouterr().out.splitlines() if line.startswith(("measured:", "paper:"))]
-    assert len(told) == 2 and "bits of entropy of a channel: " in told[0]
-    table = pd.read_csv(tmp_path / "activation_entropy.csv").set_index("method")
-
+    assert "bits of entropy of a channel: " in done.measured()
     run, other = runs_of(models=["conv2"], methods=["bihalf"], image_size=8, epochs=1, trials=2)
-    folder = run_folder(tmp_path, run)
+    folder = run_folder(done.out, run)
     model, dataset = finished_model(run, folder, run_data.load_run_data(run))
     (x, _) = next(evaluation_batches(dataset.test, dataset, len(dataset.test)))
     signs: list[torch.Tensor] = []
@@ -45,13 +35,12 @@ def test_entropies_are_those_of_the_signs_of_the_test_images(
     expected = [(s.transpose(0, 1).flatten(1) > 0).double().mean(1).tolist() for s in signs]
     assert kept["share"].tolist() == pytest.approx([share for layer in expected for share in layer])
     assert kept.groupby("layer", sort=False).size().tolist() == [8, 8, 32, 32]  # an eighth of the width
-    beside = pd.read_csv(run_folder(tmp_path, other) / "activations.csv")
+    beside = pd.read_csv(run_folder(done.out, other) / "activations.csv")
     bits = [entropy(share) for shares in (kept["share"], beside["share"]) for share in shares]
-    assert table.loc["bihalf", "entropy"] == pytest.approx(sum(bits) / len(bits), rel=1e-6)
+    assert done.table().set_index("method").loc["bihalf", "entropy"] == pytest.approx(sum(bits) / len(bits), rel=1e-6)
 
     monkeypatch.setattr(run_data, "load_dataset", lambda *arguments: pytest.fail("data are loaded though all is kept"))
-    assert experiment("activation_entropy", *options) == 0
-    assert told[0] in capsys.readouterr().out
+    assert done.measured() in done.again()
 
 
 def entropy(share: float) -> float:
@@ -60,4 +49,4 @@ def entropy(share: float) -> float:
 
 @pytest.mark.parametrize("bad", [["--layer", "nothing"], ["--recipe", "no"], ["--trials", "0"], ["--width", "0"]])
 def test_a_bad_option_ends_in_one_line(bad: list[str], refused: Callable[..., Any]) -> None:
-    assert refused(*FAST, *bad)
+    assert refused(*OPTIONS, *bad)

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import csv
 import os
-import subprocess
 import sys
 import urllib.request
 from collections.abc import Callable
@@ -11,17 +10,23 @@ from pathlib import Path
 from typing import Any
 from urllib.error import URLError
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
+from scipy.stats import ttest_1samp
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mpt_bihalf import METHODS
 from mpt_bihalf.__main__ import main
 from mpt_bihalf.endings import run_command
-from mpt_bihalf.training import loop
+from mpt_bihalf.experiments import prune_sweep
+from mpt_bihalf.experiments.prune_sweep import PruneSweep
+from mpt_bihalf.training import Run, loop
 
 Sweep = Callable[..., int]
+Record = dict[str, Any]
+Trials = Callable[..., list[Record]]
 
 FAST = ["--device", "cpu", "--threads", "1", "--trials", "1"]
 # A valid command, so that only the option under test is at fault. A later option overrides an earlier one.
@@ -152,18 +157,6 @@ def test_one_bad_run_among_many_is_told_before_any_begins(
         assert snapshot(tmp_path) == {}
 
 
-def test_errors_of_the_process_itself_are_one_line(command: list[str], tmp_path: Path) -> None:
-    many = ["--threads", "100000000"]  # more than a process can have
-    for bad in (["--rates", "0.1.."], many):
-        ended = subprocess.run(
-            [*command, *VALID, *bad, "--out", str(tmp_path / "out")], capture_output=True, text=True, check=False
-        )
-        assert ended.returncode == 2, ended.stderr
-        assert_one_line(ended.stderr)
-        assert ended.stdout == ""
-        assert not (tmp_path / "out").exists()
-
-
 def test_a_sweep_leaves_results_table_and_figure_and_says_where(
     tmp_path: Path, sweep: Sweep, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -171,6 +164,7 @@ def test_a_sweep_leaves_results_table_and_figure_and_says_where(
     methods = ["--methods", "mpt-sign", "sign"]
     assert sweep(*VALID, *methods, "--rates", "0.3,0.5", "--out", str(out)) == 0
     told = capsys.readouterr().out
+    assert "\nmeasured: conv2, digits: the best pruned network has " in told and "\npaper:    Conv2/4/6/8 " in told
     for name in ("results.csv", "prune_sweep.png", "prune_sweep.pdf", "runs"):
         assert (out / name).exists()
         assert str(out / name) in told
@@ -262,8 +256,7 @@ def check_kills(
     killed: set[Path] = set()
     for delay in delays:
         killed.add(kill_in_epoch([*command, *arguments, "--out", str(out)], out, killed, delay))
-    assert subprocess.run([*command, *arguments, "--out", str(out)], capture_output=True, check=False).returncode == 0
-    assert sweep(*arguments, "--out", str(whole)) == 0
+    assert sweep(*arguments, "--out", str(out)) == sweep(*arguments, "--out", str(whole)) == 0
     for name in ("results.csv", "table.txt"):
         assert (out / name).read_bytes() == (whole / name).read_bytes()
     folders = sorted((whole / "runs").iterdir())
@@ -294,10 +287,9 @@ def test_a_sweep_killed_in_mid_epoch_ends_as_one_left_alone(
 ) -> None:
     arguments = [*FAST, "--rates", "0.5", "--methods", "mpt-bihalf", "--scope", "global", "--epochs", "4"]
     arguments += ["--grid", "optimizer=sgd,adam", "lr=0.02"]
-    killed = check_kills(arguments, [0.0, 0.1], tmp_path, command, sweep, kill_in_epoch)
-    for folder in killed:
-        assert len(list(folder.glob("events.*"))) == 2
-        assert_each_epoch_once(folder, 4)
+    (folder,) = check_kills(arguments, [0.0], tmp_path, command, sweep, kill_in_epoch)
+    assert len(list(folder.glob("events.*"))) == 2
+    assert_each_epoch_once(folder, 4)
 
 
 @pytest.mark.slow
@@ -346,3 +338,211 @@ def test_images_that_change_under_a_sweep_are_refused_and_the_report_tells_both_
     told = capsys.readouterr().out
     assert "was 2 different data sets at different times" in told
     assert told.count("images (") >= 2 and "mean ±" not in told
+
+
+def runs_with(**options: object) -> list[Run]:
+    return PruneSweep(**{"device": "cpu", "threads": 1, **options}).runs()  # type: ignore[arg-type]
+
+
+def test_a_grid_has_every_combination_once_and_trials_innermost() -> None:
+    found = runs_with(rates="0.2,0.4", methods=["mpt-sign", "mpt-bihalf"], models=["conv2", "conv4"], trials=2, seed=7)
+    expected = product(["conv2", "conv4"], ["mpt-sign", "mpt-bihalf"], [0.2, 0.4], [7, 8])
+    assert [(run.model, run.method, run.prune_rate, run.seed) for run in found] == list(expected)
+
+
+@pytest.mark.parametrize("method", ["dense", "sign", "bihalf"])
+def test_a_method_without_a_mask_runs_once_a_trial_whatever_the_rates(method: str) -> None:
+    found = runs_with(rates="0.1..0.9", methods=[method, "mpt-sign"], trials=2)
+    assert [(run.prune_rate, run.seed) for run in found if run.method == method] == [(0.0, 0), (0.0, 1)]
+    assert len(found) == 2 + 9 * 2
+
+
+def test_methods_and_models_are_given_with_spaces_or_commas() -> None:
+    spaced = runs_with(rates="0.5", methods=["mpt-sign", "sign"], models=["conv2", "conv4"], skip=["first", "last"])
+    assert runs_with(rates="0.5", methods=["mpt-sign,sign"], models=["conv2,conv4"], skip=["first,last"]) == spaced
+
+
+def test_what_is_asked_for_twice_runs_once() -> None:
+    assert len(runs_with(rates="0.5,0.5", methods=["mpt-sign", "mpt-sign"], models=["conv2", "conv2"], trials=1)) == 1
+    # The sign method has no scope and bihalf no score gradient to vary.
+    assert len(runs_with(methods=["sign"], trials=1, grid=["score-gradient=latent,binary", "scope=layer,global"])) == 1
+
+
+def test_grid_makes_the_product_of_its_fields() -> None:
+    found = runs_with(
+        rates="0.5", methods=["mpt-sign"], trials=1, grid=["lr=0.1,0.05", "scale=kaiming,l1", "p-pos=0.5"]
+    )
+    assert [(run.lr, run.scale) for run in found] == [(0.1, "kaiming"), (0.1, "l1"), (0.05, "kaiming"), (0.05, "l1")]
+
+
+@pytest.mark.parametrize(
+    ("entry", "field", "values"),
+    [
+        ("batch_size=32,16", "batch_size", [32, 16]),
+        ("batch-size=32", "batch_size", [32]),
+        ("train_affine=true,False", "train_affine", [True, False]),
+        ("skip=first+last,none", "skip", [("first", "last"), ()]),
+        ("weight_decay=1e-4, 0", "weight_decay", [1e-4, 0.0]),
+        ("init=signed_constant", "init", ["signed_constant"]),
+        ("epochs=3", "epochs", [3]),
+        ("scope=global", "scope", ["global"]),
+        ("holdout=0.1", "holdout", [0.1]),
+        ("precision=bf16", "precision", ["bf16"]),
+        ("augment=auto,standard", "augment", ["auto", "standard"]),
+    ],
+)
+def test_grid_values_have_the_type_of_their_field(entry: str, field: str, values: list[object]) -> None:
+    found = runs_with(rates="0.5", methods=["mpt-sign"], trials=1, epochs=9, grid=[entry])
+    assert [getattr(run, field) for run in found] == values
+
+
+def test_grid_gives_the_milestones_of_a_step_schedule() -> None:
+    found = runs_with(rates="0.5", methods=["sign"], trials=1, grid=["schedule=step", "milestones=1+2,3"])
+    assert [run.milestones for run in found] == [(1, 2), (3,)]
+
+
+@pytest.mark.parametrize(
+    ("entries", "told"),
+    [
+        ([""], "write field=value"),
+        (["lr"], "write field=value"),
+        (["lr="], "write field=value"),
+        (["=0.1"], "no field ''"),
+        (["colour=red"], "no field 'colour'"),
+        (["lr=fast"], "'fast' is not a number"),
+        (["lr=0.1,,0.2"], "'' is not a number"),
+        (["lr=0.1", "lr=0.2"], "given twice"),
+        (["batch-size=1", "batch_size=2"], "given twice"),
+        (["batch_size=1.5"], "'1.5' is not a whole number"),
+        (["train_affine=maybe"], "not true or false"),
+        (["milestones=a+b"], "not whole numbers"),
+        (["prune_rate=0.5"], "--rates"),
+        (["model=conv2"], "--models"),
+        (["method=sign"], "--methods"),
+        (["seed=1"], "--seed"),
+        (["lr=nan"], "lr must be a finite number"),
+        (["lr=1e999"], "lr must be a finite number"),
+        (["lr=-1"], "lr must be a finite number"),
+        (["momentum=1"], "momentum"),
+        (["weight_decay=inf"], "weight_decay"),
+        (["holdout=1"], "holdout"),
+        (["holdout=nan"], "holdout"),
+        (["p_pos=2"], "p_pos"),
+        (["init=keep"], "unknown init 'keep'"),
+        (["precision=fp8"], "unknown precision 'fp8'"),
+        (["augment=all"], "unknown augment 'all'; known: auto, none, standard"),
+        (["schedule=step"], "--milestones"),
+        (["device=gpu"], "'gpu'"),
+        (["data=nothing"], "'nothing'"),
+        (["epochs=0"], "epochs"),
+    ],
+)
+def test_a_bad_grid_is_refused_by_what_is_wrong_with_it(entries: list[str], told: str) -> None:
+    with pytest.raises(ValueError) as error:
+        runs_with(grid=entries)
+    assert told in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"trials": 0}, "trials must lie in 1 to 10,000, not 0"),
+        ({"trials": -1}, "trials must lie in 1 to 10,000, not -1"),
+        ({"seed": -1}, "seed must lie in 0 to"),
+        ({"seed": 2**63 - 1, "trials": 2}, "seed must lie in 0 to"),
+        ({"epochs": 0}, "epochs must lie in 1 to 1000000, not 0"),
+        ({"image_size": -1}, "image_size must lie in 0 to 1024, not -1"),
+        ({"threads": -1}, "threads must lie in 0 to 1024, not -1"),
+        ({"methods": [""]}, "unknown method ''"),
+        ({"models": [""]}, "unknown model ''"),
+        ({"methods": ["mpt"]}, "unknown method 'mpt'"),
+        ({"models": ["conv3"]}, "unknown model 'conv3'"),
+        ({"data": "mnist"}, "unknown data set 'mnist'"),
+        ({"scope": "network"}, "unknown scope 'network'"),
+        ({"flip": ""}, "unknown flip ''; known: auto, on, off"),
+        ({"device": "gpu"}, "device 'gpu' is not available"),
+    ],
+)
+def test_a_bad_option_is_refused_by_name(options: dict[str, object], told: str) -> None:
+    with pytest.raises(ValueError) as error:
+        runs_with(**options)
+    assert told in str(error.value)
+
+
+def test_the_runs_are_resolved_so_that_their_names_are_final() -> None:
+    for run in PruneSweep(rates="0.5").runs():
+        assert run == run.resolved()
+        assert (run.device, run.threads) != ("auto", 0)
+
+
+@pytest.mark.parametrize("name", PruneSweep.recipes)
+def test_what_is_given_goes_before_the_recipe(name: str) -> None:
+    found = runs_with(
+        recipe=name,
+        rates="0.3",
+        models=["conv2"],
+        methods=["mpt-balanced"],
+        data="digits",
+        epochs=7,
+        trials=2,
+        seed=5,
+        grid=["batch_size=32", "lr=0.5"],
+    )
+    assert [(r.model, r.method, r.data, r.prune_rate, r.epochs, r.seed, r.batch_size, r.lr) for r in found] == [
+        ("conv2", "mpt-balanced", "digits", 0.3, 7, seed, 32, 0.5) for seed in (5, 6)
+    ]
+
+
+def test_an_unknown_recipe_is_told_the_known_ones() -> None:
+    with pytest.raises(ValueError, match=r"unknown recipe 'papr'; known: quick, paper$"):
+        runs_with(recipe="papr")
+
+
+@pytest.fixture
+def swept(trials: Trials) -> list[Record]:
+    """bihalf is better at one of two rates, and both are better than what is not pruned."""
+    return [
+        *trials("mpt-sign", 0.1, [50.0, 52.0, 57.0]),
+        *trials("mpt-sign", 0.5, [60.0, 61.0, 62.0]),
+        *trials("mpt-bihalf", 0.1, [70.0, 70.5, 77.5]),
+        *trials("mpt-bihalf", 0.5, [55.0, None, 56.0]),
+        *trials("sign", 0.0, [44.0, 46.0, 51.0]),
+    ]
+
+
+def test_the_finding_counts_the_rates_at_which_a_method_leads_and_compares_with_no_pruning(swept: list[Record]) -> None:
+    told = prune_sweep.finding_of(swept)
+    gains = [np.subtract([70.0, 70.5, 77.5], [50.0, 52.0, 57.0]), np.subtract([55.0, 56.0], [60.0, 62.0])]
+    p = [ttest_1samp(gain, 0).pvalue for gain in gains]
+    assert p[0] < 0.05
+    mean = np.mean([gain.mean() for gain in gains])
+    assert f"mpt-bihalf is above mpt-sign at 1 of 2 rates (1 with p < 0.05), {mean:+.2f} points on average; " in told
+    assert "pruned network has 72.67 % (mpt-bihalf at 10 %), the best unpruned network has 47.00 % (sign); " in told
+    assert told.endswith("1 of 15 runs diverged")
+
+
+def test_the_finding_is_reversed_with_the_records(swept: list[Record]) -> None:
+    other = {"mpt-sign": "mpt-bihalf", "mpt-bihalf": "mpt-sign", "sign": "sign"}
+    told = prune_sweep.finding_of([record | {"method": other[record["method"]]} for record in swept])
+    assert "mpt-bihalf is above mpt-sign at 1 of 2 rates (0 with p < 0.05), -" in told
+    assert "(mpt-sign at 10 %)" in told
+
+
+def test_the_finding_says_where_there_is_too_little_to_tell(trials: Trials) -> None:
+    one = prune_sweep.finding_of([*trials("mpt-sign", 0.5, [50.0]), *trials("mpt-bihalf", 0.5, [60.0])])
+    assert "at 1 of 1 rates, +10.00 points" in one and "one trial each is too little" in one
+    lost = prune_sweep.finding_of([*trials("mpt-sign", 0.5, [None]), *trials("mpt-bihalf", 0.5, [60.0])])
+    assert "mpt-bihalf has no finished run beside one of mpt-sign" in lost and "1 of 2 runs diverged" in lost
+    assert "no run finished" in prune_sweep.finding_of(trials("sign", 0.0, [None]))
+
+
+def test_each_setting_that_was_varied_has_its_own_finding(trials: Trials) -> None:
+    records = [
+        record
+        for lr, best in ((0.1, "mpt-sign"), (0.2, "mpt-bihalf"))
+        for method in ("mpt-sign", "mpt-bihalf")
+        for record in trials(method, 0.5, [80.0 + (method == best), 81.0 + (method == best)], lr=lr)
+    ]
+    first, second = prune_sweep.finding_of(records).split(" | ")
+    assert first.startswith("conv2, digits, lr 0.1: mpt-bihalf is above mpt-sign at 0 of 1")
+    assert second.startswith("conv2, digits, lr 0.2: mpt-bihalf is above mpt-sign at 1 of 1")

@@ -7,13 +7,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mpt_bihalf import files
-from mpt_bihalf.report.outcome import conclude, write_curves, write_table
+from mpt_bihalf.report.outcome import Outcome, conclude, write_curves, write_table
 from mpt_bihalf.training.events import EventFile
 
 ROWS: list[dict[str, Any]] = [
@@ -38,11 +39,10 @@ def read_curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
 
 @pytest.fixture
 def outcome(tmp_path: Path) -> Callable[..., Path]:
-    def make(**changes: Any) -> Path:
-        parts: dict[str, Any] = {"rows": ROWS, "curves": CURVES, "finding": "sign is behind", "claim": "so it is"}
-        parts |= changes
+    def make(runs: bool = True, **changes: Any) -> Path:
+        parts: dict[str, Any] = {"rows": ROWS, "curves": CURVES, "finding": "sign is behind", "figure": figure()}
         out = tmp_path / "deep" / "out"
-        conclude(out, "comparison", figure=figure(), **parts)
+        conclude(out, "comparison", Outcome(**parts | changes), "so it is", runs=runs)
         return out
 
     return make
@@ -51,6 +51,17 @@ def outcome(tmp_path: Path) -> Callable[..., Path]:
 def test_every_format_is_written_and_nothing_else(outcome: Callable[..., Path]) -> None:
     out = outcome()
     assert {path.name for path in out.iterdir()} == {*(f"comparison{ending}" for ending in ENDINGS), "curves"}
+
+
+def test_steps_are_written_and_curves_left_alone_where_there_are_none(
+    outcome: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = outcome()
+    before = [path.read_bytes() for path in (out / "curves").iterdir()]
+    outcome(curves=None, steps=pd.DataFrame({"step": [1, 2], "entropy": [0.5, 1.0]}))
+    assert (out / "comparison_steps.csv").read_text().splitlines() == ["step,entropy", "1,0.5", "2,1.0"]
+    assert [path.read_bytes() for path in (out / "curves").iterdir()] == before
+    assert capsys.readouterr().out.count("curves: ") == 1
 
 
 def test_the_table_is_read_back_with_all_digits(outcome: Callable[..., Path]) -> None:

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 
 from mpt_bihalf.data.digest import DataDigest, Part
+from mpt_bihalf.experiments.prune_sweep import PruneSweep
 from mpt_bihalf.report import draw_sweep, save_figure, sweep_table
 from mpt_bihalf.report.sweep_report import choose_view, chosen_records, records_of, sweep_report
-from mpt_bihalf.sweep import PruneSweep, read_records
+from mpt_bihalf.sweep import read_records
 from mpt_bihalf.sweep.plan import write_plan
 from mpt_bihalf.sweep.records import run_folder
 from mpt_bihalf.sweep.shown import Shown

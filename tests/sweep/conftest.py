@@ -13,7 +13,7 @@ import psutil
 import pytest
 from filelock import FileLock
 
-from mpt_bihalf.sweep import PruneSweep
+from mpt_bihalf.experiments.prune_sweep import PruneSweep
 from mpt_bihalf.sweep.records import run_folder
 from mpt_bihalf.training import Run
 from tests.processes import PROCESSES, kill_all

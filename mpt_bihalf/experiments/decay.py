@@ -1,21 +1,27 @@
-"""Table, figure and finding of what weight decay and a decaying learning rate do to binary weights (Fig. 3)."""
+"""What weight decay and learning-rate decay do to latent weights and flips (Fig. 3)."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
 
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ..data import short_data
-from .figures import COLOURS, draw_mean
-from .outcome import Curves
-from .statistics import TOP1
-from .traces import STEP, Row, finished_traces, summarise_runs
-
-CLAIM = (
-    "a higher weight decay makes latent weights and their cut-off smaller and, at a constant rate, flips more; "
-    "a cosine rate makes gradients smaller and flips fewer as training goes on"
-)
+from ..endings import run_command
+from ..report.figures import COLOURS, draw_mean
+from ..report.outcome import Curves, Outcome
+from ..report.statistics import TOP1
+from ..report.traces import STEP, Row, finished_traces, summarise_runs
+from ..sweep import having
+from ..training import Run
+from ..training.record import TRACE
+from .experiment import TrainingExperiment, refuse_dense
+from .grid import Grid
+from .recipe import PAPER, QUICK, Recipe
+from .results import Results
 
 GROUP = ["model", "data", "method"]
 SETTING = [*GROUP, "weight_decay", "schedule"]
@@ -29,7 +35,61 @@ PARTS = 5
 GRADIENT, FLIPS = "gradient magnitude, mean |dL/dW|", "flips per step (weights)"
 
 
-def decay_steps(records: list[Row], trace: pd.DataFrame) -> pd.DataFrame:
+@dataclass(frozen=True, kw_only=True)
+class Decay(TrainingExperiment):
+    """Which runs to do, each at a constant and at a cosine learning rate. An option that is not given takes the
+    recipe's value."""
+
+    name = "decay"
+    about = "Compare weight decays, and a constant with a cosine learning rate."
+    claim = (
+        "a higher weight decay makes latent weights and their cut-off smaller and, at a constant rate, flips more; "
+        "a cosine rate makes gradients smaller and flips fewer as training goes on"
+    )
+    # In the 200 steps of the quick one weight decay shows only where it is strong.
+    recipes: ClassVar = {
+        "quick": Recipe(
+            "digits", ("conv2",), ("bihalf",), 3, 10, {**QUICK, "trace": 5}, varied={"weight_decay": (0.0, 1e-3, 1e-2)}
+        ),
+        "paper": Recipe(
+            "cifar10",
+            ("conv2",),
+            ("bihalf",),
+            5,
+            100,
+            {**PAPER, "trace": 100},
+            varied={"weight_decay": (0.0, 1e-4, 5e-4)},
+        ),
+    }
+    needs = (TRACE,)
+
+    weight_decays: list[float] = field(default_factory=list)
+    """weight decays to compare, e.g. 0 1e-4 5e-4 (default: the recipe's)"""
+    out: str = "runs/decay"
+    """folder for runs, table, figure and curves"""
+
+    def runs(self) -> list[Run]:
+        """All runs, each once, trials innermost. Raises ValueError, naming the option at fault."""
+        decays = self.weight_decays or self.chosen_recipe().varied["weight_decay"]
+
+        def vary(method: str) -> Grid:
+            refuse_dense(method)
+            return Grid(
+                [{"weight_decay": decay} for decay in decays], [{"schedule": how} for how in ("constant", "cosine")]
+            )
+
+        return self.runs_of(vary)
+
+    def outcome(self, results: Results) -> Outcome:
+        records = having(results.records, results.trace)
+        steps = per_step(records, results.trace)
+        runs = per_run(records, steps)
+        return Outcome(
+            rows=rows_of(runs), figure=draw(steps), curves=curves_of(steps), finding=finding_of(runs), steps=steps
+        )
+
+
+def per_step(records: list[Row], trace: pd.DataFrame) -> pd.DataFrame:
     """A row for each traced step of each finished run: figures of the whole network.
 
     trace: as `read_trace` has it. Columns: those of `RUN`, step, latent_magnitude (mean abs W over all weights),
@@ -51,7 +111,7 @@ def decay_steps(records: list[Row], trace: pd.DataFrame) -> pd.DataFrame:
     return steps[[*RUN, "step", *FIGURES]]
 
 
-def decay_runs(records: list[Row], steps: pd.DataFrame) -> pd.DataFrame:
+def per_run(records: list[Row], steps: pd.DataFrame) -> pd.DataFrame:
     """A row for each run: its fields of `RUN`, figures and test top-1 in percent; NaN for a run that diverged.
 
     latent_magnitude and cut_off are those of the last step; the gradient magnitude and the flips a step are means over
@@ -61,8 +121,8 @@ def decay_runs(records: list[Row], steps: pd.DataFrame) -> pd.DataFrame:
     return runs.assign(**{TOP1: [record.get(TOP1) for record in records]})
 
 
-def decay_rows(runs: pd.DataFrame) -> list[Row]:
-    """A row for each weight decay and schedule: means over the finished trials. runs: as `decay_runs` has them."""
+def rows_of(runs: pd.DataFrame) -> list[Row]:
+    """A row for each weight decay and schedule: means over the finished trials. runs: as `per_run` has them."""
     rows = []
     for setting, trials in runs.groupby(SETTING):
         finished = trials.dropna(subset=TOP1)
@@ -72,7 +132,7 @@ def decay_rows(runs: pd.DataFrame) -> list[Row]:
     return rows
 
 
-def decay_finding(runs: pd.DataFrame) -> str:
+def finding_of(runs: pd.DataFrame) -> str:
     """One line: what the highest weight decay changes against the lowest, and the cosine rate against the constant.
 
     A change is called one where it has the same direction in every pair of runs of equal seed.
@@ -80,7 +140,7 @@ def decay_finding(runs: pd.DataFrame) -> str:
     return "; ".join(_finding_of(group, part) for group, part in runs.groupby(GROUP, sort=False))
 
 
-def decay_curves(steps: pd.DataFrame) -> Curves:
+def curves_of(steps: pd.DataFrame) -> Curves:
     """Means over the trials by step, for TensorBoard; a tag is figure/network-data-method-decay-schedule."""
     curves: Curves = {}
     for (model, data, method, decay, schedule), trials in steps.groupby(SETTING):
@@ -90,8 +150,8 @@ def decay_curves(steps: pd.DataFrame) -> Curves:
     return curves
 
 
-def draw_decay(steps: pd.DataFrame) -> Figure:
-    """The five panels of Fig. 3, (a) to (e), for each network and method. steps: as `decay_steps` has them.
+def draw(steps: pd.DataFrame) -> Figure:
+    """The five panels of Fig. 3, (a) to (e), for each network and method. steps: as `per_step` has them.
 
     Dashes stand for the cosine rate; bands reach from the lowest to the highest of the trials.
     """
@@ -224,3 +284,7 @@ def _change(pairs: pd.DataFrame, before: str, after: str) -> str:
 def _name(group: tuple[str, ...]) -> str:
     model, data, method = group
     return f"{model}, {short_data(data)}, {method}"
+
+
+if __name__ == "__main__":
+    run_command(Decay.main)

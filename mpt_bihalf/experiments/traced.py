@@ -7,12 +7,16 @@ from dataclasses import dataclass
 from ..parametrization import binary_layers
 from ..training import Run
 from ..training.build import check_network
-from .experiment import Experiment, Grid, refuse_dense
+from ..training.record import TRACE
+from .experiment import TrainingExperiment, refuse_dense
+from .grid import Grid
 
 
 @dataclass(frozen=True, kw_only=True)
-class TracedExperiment(Experiment):
+class TracedExperiment(TrainingExperiment):
     """Runs of methods with binary weights. An option that is not given takes the recipe's value."""
+
+    needs = (TRACE,)
 
     layer: str = ""
     """the binarized layer to look at, by name"""

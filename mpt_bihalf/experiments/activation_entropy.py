@@ -1,8 +1,9 @@
-"""Table, figure and finding of the entropy of binary activations (Fig. 1b)."""
+"""The entropy of each channel's activations in a 1/1 network (Fig. 1b)."""
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -10,22 +11,64 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ..activations import BinaryActivation
 from ..data import short_data
+from ..endings import run_command
 from ..measures import bernoulli_entropy
-from .figures import method_colours
-from .outcome import Curves
-from .statistics import TOP1
-from .traces import RUN, SETTING, compare_methods, draw_places, summarise_runs, tell_differences, tell_places
-
-CLAIM = (
-    "in a 1/1 ResNet-18 on CIFAR-100 the activations of each channel under bi-half are close to one bit of entropy, "
-    "above those under sign and IR-Net"
-)
+from ..report.figures import method_colours
+from ..report.outcome import Curves, Outcome
+from ..report.statistics import TOP1
+from ..report.traces import RUN, SETTING, compare_methods, draw_places, summarise_runs, tell_differences, tell_places
+from ..training import Run
+from ..training.build import check_network
+from ..training.finished import activation_shares
+from ..training.record import ACTIVATIONS
+from .experiment import TrainingExperiment
+from .recipe import CIFAR100, FULL, PAPER, SMALL, Recipe
+from .results import Results
 
 Row = dict[str, Any]
 
 
-def activation_entropy_channels(records: list[Row], shares: dict[str, pd.DataFrame], layer: str = "") -> pd.DataFrame:
+@dataclass(frozen=True, kw_only=True)
+class ActivationEntropy(TrainingExperiment):
+    """Trainings with binary activations. An option that is not given takes the recipe's value."""
+
+    name = "activation_entropy"
+    about = "Measure the entropy of each channel's binary activations over the test images."
+    claim = (
+        "in a 1/1 ResNet-18 on CIFAR-100 the activations of each channel under bi-half are close to one bit of "
+        "entropy, above those under sign and IR-Net"
+    )
+    recipes: ClassVar = {
+        "quick": Recipe("digits", ("resnet18",), FULL, 3, 5, {**SMALL, "activations": "binary"}),
+        "paper": Recipe("cifar100", ("resnet18",), FULL, 5, 350, {**PAPER, **CIFAR100, "activations": "binary"}),
+    }
+    needs = (ACTIVATIONS,)
+    lists_runs = True
+
+    layer: str = ""
+    """one binary activation to look at, by name (default: all)"""
+    out: str = "runs/activation_entropy"
+    """folder for runs, results.csv, table, figure and curves"""
+
+    def runs(self) -> list[Run]:
+        """All runs, each once, trials innermost. Raises ValueError, naming the option at fault."""
+        runs = self.runs_of()
+        for run in {run.model: run for run in runs}.values():
+            layers = [name for name, part in check_network(run).named_modules() if isinstance(part, BinaryActivation)]
+            if self.layer and self.layer not in layers:
+                raise ValueError(f"{run.model} has no binary activation {self.layer!r}; it has {', '.join(layers)}")
+        return runs
+
+    def outcome(self, results: Results) -> Outcome:
+        shares = results.look_again(activation_shares, results.finished, "activations")
+        channels = per_channel(results.records, shares, self.layer)
+        rows = rows_of(results.records, channels)
+        return Outcome(rows=rows, figure=draw(channels), curves=curves_of(channels), finding=finding_of(rows))
+
+
+def per_channel(records: list[Row], shares: dict[str, pd.DataFrame], layer: str = "") -> pd.DataFrame:
     """A row for each run, layer and channel: the run's `RUN` fields, layer, channel, entropy in bits.
 
     records: of runs. shares: by run, as `training.finished.activation_shares` has them. layer: the only one to count.
@@ -43,7 +86,7 @@ def activation_entropy_channels(records: list[Row], shares: dict[str, pd.DataFra
     return channels[channels["layer"] == layer][columns] if layer else channels[columns]
 
 
-def activation_entropy_rows(records: list[Row], channels: pd.DataFrame) -> list[Row]:
+def rows_of(records: list[Row], channels: pd.DataFrame) -> list[Row]:
     """A row for each network, data set and method, as `compare_methods` has it, of the mean entropy over the channels.
 
     lowest: the lowest tenth of the channels has at most so many bits. constant: share of the channels, in percent, that
@@ -64,7 +107,7 @@ def _summary(channels: pd.DataFrame) -> Row:
     return {"entropy": entropy.mean(), "lowest": entropy.quantile(0.1), "constant": 100 * (entropy == 0).mean()}
 
 
-def activation_entropy_curves(channels: pd.DataFrame) -> Curves:
+def curves_of(channels: pd.DataFrame) -> Curves:
     """For TensorBoard: the mean over the trials by channel, from the lowest to the highest, and by layer in order."""
     curves: Curves = {}
     for (model, data, method), trials in channels.groupby(SETTING, sort=False):
@@ -74,7 +117,7 @@ def activation_entropy_curves(channels: pd.DataFrame) -> Curves:
     return curves
 
 
-def activation_entropy_finding(rows: list[Row]) -> str:
+def finding_of(rows: list[Row]) -> str:
     """One line: whose activations have how many bits, and whose channels never change."""
     return tell_places(rows, _tell)
 
@@ -85,7 +128,7 @@ def _tell(rows: list[Row]) -> str:
     return "; ".join([*parts, *([f"channels that never change: {', '.join(constant)}"] if constant else [])])
 
 
-def draw_activation_entropy(channels: pd.DataFrame) -> Figure:
+def draw(channels: pd.DataFrame) -> Figure:
     """For each network the channels from the lowest to the highest entropy (Fig. 1b), and the mean of each layer."""
     several = channels["layer"].nunique() > 1
     figure, places = draw_places(channels, 1 + several, 11 if several else 6.5, 4.4)
@@ -125,3 +168,7 @@ def _draw_layers(panel: Axes, part: pd.DataFrame, colours: dict[str, str]) -> No
 def _ranked(trials: pd.DataFrame) -> np.ndarray:
     """Entropies from the lowest to the highest, a mean over the trials at each rank."""
     return np.mean([np.sort(channels) for _, channels in trials.groupby("seed")["entropy"]], axis=0)
+
+
+if __name__ == "__main__":
+    run_command(ActivationEntropy.main)

@@ -1,8 +1,9 @@
-"""Table, figure and finding of many trainings of the same settings (Fig. 4)."""
+"""Losses and accuracies over many trainings of the same settings (Fig. 4)."""
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -10,13 +11,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ..data import short_data
-from .figures import method_colours
-from .statistics import SIGNIFICANT, compare, diverged_texts, p_text, reference_of
-
-CLAIM = (
-    "over 100 trainings of Conv2 on CIFAR-10 bi-half reaches lower train and test loss and higher train and test "
-    "accuracy than sign, consistently and on average"
-)
+from ..endings import run_command
+from ..report.figures import method_colours
+from ..report.outcome import Curves, Outcome
+from ..report.statistics import SIGNIFICANT, compare, diverged_texts, p_text, reference_of
+from .experiment import TrainingExperiment
+from .recipe import PAPER, QUICK, Recipe
+from .results import Results
 
 # Name, unit, and whether more is better, of what is compared.
 FIGURES = {
@@ -31,7 +32,31 @@ FEWEST_FOR_RANKS = 6
 MANY = 40
 
 
-def repeated_trainings_rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
+@dataclass(frozen=True, kw_only=True)
+class RepeatedTrainings(TrainingExperiment):
+    """Trainings that differ in their seeds alone, with the same seeds for each method."""
+
+    name = "repeated_trainings"
+    about = "Train the same network many times by each method; compare what comes out."
+    claim = (
+        "over 100 trainings of Conv2 on CIFAR-10 bi-half reaches lower train and test loss and higher train and test "
+        "accuracy than sign, consistently and on average"
+    )
+    recipes: ClassVar = {
+        "quick": Recipe("digits", ("conv2",), ("sign", "bihalf"), 20, 3, QUICK),
+        "paper": Recipe("cifar10", ("conv2",), ("sign", "bihalf"), 100, 100, PAPER),
+    }
+    lists_runs = True
+
+    out: str = "runs/repeated_trainings"
+    """folder for runs, results.csv (a row a run), table, figure and curves"""
+
+    def outcome(self, results: Results) -> Outcome:
+        frame = pd.DataFrame(results.records)
+        return Outcome(rows=rows_of(frame), figure=draw(frame), curves=curves_of(frame), finding=finding_of(frame))
+
+
+def rows_of(frame: pd.DataFrame) -> list[dict[str, Any]]:
     """A row for each network, figure and method: its distribution over the trainings, and how it differs from sign's.
 
     frame: the records of runs. difference, pairs, p (paired t test) and p_ranks (Wilcoxon signed-rank test) are those
@@ -48,7 +73,7 @@ def repeated_trainings_rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
     return rows
 
 
-def repeated_trainings_curves(frame: pd.DataFrame) -> dict[str, list[tuple[int, float]]]:
+def curves_of(frame: pd.DataFrame) -> Curves:
     """The sorted values of each figure by network and method: (rank from 1 on, value)."""
     return {
         f"{figure}/{model}/{method}": list(enumerate(values.tolist(), 1))
@@ -66,10 +91,10 @@ def sorted_values(frame: pd.DataFrame, figure: str) -> dict[str, np.ndarray]:
     }
 
 
-def repeated_trainings_finding(frame: pd.DataFrame) -> str:
+def finding_of(frame: pd.DataFrame) -> str:
     """One line: in which figures each method is better than the reference, and whether significantly so."""
     reference = reference_of(frame)
-    table = pd.DataFrame(repeated_trainings_rows(frame))
+    table = pd.DataFrame(rows_of(frame))
     parts = []
     for (model, data), block in table.groupby(["model", "data"], sort=False):
         base = block[block["method"] == reference]
@@ -103,14 +128,14 @@ def _verdict(rows: pd.DataFrame, base: pd.DataFrame) -> str:
     )
 
 
-def draw_repeated_trainings(frame: pd.DataFrame) -> Figure:
+def draw(frame: pd.DataFrame) -> Figure:
     """For each network above the distribution of each figure over the trainings, below its sorted values (Fig. 4)."""
     networks = frame.groupby("model", sort=False)
     colours = method_colours(frame["method"])
     figure = Figure(figsize=(3.6 * len(FIGURES), 6.2 * len(networks) + 0.4), layout="constrained")
     panels = figure.subplots(2 * len(networks), len(FIGURES), squeeze=False)
     for (model, block), above, below in zip(networks, panels[::2], panels[1::2], strict=True):
-        tests = pd.DataFrame(repeated_trainings_rows(block)).dropna(subset=["p"])
+        tests = pd.DataFrame(rows_of(block)).dropna(subset=["p"])
         for (name, (title, unit, _)), upper, lower in zip(FIGURES.items(), above, below, strict=True):
             values = sorted_values(block, name)
             _draw_distributions(upper, values, colours)
@@ -156,3 +181,7 @@ def _draw_sorted(panel: Axes, values: dict[str, np.ndarray], colours: dict[str, 
         ranks = np.arange(1, len(found) + 1)
         panel.plot(ranks, found, color=colours[method], marker=marker, markersize=3.5, label=method)
     panel.set_xlabel("training, sorted by its figure (rank)")
+
+
+if __name__ == "__main__":
+    run_command(RepeatedTrainings.main)

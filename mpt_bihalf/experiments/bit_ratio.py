@@ -1,9 +1,10 @@
-"""Table, figure and finding of accuracy against the share of +1 that a method is made to have (Fig. 5)."""
+"""Accuracy against the share of +1 among the weights (Fig. 5)."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from itertools import cycle
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -12,11 +13,19 @@ from matplotlib.figure import Figure
 
 from ..counts import round_half_up
 from ..data import short_data
-from ..methods import METHODS
-from .figures import MARKERS, method_colours
-from .outcome import Curves
-from .statistics import SIGNIFICANT, TOP1, paired
-from .traces import PLACE, Row
+from ..endings import run_command
+from ..methods import METHODS, find_method
+from ..report.figures import MARKERS, method_colours
+from ..report.outcome import Curves, Outcome
+from ..report.statistics import SIGNIFICANT, TOP1, paired
+from ..report.traces import PLACE, Row
+from ..sweep import having
+from ..training import Run
+from ..training.record import LAYERS, TRACE
+from .experiment import TrainingExperiment, refuse_dense
+from .grid import Grid, parse_rates
+from .recipe import OF_METHOD, PAPER, QUICK, Recipe
+from .results import Results
 
 CLAIM = "on CIFAR-10 and on CIFAR-100 alike Conv2 is best where +1 and -1 are equally many"
 
@@ -26,7 +35,57 @@ RUN = [*SETTING, "seed"]
 ROUNDING = 2**-23
 
 
-def bit_ratio_steps(trace: pd.DataFrame) -> pd.DataFrame:
+@dataclass(frozen=True, kw_only=True)
+class BitRatio(TrainingExperiment):
+    """Which runs to do. An option that is not given takes the recipe's value."""
+
+    name = "bit_ratio"
+    about = "Compare shares of +1 among the weights, from few to nearly all."
+    claim = "on CIFAR-10 and on CIFAR-100 alike Conv2 is best where +1 and -1 are equally many"
+    recipes: ClassVar = {
+        "quick": Recipe("digits", ("conv2",), ("bihalf", "sign", "irnet"), 3, 3, {**QUICK, "trace": 1}, OF_METHOD),
+        "paper": Recipe(
+            "cifar10",
+            ("conv2",),
+            ("bihalf", "sign", "irnet"),
+            5,
+            100,
+            {**PAPER, "trace": 100},
+            OF_METHOD,
+            varied={"data": ("cifar10", "cifar100")},
+        ),
+    }
+    needs = (TRACE, LAYERS)
+
+    ratios: str = "0.1..0.9"
+    """shares of +1 (p_pos) for the methods that set it: 0.1..0.9 (steps of 0.1), 0.1..0.9:0.2 (steps of 0.2), 0.5, or
+    several with commas; the other methods run once"""
+    out: str = "runs/bit_ratio"
+    """folder for runs, table, figure and curves"""
+
+    def runs(self) -> list[Run]:
+        """All runs, each once, trials innermost. Raises ValueError, naming the option at fault."""
+        recipe = self.chosen_recipe()
+        ratios = parse_rates(self.ratios, "ratios")
+        data = [self.data] if self.data else recipe.varied.get("data", [recipe.data])
+
+        def vary(method: str) -> Grid:
+            refuse_dense(method)
+            own = ratios if find_method(method).balanced else [0.5]
+            return Grid([{"data": one} for one in data], [{"p_pos": ratio} for ratio in own])
+
+        return self.runs_of(vary)
+
+    def outcome(self, results: Results) -> Outcome:
+        records = having(results.records, results.trace, results.layers)
+        steps = per_step(results.trace)
+        runs = per_run(records, results.layers, steps)
+        return Outcome(
+            rows=rows_of(runs), figure=draw(runs), curves=curves_of(runs), finding=finding_of(runs), steps=steps
+        )
+
+
+def per_step(trace: pd.DataFrame) -> pd.DataFrame:
     """A row for each layer and traced step of each run: how close its filters are to the ratio asked for.
 
     trace: as `read_trace` has it. Columns: those of `RUN`, step, layer, connections (D of each filter),
@@ -45,10 +104,10 @@ def bit_ratio_steps(trace: pd.DataFrame) -> pd.DataFrame:
     return steps
 
 
-def bit_ratio_runs(records: list[Row], layers: pd.DataFrame, steps: pd.DataFrame) -> pd.DataFrame:
+def per_run(records: list[Row], layers: pd.DataFrame, steps: pd.DataFrame) -> pd.DataFrame:
     """A row for each run: `RUN`, test top-1 in percent (NaN where it diverged), and its share of +1.
 
-    layers: as `read_layers` has them; steps: as `bit_ratio_steps` has them. share: of the whole network at the end;
+    layers: as `read_layers` has them; steps: as `per_step` has them. share: of the whole network at the end;
     share_lowest, share_highest: of the filters, at the last traced step. steps: how many were traced; exact: whether at
     each of them all filters had the nearest share there is (None where none is asked for); entropy_one: whether those
     filters that can have two equal halves, at p_pos 1/2, had exactly 1 bit (None without such).
@@ -59,7 +118,7 @@ def bit_ratio_runs(records: list[Row], layers: pd.DataFrame, steps: pd.DataFrame
     return runs
 
 
-def bit_ratio_rows(runs: pd.DataFrame) -> list[Row]:
+def rows_of(runs: pd.DataFrame) -> list[Row]:
     """A row for each setting: means over the finished trials, but of the filters' shares the extreme trial's."""
     rows = []
     for setting, trials in runs.groupby(SETTING, sort=False):
@@ -75,13 +134,13 @@ def bit_ratio_rows(runs: pd.DataFrame) -> list[Row]:
     return rows
 
 
-def bit_ratio_finding(runs: pd.DataFrame) -> str:
+def finding_of(runs: pd.DataFrame) -> str:
     """One line: the best ratio, what others lose against it, and whether each filter had the ratio at each step."""
     told = [_tell_place(place, part) for place, part in runs.groupby(PLACE, sort=False)]
     return "; ".join([*told, _tell_exactness(runs)])
 
 
-def bit_ratio_curves(runs: pd.DataFrame) -> Curves:
+def curves_of(runs: pd.DataFrame) -> Curves:
     """Mean test top-1 in percent, for TensorBoard, with the share of +1 in thousandths as its step.
 
     The share is p_pos where the method is given one, else what it ends with. A tag is test_top1/network-data-method.
@@ -94,7 +153,7 @@ def bit_ratio_curves(runs: pd.DataFrame) -> Curves:
     return curves
 
 
-def draw_bit_ratio(runs: pd.DataFrame) -> Figure:
+def draw(runs: pd.DataFrame) -> Figure:
     """Test top-1 against the share of +1, a panel for each network and data set (Fig. 5).
 
     Methods that are given a ratio are lines, with standard deviations over the trials. The others are points at the
@@ -142,7 +201,7 @@ def _final_shares(layers: pd.DataFrame) -> pd.DataFrame:
 
 
 def _traced(steps: pd.DataFrame) -> pd.DataFrame:
-    """`RUN` and what the traced steps say of each run: the last five columns of `bit_ratio_runs`."""
+    """`RUN` and what the traced steps say of each run: the last five columns of `per_run`."""
     found = []
     for run, part in steps.groupby(RUN, sort=False):
         last, asked = part[part["step"] == part["step"].max()], part[part["exact"].notna()]
@@ -217,3 +276,7 @@ def _tell_exactness(runs: pd.DataFrame) -> str:
         entropy = f", and at p_pos 0.5 the entropy of filters of an even number of connections {verb} 1 bit"
     count = f"{int(asked['steps'].sum()):,} traced steps of {len(asked)} runs"
     return f"the share of +1 was the nearest possible in each filter at all {count}{entropy}"
+
+
+if __name__ == "__main__":
+    run_command(BitRatio.main)

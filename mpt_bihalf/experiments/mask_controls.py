@@ -1,28 +1,97 @@
-"""Learned masks against random ones of the same count, and against themselves shuffled."""
+"""What learning a mask brings over a random or a shuffled one of the same count."""
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from .figures import COLOURS, MARKERS
-from .statistics import SIGNIFICANT, TOP1, paired
+from ..endings import run_command
+from ..methods import METHODS, find_method
+from ..report.figures import COLOURS, MARKERS
+from ..report.outcome import Curves, Outcome
+from ..report.statistics import SIGNIFICANT, TOP1, paired
+from ..training import Run
+from ..training.finished import evaluate_shuffled
+from ..training.record import SHUFFLED
+from .experiment import TrainingExperiment
+from .grid import Grid, parse_rates
+from .recipe import PAPER, QUICK, Recipe
+from .results import Results
 
 MASKS = {
     "learned": "learned",
     "shuffled": "learned, then shuffled within the layers",
     "random": "random, never learned",
 }
-CLAIM = (
-    "Multi-prize tickets (Diffenderfer & Kailkhura 2021): a random network holds subnetworks that are accurate once "
-    "found and binarized; which weights are kept is what is learned."
-)
 
 
-def mask_controls_rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
+@dataclass(frozen=True, kw_only=True)
+class MaskControls(TrainingExperiment):
+    """Which runs to do, each with a learned mask and with a random one. An option that is not given takes the recipe's
+    value."""
+
+    name = "mask_controls"
+    about = "Compare learned masks with random ones of the same count, and with shuffled ones."
+    claim = (
+        "Multi-prize tickets (Diffenderfer & Kailkhura 2021): a random network holds subnetworks that are accurate "
+        "once found and binarized; which weights are kept is what is learned."
+    )
+    recipes: ClassVar = {
+        "quick": Recipe("digits", ("conv2",), ("mpt-sign", "mpt-bihalf", "mpt-balanced"), 3, 3, QUICK),
+        "paper": Recipe("cifar10", ("conv2",), ("mpt-sign", "mpt-bihalf", "mpt-balanced"), 5, 100, PAPER),
+    }
+    needs = (SHUFFLED,)
+
+    rates: str = "0.1..0.9:0.2"
+    """fractions PRUNED: 0.1..0.9:0.2 (steps of 0.2), 0.5, or several with commas"""
+    out: str = "runs/mask_controls"
+    """folder for runs, table, figure and curves"""
+
+    def runs(self) -> list[Run]:
+        """All runs, each once, trials innermost. Raises ValueError, naming the option at fault."""
+        rates = parse_rates(self.rates)
+
+        def vary(method: str) -> Grid:
+            if find_method(method).trains != "scores":
+                those = ", ".join(name for name, known in METHODS.items() if known.trains == "scores")
+                raise ValueError(f"method {method!r} learns no mask; {those} do")
+            # A mask that does not learn is the same after one epoch as after many.
+            return Grid(
+                [{"prune_rate": rate} for rate in rates], [{"learn_mask": True}, {"learn_mask": False, "epochs": 1}]
+            )
+
+        return self.runs_of(vary)
+
+    def outcome(self, results: Results) -> Outcome:
+        learned = [run for run in results.finished if run.learn_mask]
+        frame = per_mask(results.records, results.look_again(evaluate_shuffled, learned, "shuffled masks"))
+        rows = rows_of(frame)
+        return Outcome(rows=rows, figure=draw(frame), curves=curves_of(frame), finding=finding_of(rows))
+
+
+def per_mask(records: list[dict[str, Any]], shuffled: dict[str, dict[str, Any]]) -> pd.DataFrame:
+    """A row for each run and mask: the records, and what is left of the learned masks' figures once they are shuffled.
+
+    shuffled: by run, as `evaluate_shuffled` has them.
+    """
+    frame = pd.DataFrame(records)
+    frame["mask"] = frame["learn_mask"].map({True: "learned", False: "random"})
+    frame[TOP1] = frame.get(TOP1, np.nan)  # no record has it where all runs diverged
+    again = [
+        {name: record[name] for name in ("model", "method", "prune_rate", "seed")}
+        | {"mask": "shuffled"}
+        | shuffled[record["run"]]
+        for record in records
+        if record["run"] in shuffled
+    ]
+    return pd.concat([frame, pd.DataFrame(again)], ignore_index=True)
+
+
+def rows_of(frame: pd.DataFrame) -> list[dict[str, Any]]:
     """A row for each network, method and rate: mean and deviation of each mask's test top-1 in percent, and p.
 
     frame: a row for each run and mask with the columns model, method, prune_rate, seed, mask (a key of `MASKS`) and
@@ -41,7 +110,7 @@ def mask_controls_rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
     return rows
 
 
-def draw_mask_controls(frame: pd.DataFrame) -> Figure:
+def draw(frame: pd.DataFrame) -> Figure:
     """Test top-1 against the percentage of pruned weights: a panel for each network and method, a line a mask."""
     groups = list(frame.groupby(["model", "method"], sort=False))
     columns = min(len(groups), 3)
@@ -70,16 +139,16 @@ def draw_mask_controls(frame: pd.DataFrame) -> Figure:
     return figure
 
 
-def mask_controls_curves(frame: pd.DataFrame) -> dict[str, list[tuple[int, float]]]:
+def curves_of(frame: pd.DataFrame) -> Curves:
     """Mean test top-1 by the percentage of pruned weights, for each network, method and mask."""
     means = frame.groupby(["model", "method", "mask", "prune_rate"], sort=False)[TOP1].mean().dropna()
-    curves: dict[str, list[tuple[int, float]]] = {}
+    curves: Curves = {}
     for (model, method, mask, rate), value in means.items():
         curves.setdefault(f"{model}/{method}/{mask}", []).append((round(100 * rate), float(value)))
     return curves
 
 
-def mask_controls_finding(rows: list[dict[str, Any]]) -> str:
+def finding_of(rows: list[dict[str, Any]]) -> str:
     """One line: by how much learned masks beat, or do not beat, the two controls, and in how many settings surely."""
     parts = []
     for mask in ("random", "shuffled"):
@@ -99,3 +168,7 @@ def mask_controls_finding(rows: list[dict[str, Any]]) -> str:
             f"in {sure} with p < {SIGNIFICANT})"
         )
     return f"a learned mask {' and '.join(parts)}"
+
+
+if __name__ == "__main__":
+    run_command(MaskControls.main)

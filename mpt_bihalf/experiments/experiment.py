@@ -1,46 +1,78 @@
-"""What the experiments' command lines have in common: options that stand for a grid of runs."""
+"""What every experiment is: options that become runs, and what is told of their results."""
 
 # No postponed annotations: simple_parsing looks for their names in the module of the base class.
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from itertools import product
-from math import prod
-from typing import Any, ClassVar
+from pathlib import Path
+from typing import ClassVar
 
+from ..commandline import parse, words
+from ..files import output_folder
 from ..methods import find_method
-from ..recipes import Recipe
+from ..report.outcome import Outcome, conclude
+from ..sweep.engines import EngineOptions, check_engine
+from ..sweep.plan import MOST_RUNS
+from ..sweep.records import write_results
+from ..sweep.run_all import run_all
 from ..training import Run
 from ..training.config import cores_for
-from .engines import EngineOptions, check_engine
-from .plan import MOST_RUNS
+from .grid import Grid, Setting
+from .recipe import Recipe
+from .results import Results
 
 MOST_TRIALS = 10_000
 
-Setting = dict[str, Any]  # as fields of a run
 
+class Experiment:
+    """A dataclass of options and what is done with them: `run()` from a program, `main()` as a command.
 
-class Grid:
-    """The combinations of a setting of each axis, the last varied fastest. None is made before it is asked for."""
+    A subclass says its `name`, what it is `about`, its `claim`, and by `outcome` what its results show.
+    """
 
-    def __init__(self, *axes: Sequence[Setting]) -> None:
-        self._axes = axes
+    name: ClassVar[str]
+    """of the files it leaves"""
+    about: ClassVar[str]
+    """what it does, for its --help"""
+    claim: ClassVar[str]
+    """what the paper, or theory, says: one line"""
+    out: str
 
-    @property
-    def count(self) -> int:
-        """How many there are; `len` could not hold that of any grid."""
-        return prod(map(len, self._axes))
+    @classmethod
+    def main(cls) -> None:
+        """Do what the command line asks for."""
+        parse(cls, cls.about).run()
 
-    def __iter__(self) -> Iterator[Setting]:
-        for point in product(*self._axes):
-            yield {name: value for setting in point for name, value in setting.items()}
+    def run(self) -> None:
+        """Do what is missing, write the outcome below `out` and print it.
+
+        Raises ValueError, naming the option at fault, before any file is written.
+        """
+        self.conclude(self.results(output_folder(self.out)))
+
+    def results(self, out: Path) -> Results:
+        """What there is to look at below `out`."""
+        return Results(out, [])
+
+    def outcome(self, results: Results) -> Outcome:
+        """What the results show."""
+        raise NotImplementedError
+
+    def conclude(self, results: Results) -> None:
+        """Write the outcome and print it."""
+        conclude(results.out, self.name, self.outcome(results), self.claim, runs=bool(results.runs))
 
 
 @dataclass(frozen=True, kw_only=True)
-class Experiment(EngineOptions):
+class TrainingExperiment(Experiment, EngineOptions):
     """Which runs to do. An option that is not given takes the recipe's value."""
 
     recipes: ClassVar[dict[str, Recipe]]
+    needs: ClassVar[tuple[str, ...]] = ()
+    """files of each run, beside its result, that the outcome is made from, as `run_all` has them"""
+    lists_runs: ClassVar[bool] = False
+    """whether `results.csv`, a row a run, is left too"""
 
     models: list[str] = field(default_factory=list)
     """networks, e.g. conv2 conv4 (default: the recipe's)"""
@@ -77,6 +109,21 @@ class Experiment(EngineOptions):
     """quick: minutes on the embedded data; paper: the paper's own settings"""
     out: str = "runs"
     """folder for runs, tables and figures"""
+
+    def results(self, out: Path) -> Results:
+        """Those of all runs, after what is missing of them is done."""
+        runs = self.runs()
+        run_all(runs, out, self, self.needs)
+        return Results(out, runs)
+
+    def conclude(self, results: Results) -> None:
+        if self.lists_runs:
+            write_results(results.out, results.records)
+        super().conclude(results)
+
+    def runs(self) -> list[Run]:
+        """All runs, each once, trials innermost. Raises ValueError, naming the option at fault."""
+        return self.runs_of()
 
     def runs_of(self, vary: Callable[[str], Grid | Iterable[Setting]] = lambda method: Grid()) -> list[Run]:
         """All runs, each once, trials innermost; `vary` gives the settings of a method, as fields of a run.
@@ -125,11 +172,6 @@ class Experiment(EngineOptions):
         if self.recipe not in self.recipes:
             raise ValueError(f"unknown recipe {self.recipe!r}; known: {', '.join(self.recipes)}")
         return self.recipes[self.recipe]
-
-
-def words(entries: list[str]) -> list[str]:
-    """The entries of an option that takes several, given with spaces or with commas."""
-    return [word for entry in entries for word in entry.split(",")]
 
 
 def refuse_dense(method: str) -> None:

@@ -1,37 +1,36 @@
-"""Table, figure and finding of networks x methods, beside the published figures (Table 2, Table 3, Fig. 7)."""
+"""Accuracy of each method on each network, beside the published figures (Table 2)."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from ..commandline import words
 from ..data import short_data
-from ..sweep.records import write_results
-from .figures import method_colours
-from .outcome import Curves, conclude
-from .published import published
-from .statistics import SIGNIFICANT, TOP1, compare, diverged_texts, p_text, reference_of
-from .tables import of_trials
+from ..endings import run_command, show
+from ..files import write_csv
+from ..report.figures import method_colours
+from ..report.outcome import Curves, Outcome
+from ..report.published import published
+from ..report.statistics import SIGNIFICANT, TOP1, compare, diverged_texts, p_text, reference_of
+from ..report.tables import of_trials
+from ..sweep import EngineOptions, read_records, run_all
+from ..training import Run
+from .experiment import MOST_TRIALS, TrainingExperiment
+from .grid import Grid
+from .recipe import FULL, OF_METHOD, OF_MODEL, PAPER, QUICK, Recipe
+from .results import Results
 
-CLAIM = (
-    "on CIFAR-10 bi-half is the most accurate of the three at every depth (Conv2/4/6/8: 79.25, 87.68, 89.92, 90.40 %), "
-    "then IR-Net (78.32 to 90.06 %), then sign (77.86 to 89.17 %), each a mean of 5 trials"
-)
-
-ARCHITECTURES_CLAIM = (
-    "on CIFAR-100 bi-half is slightly more accurate than sign and IR-Net on five architectures, with real-valued and "
-    "with binary activations, above all on VGG16, and never less accurate"
-)
-IMAGENET_CLAIM = (
-    "on ImageNet, weights and activations binary, bi-half has 60.40 % top-1 and 82.86 % top-5 with ResNet-18 (sign "
-    "59.98 and 82.47 %), 64.17 and 85.36 % with ResNet-34"
-)
-
+TUNED = ("lr", "weight_decay")
+ARM = ("model", "activations", "method")
+# Share of the training images that a tuning run does without, to be chosen on.
+HOLDOUT = 0.1
 # Our names of the data sets and networks that the published tables are of.
 PUBLISHED_DATA = {"cifar10": "CIFAR-10", "imagenet": "ImageNet"}
 PUBLISHED_TABLES = ("Table 2", "Table 3")
@@ -40,7 +39,115 @@ PUBLISHED = ("published", "published_std", "published_top5")
 WIDEST_STEP, ROOM = 0.2, 0.8
 
 
-def method_comparison_rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
+@dataclass(frozen=True, kw_only=True)
+class MethodComparison(TrainingExperiment):
+    """Networks x activations x methods. An option that is not given takes the recipe's value.
+
+    In the Conv networks irnet takes the Kaiming scale of the other methods, so that they differ in their signs and
+    gradients alone (see recipe.py); its own scale is an option.
+    """
+
+    name = "method_comparison"
+    about = "Compare methods on several networks, beside the published accuracies."
+    claim = (
+        "on CIFAR-10 bi-half is the most accurate of the three at every depth (Conv2/4/6/8: 79.25, 87.68, 89.92, "
+        "90.40 %), then IR-Net (78.32 to 90.06 %), then sign (77.86 to 89.17 %), each a mean of 5 trials"
+    )
+    recipes: ClassVar = {
+        "quick": Recipe("digits", ("conv2", "conv4"), FULL, 5, 4, QUICK, OF_METHOD),
+        "paper": Recipe("cifar10", ("conv2", "conv4", "conv6", "conv8"), FULL, 5, 100, PAPER, OF_METHOD, OF_MODEL),
+    }
+    lists_runs = True
+    lists_others: ClassVar[bool] = False
+    """whether what is published of other methods stands in the table too"""
+
+    activations: list[str] = field(default_factory=list)
+    """real (W/A 1/32), binary (1/1), or both (default: the recipe's)"""
+    irnet_scale: Literal["", "kaiming", "power-of-two"] = ""
+    """kaiming: the scale of the other methods; power-of-two: IR-Net's own, near 1, with which networks without batch
+    norm, as conv2, learn little (default: the recipe's)"""
+    tune: bool = False
+    """choose learning rate and weight decay of each arm (network x method) by the same grid, on a tenth of the training
+    images held out, with seeds that no trial has; the trials then run with the arm's best"""
+    tune_lrs: list[float] = field(default_factory=lambda: [0.03, 0.1, 0.3, 1.0])
+    """learning rates of the grid of --tune"""
+    tune_weight_decays: list[float] = field(default_factory=lambda: [1e-4, 5e-4])
+    """weight decays of the grid of --tune"""
+    tune_trials: int = 2
+    """runs of each point of the grid of --tune"""
+    out: str = "runs/method_comparison"
+    """folder for runs, results.csv (a row a run), tables, figure and curves"""
+
+    def runs(self) -> list[Run]:
+        """The trials of all arms, as they are without tuning. Raises ValueError, naming the option at fault."""
+        return self.runs_of(self._own)
+
+    def tuning_runs(self) -> list[Run]:
+        """The runs that the tuning looks at: every point of the grid for each arm. Raises ValueError as `runs`."""
+        if not 1 <= self.tune_trials <= MOST_TRIALS:
+            raise ValueError(f"tune_trials must lie in 1 to {MOST_TRIALS:,}, not {self.tune_trials}")
+        # Past every seed that a trial may have, so that more trials later find the same choice made.
+        apart = replace(self, trials=self.tune_trials, seed=self.seed + MOST_TRIALS)
+
+        tried = zip(TUNED, (self.tune_lrs, self.tune_weight_decays), strict=True)
+        grid = [[{name: value} for value in values] for name, values in tried]
+        return apart.runs_of(lambda method: Grid(self._own(method), *grid, [{"holdout": HOLDOUT}]))
+
+    def _own(self, method: str) -> list[dict[str, Any]]:
+        scale = {"scale": self.irnet_scale} if method == "irnet" and self.irnet_scale else {}
+        every = words(self.activations) or self.chosen_recipe().varied.get("activations", ("real",))
+        return [{**scale, "activations": activations} for activations in every]
+
+    def results(self, out: Path) -> Results:
+        """Those of the trials, after `tune` where that is asked for; its grid is left as `tuning.csv`."""
+        runs = self.runs()
+        if self.tune:
+            runs, scores = tune(runs, self.tuning_runs(), out, self)
+            write_csv(out / "tuning.csv", scores.to_dict("records"))
+            show(f"tuning:   {out / 'tuning.csv'}")
+        run_all(runs, out, self)
+        return Results(out, runs)
+
+    def outcome(self, results: Results) -> Outcome:
+        frame = pd.DataFrame(results.records)
+        rows = rows_of(frame)
+        others = published_elsewhere(rows) if self.lists_others else []
+        return Outcome(rows=[*rows, *others], figure=draw(frame), curves=curves_of(frame), finding=finding_of(rows))
+
+
+def tune(
+    runs: list[Run], tuning: list[Run], out: Path, options: EngineOptions | None = None
+) -> tuple[list[Run], pd.DataFrame]:
+    """Do what is missing of the tuning runs below `out`, then give each of `runs` the values that are best for its arm.
+
+    Returns these runs, and the grid as `tuning_scores` has it.
+    """
+    run_all(tuning, out, options)
+    scores = tuning_scores(read_records(out, tuning))
+    chosen = {
+        tuple(row[name] for name in ARM): {name: row[name] for name in TUNED}
+        for row in scores[scores["chosen"]].to_dict("records")
+    }
+    return [replace(run, **chosen[tuple(getattr(run, name) for name in ARM)]) for run in runs], scores
+
+
+def tuning_scores(records: list[dict[str, Any]]) -> pd.DataFrame:
+    """A row for each arm and point of the grid: runs, diverged, the mean validation top-1 in percent, `chosen` or not.
+
+    A diverged run counts as 0 %. Of equal points the one that comes first among the records is chosen.
+    """
+    frame = pd.DataFrame(records).reindex(columns=[*ARM, *TUNED, "validation_top1"])
+    points = frame.assign(validation_top1=frame["validation_top1"].fillna(0), diverged=frame["validation_top1"].isna())
+    scores = (
+        points.groupby([*ARM, *TUNED], sort=False)
+        .agg(runs=("diverged", "size"), diverged=("diverged", "sum"), validation_top1=("validation_top1", "mean"))
+        .reset_index()
+    )
+    best = scores.groupby(list(ARM), sort=False)["validation_top1"].idxmax()
+    return scores.assign(chosen=scores.index.isin(best))
+
+
+def rows_of(frame: pd.DataFrame) -> list[dict[str, Any]]:
     """A row for each network and method: its settings, test top-1 in percent over the trials, and the published one.
 
     frame: the records of runs. model: as `networks_of` calls it. mean and std (of a sample) are of the last epoch, top5
@@ -100,7 +207,7 @@ def _our_name(model: str, bits: str) -> str:
     return model.lower().replace("-", "") + ("" if bits == "1/32" else " 1/1")
 
 
-def method_comparison_curves(frame: pd.DataFrame) -> dict[str, list[tuple[int, float]]]:
+def curves_of(frame: pd.DataFrame) -> Curves:
     """Test top-1 in percent of each network and method by seed."""
     return {
         f"{TOP1}/{model}/{method}": list(zip(block["seed"].tolist(), block[TOP1].tolist(), strict=True))
@@ -115,7 +222,7 @@ def _finished(frame: pd.DataFrame) -> pd.DataFrame:
     return frame.reindex(columns=list(dict.fromkeys([*frame, TOP1]))).dropna(subset=[TOP1])
 
 
-def method_comparison_finding(rows: list[dict[str, Any]]) -> str:
+def finding_of(rows: list[dict[str, Any]]) -> str:
     """One line: the methods of each network from best to worst, and which differ significantly from the reference."""
     table = pd.DataFrame(rows)
     reference = reference_of(table)
@@ -145,9 +252,9 @@ def _test(row: dict[str, Any], reference: str) -> str:
     return f"{told} ({significant} over {row['pairs']} equal seeds, {p_text(row['p'])})"
 
 
-def draw_method_comparison(frame: pd.DataFrame) -> Figure:
+def draw(frame: pd.DataFrame) -> Figure:
     """Test top-1 of each method by network: every trial, mean and deviation; published figures hollow (Table 2)."""
-    rows = pd.DataFrame(method_comparison_rows(frame))
+    rows = pd.DataFrame(rows_of(frame))
     frame = frame.assign(model=networks_of(frame))
     models, methods = list(rows["model"].unique()), list(rows["method"].unique())
     colours, finished = method_colours(methods), _finished(frame)
@@ -192,11 +299,5 @@ def draw_method_comparison(frame: pd.DataFrame) -> Figure:
     return figure
 
 
-def conclude_comparison(out: Path, name: str, records: list[dict[str, Any]], claim: str, others: bool = False) -> None:
-    """Write and print the outcome of a comparison. others: whether other methods' published figures stand there too."""
-    write_results(out, records)
-    frame = pd.DataFrame(records)
-    rows = method_comparison_rows(frame)
-    table = [*rows, *published_elsewhere(rows)] if others else rows
-    curves: Curves = {**method_comparison_curves(frame)}
-    conclude(out, name, table, draw_method_comparison(frame), curves, method_comparison_finding(rows), claim)
+if __name__ == "__main__":
+    run_command(MethodComparison.main)

@@ -1,22 +1,13 @@
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar
-
 import pytest
 
-from mpt_bihalf.recipes import BIT_FLIPS, Recipe
-from mpt_bihalf.sweep import TracedExperiment
+from mpt_bihalf.experiments.bit_flips import BitFlips
 from mpt_bihalf.training import Run
 
 
-@dataclass(frozen=True, kw_only=True)
-class Flips(TracedExperiment):
-    recipes: ClassVar[dict[str, Recipe]] = BIT_FLIPS
-
-
 def runs(**options: object) -> list[Run]:
-    return Flips(**{"device": "cpu", "threads": 1, **options}).runs()  # type: ignore[arg-type]
+    return BitFlips(**{"device": "cpu", "threads": 1, **options}).runs()  # type: ignore[arg-type]
 
 
 def test_each_setting_runs_once_a_trial_and_is_traced() -> None:

@@ -1,8 +1,9 @@
-"""Table, figure and finding of the entropy of binary weights while training (Fig. 1a)."""
+"""The entropy of binary weights while training (Fig. 1a)."""
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -11,10 +12,11 @@ from matplotlib.figure import Figure
 from scipy.special import entr
 
 from ..data import short_data
+from ..endings import run_command
 from ..methods import METHODS
-from .figures import method_colours
-from .outcome import Curves
-from .traces import (
+from ..report.figures import method_colours
+from ..report.outcome import Curves, Outcome
+from ..report.traces import (
     RUN,
     SETTING,
     STEP,
@@ -26,16 +28,45 @@ from .traces import (
     tell_differences,
     tell_places,
 )
-
-CLAIM = (
-    "sign and IR-Net have weights of less than the maximum entropy, which changes while training; "
-    "bi-half keeps exactly the maximum of 1 bit throughout"
-)
+from ..sweep import having
+from .recipe import FULL, OF_METHOD, PAPER, QUICK, Recipe
+from .results import Results
+from .traced import TracedExperiment
 
 SUMMARY = ["start", "end", "lowest", "spread", "possible", "short", "exact"]
 
 
-def weight_entropy_layers(records: list[Row], trace: pd.DataFrame, layer: str = "") -> pd.DataFrame:
+@dataclass(frozen=True, kw_only=True)
+class WeightEntropy(TracedExperiment):
+    """Trainings whose weights are looked at. An option that is not given takes the recipe's value."""
+
+    name = "weight_entropy"
+    about = "Follow the entropy of the binary weights of each filter while networks train."
+    claim = (
+        "sign and IR-Net have weights of less than the maximum entropy, which changes while training; "
+        "bi-half keeps exactly the maximum of 1 bit throughout"
+    )
+    recipes: ClassVar = {
+        "quick": Recipe("digits", ("conv2",), FULL, 3, 5, {**QUICK, "trace": 2}, OF_METHOD),
+        "paper": Recipe("cifar10", ("conv2",), FULL, 5, 100, {**PAPER, "trace": 100}, OF_METHOD),
+    }
+
+    layer: str = ""
+    """one layer to look at, by name (default: the mean over all, which count alike)"""
+    out: str = "runs/weight_entropy"
+    """folder for runs, table, figure and curves"""
+
+    def outcome(self, results: Results) -> Outcome:
+        records = having(results.records, results.trace)
+        layers = per_layer(records, results.trace, self.layer)
+        steps = per_step(layers)
+        rows = rows_of(per_run(records, steps))
+        return Outcome(
+            rows=rows, figure=draw(steps, layers), curves=curves_of(steps), finding=finding_of(rows), steps=steps
+        )
+
+
+def per_layer(records: list[Row], trace: pd.DataFrame, layer: str = "") -> pd.DataFrame:
     """A row for each layer and traced step of each finished run; with `layer` of that one alone. Entropies in bits.
 
     Columns: those of `RUN`, step, layer, connections (of a filter), entropy (mean over the filters), spread (standard
@@ -62,7 +93,7 @@ def highest_entropy(connections: np.ndarray) -> np.ndarray:
     return (entr(share) + entr(1 - share)) / np.log(2)
 
 
-def weight_entropy_steps(layers: pd.DataFrame) -> pd.DataFrame:
+def per_step(layers: pd.DataFrame) -> pd.DataFrame:
     """A row for each traced step of each run: means over its layers, which count alike, and whether all are exact.
 
     spread is the root of the mean variance over the filters of a layer, so 0 where in each layer all filters agree.
@@ -73,7 +104,7 @@ def weight_entropy_steps(layers: pd.DataFrame) -> pd.DataFrame:
     return steps.assign(spread=np.sqrt(steps["spread"]))
 
 
-def weight_entropy_runs(records: list[Row], steps: pd.DataFrame) -> pd.DataFrame:
+def per_run(records: list[Row], steps: pd.DataFrame) -> pd.DataFrame:
     """A row for each run, in bits; NaN if it diverged.
 
     start, end: entropy at the first and the last traced step; lowest: of all; spread: over the filters at the end;
@@ -96,10 +127,10 @@ def weight_entropy_runs(records: list[Row], steps: pd.DataFrame) -> pd.DataFrame
     return summarise_runs(records, steps, summary, SUMMARY)
 
 
-def weight_entropy_rows(runs: pd.DataFrame) -> list[Row]:
+def rows_of(runs: pd.DataFrame) -> list[Row]:
     """A row for each method, in bits: means over the finished trials, but of lowest and short the extreme trial's.
 
-    runs: as `weight_entropy_runs` has them. exact: whether all are; None where a mask leaves it open. difference and p:
+    runs: as `per_run` has them. exact: whether all are; None where a mask leaves it open. difference and p:
     of `end` against bihalf, over equal seeds.
     """
 
@@ -112,7 +143,7 @@ def weight_entropy_rows(runs: pd.DataFrame) -> list[Row]:
     return compare_methods(runs, "end", further)
 
 
-def weight_entropy_curves(steps: pd.DataFrame) -> Curves:
+def curves_of(steps: pd.DataFrame) -> Curves:
     """Means over the trials by step, for TensorBoard; a tag is entropy/network-data-method."""
     return {
         f"entropy/{model}-{short_data(data)}-{method}": list(trials.groupby("step")["entropy"].mean().items())
@@ -120,7 +151,7 @@ def weight_entropy_curves(steps: pd.DataFrame) -> Curves:
     }
 
 
-def weight_entropy_finding(rows: list[Row]) -> str:
+def finding_of(rows: list[Row]) -> str:
     """One line: who ends with how many bits, who has the most that is possible, who gains or loses while training."""
     return tell_places(rows, _tell)
 
@@ -145,7 +176,7 @@ def _change(row: Row) -> str:
     return f"{row['method']} {row['end'] - row['start']:+.4f}"
 
 
-def draw_weight_entropy(steps: pd.DataFrame, layers: pd.DataFrame) -> Figure:
+def draw(steps: pd.DataFrame, layers: pd.DataFrame) -> Figure:
     """For each network the entropy against the step (Fig. 1a), and where there are several layers what each lacks."""
     several = layers["layer"].nunique() > 1
     figure, places = draw_places(steps, 1 + several, 11 if several else 6.5, 4.4)
@@ -209,3 +240,7 @@ def _draw_layers(panel: Axes, layers: pd.DataFrame, colours: dict[str, str]) -> 
     ticks = [f"{name}\n({count:,})" for name, count in zip(names, connections, strict=True)]
     panel.set_xticks(range(len(names)), ticks)
     panel.set_xlabel("layer (connections of a filter)")
+
+
+if __name__ == "__main__":
+    run_command(WeightEntropy.main)

@@ -1,8 +1,9 @@
-"""Table, figure and finding of the bit flips of one filter while training (Fig. 2)."""
+"""Bit flips of one filter while training (Fig. 2)."""
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -10,9 +11,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ..data import short_data
-from .figures import method_colours
-from .outcome import Curves
-from .traces import (
+from ..endings import run_command
+from ..report.figures import method_colours
+from ..report.outcome import Curves, Outcome
+from ..report.traces import (
     RUN,
     SETTING,
     STEP,
@@ -24,11 +26,10 @@ from .traces import (
     tell_differences,
     tell_places,
 )
-
-CLAIM = (
-    "sign flips unevenly and IR-Net evenly but with no guarantee; "
-    "bi-half flips exactly as often to +1 as to -1, so that their difference stays at zero"
-)
+from ..sweep import having
+from .recipe import FULL, OF_METHOD, PAPER, QUICK, Recipe
+from .results import Results
+from .traced import TracedExperiment
 
 SIGNS = ("to_positive", "to_negative")
 SUMMARY = ["layer", "weights", "flips", *SIGNS, "imbalance", "most_imbalance"]
@@ -36,7 +37,35 @@ SUMMARY = ["layer", "weights", "flips", *SIGNS, "imbalance", "most_imbalance"]
 SMOOTHED = 1 / 20
 
 
-def bit_flips_steps(records: list[Row], trace: pd.DataFrame, layer: str = "") -> pd.DataFrame:
+@dataclass(frozen=True, kw_only=True)
+class BitFlips(TracedExperiment):
+    """Trainings whose flips are counted. With equal seeds all methods begin with the same latent weights and the same
+    signs, half of those of a filter +1."""
+
+    name = "bit_flips"
+    about = "Count the bit flips of one filter to +1 and to -1 while networks train."
+    claim = (
+        "sign flips unevenly and IR-Net evenly but with no guarantee; "
+        "bi-half flips exactly as often to +1 as to -1, so that their difference stays at zero"
+    )
+    recipes: ClassVar = {
+        "quick": Recipe("digits", ("conv2",), FULL, 3, 5, {**QUICK, "trace": 1, "init": "equal_bits"}, OF_METHOD),
+        "paper": Recipe("cifar10", ("conv2",), FULL, 5, 100, {**PAPER, "trace": 50, "init": "equal_bits"}, OF_METHOD),
+    }
+
+    layer: str = ""
+    """the layer whose first filter to look at, by name (default: the second binarized one)"""
+    out: str = "runs/bit_flips"
+    """folder for runs, table, figure and curves"""
+
+    def outcome(self, results: Results) -> Outcome:
+        records = having(results.records, results.trace)
+        steps = per_step(records, results.trace, self.layer)
+        rows = rows_of(per_run(records, steps))
+        return Outcome(rows=rows, figure=draw(steps), curves=curves_of(steps), finding=finding_of(rows), steps=steps)
+
+
+def per_step(records: list[Row], trace: pd.DataFrame, layer: str = "") -> pd.DataFrame:
     """A row for each traced step of each finished run: the flips of the first filter of a layer.
 
     layer: its name; empty for the second one of each network. Columns: those of `RUN`, step, layer, weights (of the
@@ -56,7 +85,7 @@ def bit_flips_steps(records: list[Row], trace: pd.DataFrame, layer: str = "") ->
     return steps
 
 
-def bit_flips_runs(records: list[Row], steps: pd.DataFrame) -> pd.DataFrame:
+def per_run(records: list[Row], steps: pd.DataFrame) -> pd.DataFrame:
     """A row for each run: layer, weights of the filter, and its flips over the training; NaN if it diverged.
 
     flips: in both directions; imbalance: at the end, without its sign; most_imbalance: of all traced steps.
@@ -77,10 +106,10 @@ def bit_flips_runs(records: list[Row], steps: pd.DataFrame) -> pd.DataFrame:
     return summarise_runs(records, steps, summary, SUMMARY)
 
 
-def bit_flips_rows(runs: pd.DataFrame) -> list[Row]:
+def rows_of(runs: pd.DataFrame) -> list[Row]:
     """A row for each method: means over the finished trials, but of most_imbalance the extreme trial's.
 
-    runs: as `bit_flips_runs` has them. difference and p: of `flips` against bihalf, over equal seeds.
+    runs: as `per_run` has them. difference and p: of `flips` against bihalf, over equal seeds.
     """
 
     def further(trials: pd.DataFrame) -> Row:
@@ -91,7 +120,7 @@ def bit_flips_rows(runs: pd.DataFrame) -> list[Row]:
     return compare_methods(runs, "flips", further)
 
 
-def bit_flips_curves(steps: pd.DataFrame) -> Curves:
+def curves_of(steps: pd.DataFrame) -> Curves:
     """Means over the trials by step, for TensorBoard; a tag is figure/network-data-method."""
     return {
         f"{figure}/{model}-{short_data(data)}-{method}": list(trials.groupby("step")[figure].mean().items())
@@ -100,7 +129,7 @@ def bit_flips_curves(steps: pd.DataFrame) -> Curves:
     }
 
 
-def bit_flips_finding(rows: list[Row]) -> str:
+def finding_of(rows: list[Row]) -> str:
     """One line: who flips as often in both directions and by how much the others do not, and who flips how often."""
     return tell_places(rows, _tell)
 
@@ -119,7 +148,7 @@ def _tell(rows: list[Row]) -> str:
     return f"first filter of layer {rows[0]['layer']} ({rows[0]['weights']:,.0f} weights): {'; '.join(parts)}"
 
 
-def draw_bit_flips(steps: pd.DataFrame) -> Figure:
+def draw(steps: pd.DataFrame) -> Figure:
     """For each network the flips of an iteration, those accumulated, and their difference (Fig. 2).
 
     All of each method's first trial; of its other trials the difference alone, faint.
@@ -166,3 +195,7 @@ def _draw_rates(panel: Axes, run: pd.DataFrame, style: dict[str, Any]) -> None:
     moving = run[[*SIGNS, "iterations"]].rolling(window, min_periods=1, center=True).sum()
     panel.plot(run["step"], moving["to_positive"] / moving["iterations"], **style)
     panel.plot(run["step"], -moving["to_negative"] / moving["iterations"], **{**style, "label": None})
+
+
+if __name__ == "__main__":
+    run_command(BitFlips.main)
