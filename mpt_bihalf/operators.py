@@ -76,111 +76,72 @@ def _part(name: str | None, kind: str, known: dict[str, Any]) -> Any:
     return _own[int(place)]
 
 
-def _layer(
-    rule: str, weight: Tensor, scores: Tensor | None, all_scores: Sequence[Tensor], index: int, progress: float = 0.0
-) -> tuple[Method, Layer]:
+# What both operators of a layer begin with.
+ASKED = "Tensor weight, Tensor? scores, Tensor[] all_scores, int index, str rule, Tensor progress"
+
+
+def _layer(asked: Sequence[Any]) -> tuple[Method, Layer]:
+    weight, scores, all_scores, index, rule, *_ = asked
     method, prune_rate, p_pos, scope = method_of(rule)
-    return method, Layer(weight, scores, prune_rate, p_pos, scope, progress, all_scores, index)
+    return method, Layer(weight, scores, prune_rate, p_pos, scope, 0.0, all_scores, index)
 
 
 @torch.library.custom_op(
-    "mpt_bihalf::binary_weight",
-    mutates_args=(),
-    schema="(Tensor weight, Tensor? scores, Tensor? mask, Tensor[] all_scores, int index, str rule, Tensor progress)"
-    " -> (Tensor, Tensor, Tensor)",
+    "mpt_bihalf::binary_weight", mutates_args=(), schema=f"({ASKED}, Tensor? mask) -> (Tensor, Tensor, Tensor)"
 )
-def binary_weight(
-    weight: Tensor,
-    scores: Tensor | None,
-    mask: Tensor | None,
-    all_scores: Sequence[Tensor],
-    index: int,
-    rule: str,
-    progress: Tensor,
-) -> tuple[Tensor, Tensor, Tensor]:
+def binary_weight(*asked: Any) -> tuple[Tensor, Tensor, Tensor]:
     """alpha * B, where the sign is +1 (bool), and alpha, of W [F, ...] and S.
 
-    mask: bool in the shape of W, what is kept in the place of what the method would keep. all_scores: S of all layers
-    that are ranked together, of which this is the `index`-th. progress: 0-dim float64 on the host.
+    all_scores: S of all layers that are ranked together, of which this is the `index`-th. progress: 0-dim float64 on
+    the host. mask: bool in the shape of W, what is kept in the place of what the method would keep.
     """
-    method, layer = _layer(rule, weight, scores, all_scores, index)
-    kept, positive, alpha = method.decide(layer, mask)
-    used = signed(positive, kept, alpha)
-    return used.contiguous(memory_format=layout(weight)), positive.contiguous(), alpha.contiguous()
+    method, layer = _layer(asked)
+    kept, positive, alpha = method.decide(layer, asked[-1])
+    used = signed(positive, kept, alpha).contiguous(memory_format=layout(layer.weight))
+    return used, positive.contiguous(), alpha.contiguous()
 
 
 @binary_weight.register_fake
-def _(
-    weight: Tensor,
-    scores: Tensor | None,
-    mask: Tensor | None,
-    all_scores: Sequence[Tensor],
-    index: int,
-    rule: str,
-    progress: Tensor,
-) -> tuple[Tensor, Tensor, Tensor]:
-    method, layer = _layer(rule, weight, scores, all_scores, index)
-    positive = torch.empty_like(weight, dtype=torch.bool, memory_format=torch.contiguous_format)
+def _(*asked: Any) -> tuple[Tensor, Tensor, Tensor]:
+    method, layer = _layer(asked)
+    positive = torch.empty_like(layer.weight, dtype=torch.bool, memory_format=torch.contiguous_format)
     alpha = scale_of(method.scale, layer, positive)
-    return torch.empty_like(weight, memory_format=layout(weight)), positive, alpha.contiguous()
+    return torch.empty_like(layer.weight, memory_format=layout(layer.weight)), positive, alpha.contiguous()
 
 
 @torch.library.custom_op(
     "mpt_bihalf::binary_weight_backward",
     mutates_args=(),
-    schema="(Tensor g, Tensor weight, Tensor? scores, Tensor[] all_scores, int index, Tensor positive, Tensor alpha, "
-    "str rule, Tensor progress) -> Tensor",
+    schema=f"({ASKED}, Tensor positive, Tensor alpha, Tensor g) -> Tensor",
 )
-def binary_weight_backward(
-    g: Tensor,
-    weight: Tensor,
-    scores: Tensor | None,
-    all_scores: Sequence[Tensor],
-    index: int,
-    positive: Tensor,
-    alpha: Tensor,
-    rule: str,
-    progress: Tensor,
-) -> Tensor:
+def binary_weight_backward(*asked: Any) -> Tensor:
     """The gradient of what the method trains, W or S, of the gradient g of the loss at alpha * B."""
-    method, layer = _layer(rule, weight, scores, all_scores, index, progress.item())
-    trained = scores if method.trains == "scores" else weight
-    assert trained is not None
-    gradient = torch.empty_like(trained, memory_format=layout(trained))  # never g itself, which a rule may give
-    return gradient.copy_(method.gradient(g, layer, positive, alpha))
+    *_, progress, positive, alpha, g = asked
+    method, layer = _layer(asked)
+    layer.progress = progress.item()
+    return _like_trained(*asked).copy_(method.gradient(g, layer, positive, alpha))  # never g itself
 
 
 @binary_weight_backward.register_fake
-def _(
-    g: Tensor,
-    weight: Tensor,
-    scores: Tensor | None,
-    all_scores: Sequence[Tensor],
-    index: int,
-    positive: Tensor,
-    alpha: Tensor,
-    rule: str,
-    progress: Tensor,
-) -> Tensor:
+def _like_trained(weight: Tensor, scores: Tensor, all_scores: Any, index: int, rule: str, *others: Any) -> Tensor:
     trained = scores if method_of(rule)[0].trains == "scores" else weight
-    assert trained is not None
     return torch.empty_like(trained, memory_format=layout(trained))
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    weight, scores, _, all_scores, ctx.index, ctx.rule, progress = inputs
-    _, positive, alpha = output
-    ctx.save_for_backward(weight, scores, positive, alpha, progress, *all_scores)
-    ctx.mark_non_differentiable(positive, alpha)
+    weight, scores, all_scores, ctx.index, ctx.rule, progress, _ = inputs
+    ctx.save_for_backward(weight, scores, progress, *output[1:], *all_scores)
+    ctx.mark_non_differentiable(*output[1:])
 
 
 def _backward(ctx: Any, g: Tensor | None, *of_others: Tensor | None) -> tuple[Any, ...]:
-    weight, scores, positive, alpha, progress, *all_scores = ctx.saved_tensors
-    of_nobody = None, [None] * len(all_scores), None, None, None
-    if g is None:
-        return None, None, *of_nobody
-    gradient = binary_weight_backward(g, weight, scores, all_scores, ctx.index, positive, alpha, ctx.rule, progress)
-    return (None, gradient, *of_nobody) if method_of(ctx.rule)[0].trains == "scores" else (gradient, None, *of_nobody)
+    weight, scores, progress, positive, alpha, *all_scores = ctx.saved_tensors
+    gradients = [None, None, [None] * len(all_scores), None, None, None, None]
+    if g is not None:
+        asked = weight, scores, all_scores, ctx.index, ctx.rule, progress
+        trained = 1 if method_of(ctx.rule)[0].trains == "scores" else 0
+        gradients[trained] = binary_weight_backward(*asked, positive, alpha, g)
+    return tuple(gradients)
 
 
 binary_weight.register_autograd(_backward, setup_context=_keep)

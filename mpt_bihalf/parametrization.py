@@ -102,8 +102,8 @@ class BinaryWeight(nn.Module):
         mask, all_scores = self.fixed_mask, self._all_scores()
         if mask is None and all_scores:
             mask = operators.global_masks([s.detach() for s in all_scores], self._rule)[self.index]
-        given = weight, self.scores, mask, all_scores, self.index, self._rule, self._progress
-        return cast(Tensor, operators.binary_weight(*given)[0])
+        asked = weight, self.scores, all_scores, self.index, self._rule, self._progress
+        return cast(Tensor, operators.binary_weight(*asked, mask)[0])
 
     def _all_scores(self) -> list[Tensor]:
         return [cast(Tensor, part.scores) for part in self.together]

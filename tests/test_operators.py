@@ -161,12 +161,12 @@ def test_torch_finds_no_fault_with_the_operators(name: str, layout: torch.memory
     all_scores = [scores.detach(), torch.randn(5, 2)] if method.scoped else []
     rule = rule_of(method, 0.5, 0.5, "global" if method.scoped else "layer")
     given = scores if method.trains == "scores" else None
-    torch.library.opcheck(binary_weight, (weight, given, None, all_scores, 0, rule, progress))
-    _, positive, alpha = binary_weight(weight, given, None, all_scores, 0, rule, progress)
+    torch.library.opcheck(binary_weight, (weight, given, all_scores, 0, rule, progress, None))
+    _, positive, alpha = binary_weight(weight, given, all_scores, 0, rule, progress, None)
     weight, given = weight.detach(), None if given is None else given.detach()
     torch.library.opcheck(
         binary_weight_backward,
-        (torch.randn(4, 3, 3, 3), weight, given, all_scores, 0, positive, alpha, rule, progress),
+        (weight, given, all_scores, 0, rule, progress, positive, alpha, torch.randn(4, 3, 3, 3)),
     )
     if all_scores:
         torch.library.opcheck(global_masks, (all_scores, rule))
