@@ -88,9 +88,3 @@ def held(folder: Path) -> bool:
     finally:
         os.close(lock)
     return False
-
-
-def holder(folder: Path) -> dict[str, Any] | None:
-    """Who does the run in this folder, as `read_claim` has it; None if nobody does it now."""
-    claim = read_claim(folder)
-    return claim if claim is not None and held(folder) else None

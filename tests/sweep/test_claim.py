@@ -14,7 +14,7 @@ import pytest
 from filelock import FileLock, Timeout
 
 from mpt_bihalf.sweep import claim
-from mpt_bihalf.sweep.claim import claimed, held, holder
+from mpt_bihalf.sweep.claim import claimed, held, read_claim
 from tests.processes import PROCESSES
 
 
@@ -34,6 +34,11 @@ def test_one_of_two_gets_the_run_and_the_other_after_it(tmp_path: Path) -> None:
     assert not held(folder)
     with claimed(folder) as third:
         assert third
+
+
+def holder(folder: Path) -> dict[str, Any] | None:
+    claim = read_claim(folder)
+    return claim if claim is not None and held(folder) else None
 
 
 def test_a_claim_tells_who_holds_it_and_goes_with_the_holder(tmp_path: Path) -> None:
