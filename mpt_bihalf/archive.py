@@ -9,45 +9,13 @@ at than there is time, and believes what a tensor says of its memory.
 from __future__ import annotations
 
 import os
+import pickle
 import struct
 import sys
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
 from math import prod
-from pickle import (
-    APPEND,
-    APPENDS,
-    BINFLOAT,
-    BINGET,
-    BININT,
-    BININT1,
-    BININT2,
-    BINPERSID,
-    BINPUT,
-    BINUNICODE,
-    BUILD,
-    EMPTY_DICT,
-    EMPTY_LIST,
-    EMPTY_TUPLE,
-    GLOBAL,
-    LONG1,
-    LONG_BINGET,
-    LONG_BINPUT,
-    MARK,
-    NEWFALSE,
-    NEWTRUE,
-    NONE,
-    PROTO,
-    REDUCE,
-    SETITEM,
-    SETITEMS,
-    STOP,
-    TUPLE,
-    TUPLE1,
-    TUPLE2,
-    TUPLE3,
-)
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -132,7 +100,7 @@ class _Reader:
         self._memories: dict[str, Tensor] = {}
 
     def value(self) -> Any:
-        data, stop, operations = self._data, STOP[0], OPERATIONS
+        data, stop, operations = self._data, pickle.STOP[0], OPERATIONS
         while (code := data[self._at]) != stop:
             self._at += 1
             operations[code](self)
@@ -298,35 +266,35 @@ SHORT, INT, UINT, FLOAT = (struct.Struct(form) for form in ("<H", "<i", "<I", ">
 OPERATIONS: dict[int, Callable[[_Reader], Any]] = {
     code[0]: operation
     for code, operation in {
-        PROTO: _Reader.byte,
-        MARK: _Reader.mark,
-        NONE: lambda it: it.push(None),
-        NEWTRUE: lambda it: it.push(True),
-        NEWFALSE: lambda it: it.push(False),
-        BININT: lambda it: it.push(it.number(INT)),
-        BININT1: lambda it: it.push(it.byte()),
-        BININT2: lambda it: it.push(it.number(SHORT)),
-        LONG1: _Reader.push_whole,
-        BINFLOAT: lambda it: it.push(it.number(FLOAT)),
-        BINUNICODE: _Reader.push_text,
-        GLOBAL: _Reader.push_global,
-        BINPERSID: _Reader.push_memory,
-        BINPUT: lambda it: it.put(it.byte()),
-        LONG_BINPUT: lambda it: it.put(it.number(UINT)),
-        BINGET: lambda it: it.get(it.byte()),
-        LONG_BINGET: lambda it: it.get(it.number(UINT)),
-        EMPTY_LIST: lambda it: it.push_container([]),
-        APPEND: lambda it: it.append(it.last(1)),
-        APPENDS: lambda it: it.append(it.since_mark()),
-        EMPTY_DICT: lambda it: it.push_container({}),
-        SETITEM: lambda it: it.set_items(it.last(2)),
-        SETITEMS: lambda it: it.set_items(it.since_mark()),
-        EMPTY_TUPLE: lambda it: it.push(()),
-        TUPLE1: lambda it: it.push_container((*it.last(1),)),
-        TUPLE2: lambda it: it.push_container((*it.last(2),)),
-        TUPLE3: lambda it: it.push_container((*it.last(3),)),
-        TUPLE: lambda it: it.push((*it.since_mark(),)),
-        REDUCE: _Reader.reduce,
-        BUILD: _Reader.build,
+        pickle.PROTO: _Reader.byte,
+        pickle.MARK: _Reader.mark,
+        pickle.NONE: lambda it: it.push(None),
+        pickle.NEWTRUE: lambda it: it.push(True),
+        pickle.NEWFALSE: lambda it: it.push(False),
+        pickle.BININT: lambda it: it.push(it.number(INT)),
+        pickle.BININT1: lambda it: it.push(it.byte()),
+        pickle.BININT2: lambda it: it.push(it.number(SHORT)),
+        pickle.LONG1: _Reader.push_whole,
+        pickle.BINFLOAT: lambda it: it.push(it.number(FLOAT)),
+        pickle.BINUNICODE: _Reader.push_text,
+        pickle.GLOBAL: _Reader.push_global,
+        pickle.BINPERSID: _Reader.push_memory,
+        pickle.BINPUT: lambda it: it.put(it.byte()),
+        pickle.LONG_BINPUT: lambda it: it.put(it.number(UINT)),
+        pickle.BINGET: lambda it: it.get(it.byte()),
+        pickle.LONG_BINGET: lambda it: it.get(it.number(UINT)),
+        pickle.EMPTY_LIST: lambda it: it.push_container([]),
+        pickle.APPEND: lambda it: it.append(it.last(1)),
+        pickle.APPENDS: lambda it: it.append(it.since_mark()),
+        pickle.EMPTY_DICT: lambda it: it.push_container({}),
+        pickle.SETITEM: lambda it: it.set_items(it.last(2)),
+        pickle.SETITEMS: lambda it: it.set_items(it.since_mark()),
+        pickle.EMPTY_TUPLE: lambda it: it.push(()),
+        pickle.TUPLE1: lambda it: it.push_container((*it.last(1),)),
+        pickle.TUPLE2: lambda it: it.push_container((*it.last(2),)),
+        pickle.TUPLE3: lambda it: it.push_container((*it.last(3),)),
+        pickle.TUPLE: lambda it: it.push((*it.since_mark(),)),
+        pickle.REDUCE: _Reader.reduce,
+        pickle.BUILD: _Reader.build,
     }.items()
 }

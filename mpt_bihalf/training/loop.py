@@ -86,7 +86,7 @@ def prepare(run: Run, dataset: Dataset | None = None) -> Dataset:
 
 
 def train_together(
-    team: Team, run: Run, folder: Path, dataset: Dataset, record: Record, tell: Tell | None
+    team: Team, run: Run, folder: Path, dataset: Dataset, record: Record | NoRecord, tell: Tell | None
 ) -> dict[str, Any]:
     """`train` in each process of a team. record: what to write, if anything; only the first reads the folder."""
     data = dataset.digest
@@ -142,7 +142,7 @@ def train_together(
     return result
 
 
-def resume(team: Team, run: Run, folder: Path, dataset: Dataset, record: Record, data: DataDigest) -> State:
+def resume(team: Team, run: Run, folder: Path, dataset: Dataset, record: Record | NoRecord, data: DataDigest) -> State:
     """The run's state as its last checkpoint has it, or that of its beginning where there is none to go on from.
 
     A checkpoint that cannot be used is put aside, and the run starts over. data: of the whole data set; OtherData where
