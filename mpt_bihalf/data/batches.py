@@ -19,6 +19,8 @@ Batches = Iterator[tuple[Tensor, Tensor]]
 # Which part of each batch a process takes, and of how many: (rank, processes).
 Share = tuple[int, int]
 WHOLE: Share = (0, 1)
+# Images and pixels of a batch in evaluation, at most.
+EVALUATION_BATCH, EVALUATION_PIXELS = 500, 500 * 64 * 64
 
 
 def training_batches(
@@ -55,15 +57,24 @@ def training_batches(
     return _training_batches(dataset, batch_size, seed, epoch, augment, first, share)
 
 
-def evaluation_batches(images: Images, dataset: Dataset, batch_size: int, share: Share = WHOLE) -> Batches:
+def evaluation_batches(
+    images: Images, dataset: Dataset, batch_size: int | None = None, share: Share = WHOLE
+) -> Batches:
     """Every image once, in order, standardised as `dataset`'s are and not augmented; the last batch may be smaller.
 
+    batch_size: by default as `evaluation_batch` has it.
     share: (rank, processes): this process takes batches rank, rank + processes, ... (none, if there are fewer).
 
     Yields (x, y) as `training_batches` does. Raises DataError, at the call, for a batch size below 1.
     """
+    batch_size = evaluation_batch(dataset) if batch_size is None else batch_size
     _check_batch_size(batch_size)
     return _evaluation_batches(images, dataset, batch_size, share)
+
+
+def evaluation_batch(dataset: Dataset) -> int:
+    """How many images are evaluated at a time, unless somebody says otherwise."""
+    return min(EVALUATION_BATCH, max(1, EVALUATION_PIXELS // dataset.image_size**2))
 
 
 def _training_batches(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
@@ -13,7 +12,6 @@ from ..data import Dataset, Images, evaluation_batches
 from ..parametrization import binary_layers
 from ..report.tables import Table
 from ..training.finished import evaluate_test
-from ..training.run_data import evaluation_batch
 from .file import drawn_network
 from .ticket import BinaryLayer, Ticket
 
@@ -92,7 +90,7 @@ def _renewed(model: nn.Module, dataset: Dataset) -> nn.Module:
         norm.reset_running_stats()
         norm.momentum = None  # the mean over all batches, not a moving one
         norm.train()
-    for x, _ in _batches(dataset, dataset.train) if norms else ():
+    for x, _ in evaluation_batches(dataset.train, dataset) if norms else ():
         model(x)
     return model.eval()
 
@@ -117,14 +115,10 @@ def _features(model: nn.Module, dataset: Dataset, images: Images) -> Tensor:
     """What the last layer sees of each image, [N, features]."""
     seen: list[Tensor] = []
     hook = _last_layer(model).register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-    for x, _ in _batches(dataset, images):
+    for x, _ in evaluation_batches(images, dataset):
         model(x)
     hook.remove()
     return torch.cat(seen)
-
-
-def _batches(dataset: Dataset, images: Images) -> Iterator[tuple[Tensor, Tensor]]:
-    return evaluation_batches(images, dataset, evaluation_batch(dataset))
 
 
 def _last_layer(model: nn.Module) -> nn.Linear:

@@ -22,7 +22,7 @@ from .checkpoint import load_checkpoint
 from .config import Run
 from .record import ACTIVATIONS, SHUFFLED, SUMMED
 from .recorded_data import check_data
-from .run_data import decoders, evaluation_batch
+from .run_data import decoders
 from .step import evaluate
 
 
@@ -115,8 +115,7 @@ class _PositiveShare:
 
 def evaluate_test(model: nn.Module, dataset: Dataset, precision: str = "fp32") -> dict[str, float]:
     """Loss, top-1 and top-5 on the test images."""
-    batches = evaluation_batches(dataset.test, dataset, evaluation_batch(dataset))
-    return evaluate(model, batches, "test", precision)[0]
+    return evaluate(model, evaluation_batches(dataset.test, dataset), "test", precision)[0]
 
 
 def finished_model(

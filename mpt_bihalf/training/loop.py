@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from ..data import Dataset, evaluation_batches, training_batches
+from ..data.batches import evaluation_batch
 from ..data.digest import DataDigest
 from ..devices import keep_freed_memory, reproducible_kernels
 from ..distributed import PartFailed, Team, launched, together
@@ -21,7 +22,7 @@ from .config import Run
 from .progress import Progress, Tell, telling
 from .record import DIVERGED, FINISHED, NoRecord, Record, summarise
 from .recorded_data import OtherData, check_asked, check_data, has_begun
-from .run_data import check_alike, decoders, evaluation_batch, kept_data, load_run_data
+from .run_data import check_alike, decoders, kept_data, load_run_data
 from .schedule import learning_rate, start_epoch, start_step
 from .step import evaluate, means, train_step
 

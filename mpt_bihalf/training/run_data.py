@@ -1,4 +1,4 @@
-"""The data of a run: loaded, kept for the next run, and how many of them at a time."""
+"""The data of a run: loaded, kept for the next run, alike in all processes, and who decodes them."""
 
 from __future__ import annotations
 
@@ -10,8 +10,6 @@ from ..data import DataError, Dataset, load_dataset
 from ..distributed import Team
 from .config import Run
 
-# Images and pixels of a batch in evaluation, at most.
-EVALUATION_BATCH, EVALUATION_PIXELS = 500, 500 * 64 * 64
 # Processes that decode images by default, at most: each has batches ready.
 MOST_WORKERS = 16
 
@@ -42,11 +40,6 @@ def check_alike(team: Team, run: Run, dataset: Dataset) -> None:
     for rank, theirs in enumerate(everyones):
         if not torch.equal(theirs, everyones[0]):
             raise DataError(f"{run.data} holds other data for process {rank} than for the first")
-
-
-def evaluation_batch(dataset: Dataset) -> int:
-    """How many images are evaluated at a time."""
-    return min(EVALUATION_BATCH, max(1, EVALUATION_PIXELS // dataset.image_size**2))
 
 
 def decoders(run: Run) -> int:

@@ -22,11 +22,12 @@ import torch
 from torch import Tensor, nn
 
 from mpt_bihalf import binary_weights, distributed
+from mpt_bihalf.data import batches
 from mpt_bihalf.distributed import Team, launched
 from mpt_bihalf.endings import run_command
 from mpt_bihalf.models import MODELS
 from mpt_bihalf.models.design import Design, Network
-from mpt_bihalf.training import Run, loop, run_data, train
+from mpt_bihalf.training import Run, loop, train
 
 OUT = Path(sys.argv[1])
 RANK = launched().rank
@@ -115,7 +116,7 @@ def main() -> None:
 
 
 loop.train_step, loop.train_together = watched, noted
-run_data.EVALUATION_BATCH = 11  # so that the processes have unlike numbers of batches
+batches.EVALUATION_BATCH = 11  # so that the processes have unlike numbers of batches
 MODELS["normed"] = Network(normed, skip=("first", "last"))
 MODELS["double_resnet18"] = Network(double_resnet18, skip=MODELS["resnet18"].skip)
 

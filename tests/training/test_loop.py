@@ -19,9 +19,9 @@ from torch.optim import SGD
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, MultiStepLR
 
 from mpt_bihalf import METHODS, binary_layers, binary_weights
-from mpt_bihalf.data import Dataset, evaluation_batches, training_batches
+from mpt_bihalf.data import Dataset, batches, evaluation_batches, training_batches
 from mpt_bihalf.signals import Stopped
-from mpt_bihalf.training import Progress, Run, loop, run_data, step, train
+from mpt_bihalf.training import Progress, Run, loop, step, train
 from mpt_bihalf.training.build import build_model
 from mpt_bihalf.training.events import Curves
 from mpt_bihalf.training.finished import finished_model
@@ -417,7 +417,7 @@ def test_evaluation_is_given_up_for_a_stop_and_the_steps_are_kept(
 
     with monkeypatch.context() as patch:
         patch.setattr(step, "_logits", look)
-        patch.setattr(run_data, "EVALUATION_BATCH", 20)
+        patch.setattr(batches, "EVALUATION_BATCH", 20)
         with pytest.raises(Stopped):
             train(run, tmp_path / "run", small)
     assert looked == [20, 20, 20]
