@@ -61,11 +61,6 @@ def largest(values: Tensor, count: int | Tensor, absolute: bool = False, among: 
     return Selection().largest(values, count, absolute, among)
 
 
-def kth_smallest(values: Tensor, k: int) -> Tensor:
-    """The `k`-th smallest value of each row, `k` counted from 0: [R] of [R, D], any float dtype, without NaN."""
-    return values.masked_fill(~largest(values, values.shape[1] - k), torch.inf).amin(1)
-
-
 def count_kept(mask: Tensor) -> Tensor:
     """How many are True in each row: int64 [R] of bool [R, D]."""
     return kernels.count(mask) if kernels.suit(mask) else mask.sum(1)

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mpt_bihalf import kernels
-from mpt_bihalf.selection import kth_smallest, largest
+from mpt_bihalf.selection import largest
 from tests.reference import rows_of, top
 
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
@@ -54,15 +54,6 @@ def test_of_equal_values_those_of_higher_index_are_chosen(path: None, device: to
     assert largest(torch.zeros(2, 5, device=device), 2).tolist() == [[False, False, False, True, True]] * 2
     assert largest(torch.tensor([[0.0, -0.0, 0.0]], device=device), 1).tolist() == [[False, False, True]]
     assert largest(torch.tensor([[-0.0, 0.0, -0.0]], device=device), 1).tolist() == [[False, False, True]]
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_kth_smallest_counts_from_zero(path: None, dtype: torch.dtype, device: torch.device) -> None:
-    values = torch.tensor([[3.0, 1.0, 2.0, 1.0], [-1.0, 0.0, 5.0, 4.0]], dtype=dtype, device=device)
-    for k in range(4):
-        kth = kth_smallest(values, k)
-        assert kth.dtype == dtype and kth.device == values.device
-        assert kth.tolist() == [sorted(row)[k] for row in values.tolist()]
 
 
 @pytest.mark.parametrize("count", [0, 3, 7])
