@@ -18,7 +18,6 @@ from mpt_bihalf.tickets import export_onnx, export_torch, fold
 from tests.reference import one_line_error
 
 EXAMPLE = torch.zeros(2, 3, 32, 32)
-NETWORKS = [("conv4", "real"), ("resnet18", "real"), ("vgg_small", "clip")]
 
 
 def plain(name: str, activations: str) -> nn.Module:
@@ -33,7 +32,10 @@ def images(count: int, seed: int = 7) -> Tensor:
     return torch.randn(count, 3, 32, 32, generator=torch.Generator().manual_seed(seed))
 
 
-@pytest.mark.parametrize(("name", "activations"), NETWORKS)
+@pytest.mark.parametrize(
+    ("name", "activations"),
+    [("conv4", "real"), ("vgg_small", "clip"), pytest.param("resnet18", "real", marks=pytest.mark.slow)],
+)
 def test_onnxruntime_gives_the_same_logits(tmp_path: Path, name: str, activations: str) -> None:
     model, path = plain(name, activations), tmp_path / "a.onnx"
     networks = [model, fold(model, EXAMPLE)[0]] if name == "conv4" else [model]

@@ -34,8 +34,14 @@ def plain(name: str, rate: float, activations: str = "real", method: str = "mpt-
     return lived_in(bake_weights(binarize_weights(model, method, rate, skip=skip, seed=0)))
 
 
-@pytest.mark.parametrize("rate", [0.5, 0.98])
-@pytest.mark.parametrize("activations", ["real", "clip"])
+@pytest.mark.parametrize(
+    ("activations", "rate"),
+    [
+        ("real", 0.5),
+        ("clip", 0.98),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in [("real", 0.98), ("clip", 0.5)]),
+    ],
+)
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_folded_network_gives_the_same_outputs(name: str, activations: str, rate: float) -> None:
     model = plain(name, rate, activations)
@@ -48,7 +54,9 @@ def test_a_folded_network_gives_the_same_outputs(name: str, activations: str, ra
     assert removed.parameters_after == sum(p.numel() for p in folded.parameters())
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(
+    "name", [*NETWORKS[:4], *(pytest.param(name, marks=pytest.mark.slow) for name in NETWORKS[4:])]
+)
 def test_in_float32_outputs_are_within_1e_5_of_the_largest(name: str) -> None:
     model, x = plain(name, 0.9).float(), images().float()
     folded, _ = fold(model, x)
