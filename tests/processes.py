@@ -16,6 +16,8 @@ from typing import Any
 import psutil
 import torch
 
+# A program that sends itself a signal in a training step: see there.
+AT_STEP = str(Path(__file__).with_name("at_step.py"))
 # Of an accelerator a forked process can make no use.
 PROCESSES: Any = multiprocessing.get_context("spawn" if torch.cuda.is_available() else "fork")
 
@@ -72,3 +74,11 @@ def wait_for(condition: Callable[[], Any], seconds: float = 60) -> Any:
         assert time.monotonic() < until, "waited in vain"
         time.sleep(0.005)
     return found
+
+
+def is_over(process: psutil.Process) -> bool:
+    """Whether it has ended, be it that nobody has asked yet how."""
+    try:
+        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True

@@ -24,12 +24,11 @@ from mpt_bihalf.models.design import Network
 from mpt_bihalf.sweep.claim import claimed
 from mpt_bihalf.sweep.plan import write_plan
 from mpt_bihalf.training import Run, loop, train
-from tests.processes import Program, wait_for
+from tests.processes import AT_STEP, Program, wait_for
 from tests.reference import Attending
 
 ROOT = Path(__file__).parents[1]
 COMMAND = [sys.executable, "-m", "mpt_bihalf"]
-AT_STEP = str(Path(__file__).with_name("at_step.py"))
 VALID = ["--device", "cpu", "--threads", "1", "--epochs", "1"]
 
 NAMES = ["", "nothing", "Layer", "ü", "a\nb", "--"]

@@ -4,8 +4,6 @@ import json
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +17,7 @@ from torchvision.transforms import v2
 from mpt_bihalf.data import DataError, Dataset, evaluation_batches, load_dataset, own_augmentation, training_batches
 from mpt_bihalf.data.batches import _draws
 from mpt_bihalf.training import Run
+from tests.processes import AT_STEP, Program, is_over, wait_for
 
 CLASSES = ("bird", "cat", "dog")
 
@@ -114,17 +113,21 @@ def test_any_number_of_workers_gives_the_same_bits_and_draws_no_chance(dataset: 
 
 
 def test_an_epoch_left_unfinished_keeps_no_program_from_ending(folder: Path) -> None:
-    program = (
-        "from mpt_bihalf.data import load_dataset, training_batches\n"
-        f"dataset = load_dataset('imagenet:{folder}', image_size=16).decoded_by(2)\n"
-        "batches = training_batches(dataset, 4, seed=0, epoch=0)\n"
-        "next(batches)\n"
-        "{}"
-    )
-    for end, status in (("", 0), ("raise SystemExit(3)", 3), ("batches.close(); print(1)", 0)):
-        command = [sys.executable, "-c", program.replace("{}", end)]
-        done = subprocess.run(command, check=False, capture_output=True, timeout=60, text=True)
-        assert (done.returncode, done.stderr) == (status, "")
+    # Each end is that of a process of its own, forked once all is imported.
+    program = f"""if True:
+        import os, sys
+        from mpt_bihalf.data import load_dataset, training_batches
+        dataset = load_dataset('imagenet:{folder}', image_size=16).decoded_by(2)
+        for end in ("", "raise SystemExit(3)", "batches.close()"):
+            if not os.fork():
+                batches = training_batches(dataset, 4, seed=0, epoch=0)
+                next(batches)
+                exec(end)
+                break
+            print(os.waitstatus_to_exitcode(os.wait()[1]), flush=True)
+    """
+    done = subprocess.run([sys.executable, "-c", program], check=False, capture_output=True, timeout=300, text=True)
+    assert (done.returncode, done.stdout.split(), done.stderr) == (0, ["0", "3", "0"], "")
 
 
 def test_an_epoch_taken_up_and_its_shares_are_those_of_the_whole(dataset: Dataset) -> None:
@@ -172,37 +175,32 @@ def test_a_missing_part_is_told(tmp_path: Path, missing: str) -> None:
         load_dataset("imagenet", str(tmp_path / "nowhere"))
 
 
-@pytest.fixture
-def command(folder: Path, tmp_path: Path) -> Callable[[str], list[str]]:
-    options = {"data": f"imagenet:{folder}", "image-size": 32, "model": "conv2", "width": 0.125, "epochs": 3}
-    options |= {"batch-size": 6, "threads": 1, "workers": 2, "device": "cpu", "trace": 1}
-    given = [f"--{name}={value}" for name, value in options.items()]
-    return lambda out: [sys.executable, "-m", "mpt_bihalf", "train", *given, "--out", str(tmp_path / out)]
-
-
 @pytest.mark.parametrize("signum", [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_training_that_is_killed_leaves_no_worker_behind_and_ends_as_one_left_alone(
-    signum: int, command: Callable[[str], list[str]], tmp_path: Path
+    signum: int, folder: Path, tmp_path: Path
 ) -> None:
-    subprocess.run(command("whole"), check=True, capture_output=True)
+    options = {"data": f"imagenet:{folder}", "image-size": 32, "model": "conv2", "width": 0.125, "epochs": 3}
+    options |= {"batch-size": 6, "threads": 1, "workers": 2, "device": "cpu", "trace": 1}
+    command = ["mpt_bihalf", "train", *(f"--{name}={value}" for name, value in options.items()), "--out"]
+    assert Program(tmp_path, *command, str(tmp_path / "whole")).ended()[0] == 0
     (whole,) = (tmp_path / "whole").glob("*-seed0-*")
-    process = psutil.Popen(command("cut"), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     cut = tmp_path / "cut" / whole.name
-    while not (cut / "metrics.csv").exists():
-        assert process.poll() is None
-        time.sleep(0.01)
-    workers: list[psutil.Process] = []
-    while not workers:  # in the midst of an epoch, or of the test after it
-        assert process.poll() is None, "ended too early"
-        workers = process.children()
+    # It suspends itself in the midst of its second epoch, of six steps.
+    program = Program(tmp_path, AT_STEP, "9", str(int(signal.SIGSTOP)), *command, str(tmp_path / "cut"))
+    process = psutil.Process(program.process.pid)
+    wait_for(lambda: process.status() == psutil.STATUS_STOPPED)
+    workers = process.children()
+    assert workers and len((cut / "metrics.csv").read_text().splitlines()) == 2
     for one in [process, *workers] if signum == signal.SIGINT else [process]:  # as a terminal does
         one.send_signal(signum)
-    _, told = process.communicate(timeout=60)
-    assert process.returncode == (130 if signum == signal.SIGINT else -9)
-    assert b"Traceback" not in told
-    assert psutil.wait_procs(workers, timeout=2)[1] == []
+    if signum == signal.SIGINT:
+        process.resume()
+    status, _, told = program.ended()
+    assert status == (130 if signum == signal.SIGINT else -9)
+    assert "Traceback" not in told
+    wait_for(lambda: all(map(is_over, workers)))
     assert not (cut / "result.json").exists()
-    subprocess.run(command("cut"), check=True, capture_output=True)
+    assert Program(tmp_path, *command, str(tmp_path / "cut")).ended()[0] == 0
     for name in ("result.json", "metrics.csv", "layers.csv", "trace.csv"):
         assert (cut / name).read_bytes() == (whole / name).read_bytes(), name
     assert json.loads((cut / "result.json").read_text())["epochs"] == 3

@@ -9,7 +9,6 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 from filelock import FileLock
 
@@ -55,14 +54,6 @@ def begin() -> Iterator[Callable[..., BaseProcess]]:
         assert process.pid
         kill_all(process.pid)
         process.join()
-
-
-def is_over(process: psutil.Process) -> bool:
-    """Whether it has ended, be it that nobody has asked yet how."""
-    try:
-        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return True
 
 
 class Folder:

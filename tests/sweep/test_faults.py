@@ -29,8 +29,8 @@ import torch
 
 from mpt_bihalf.sweep.claim import holder
 from mpt_bihalf.sweep.engines.local import PATIENCE
-from tests.processes import kill_all, wait_for
-from tests.sweep.conftest import ROOT, is_over
+from tests.processes import is_over, kill_all, wait_for
+from tests.sweep.conftest import ROOT
 
 # Four runs: sign and mpt-bihalf, seeds 0 and 1. Those of `LONG` take some 1.5 s each.
 GRID = ("--methods", "sign", "mpt-bihalf", "--trials", "2", "--epochs", "3", "--grid")

@@ -231,14 +231,16 @@ def test_compare_sets_tickets_against_chance(
     assert "two tickets" in ticket("compare", made, status=2)
 
 
-def test_transfer_scores_a_mask_elsewhere(ticket: Command, made: Path) -> None:
+def test_transfer_scores_a_mask_elsewhere(ticket: Command, finished: Callable[..., Path], tmp_path: Path) -> None:
+    made = tmp_path / "narrow.ticket"
+    ticket("make", finished(width=0.1, prune_rate=0.5, epochs=2), "-o", made)
     told = ticket("transfer", made)
     assert f"their own mean {load_digits().images.mean() / 16:.3f}" in told
     as_it_is = [line.split() for line in told.splitlines()[-2:]]
     elsewhere = [line.split() for line in ticket("transfer", made, "--seed", 9).splitlines()[-2:]]
     known = ticket("verify", made, "--data", "digits").rsplit("top-1 ", 1)[1].split()[0]
     assert as_it_is[0][-2] == known
-    assert float(as_it_is[0][-1]) > 80 > 40 > float(as_it_is[1][-2])  # a readout learns, a shuffled ticket guesses
+    assert float(as_it_is[0][-1]) > 60 > 40 > float(as_it_is[1][-2])  # a readout learns, a shuffled ticket guesses
     assert elsewhere[0][-2:] != as_it_is[0][-2:] and float(elsewhere[0][-2]) < 50
 
 

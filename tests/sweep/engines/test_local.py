@@ -22,8 +22,7 @@ from mpt_bihalf.sweep.engines.local import LocalEngine
 from mpt_bihalf.sweep.records import run_folder
 from mpt_bihalf.sweep.work import Outcome, perform
 from mpt_bihalf.training import Run
-from tests.processes import wait_for
-from tests.sweep.conftest import is_over
+from tests.processes import is_over, wait_for
 
 Runs = Callable[..., list[Run]]
 
