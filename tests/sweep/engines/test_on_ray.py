@@ -16,7 +16,7 @@ from mpt_bihalf.sweep import EngineOptions, read_records, run_all
 from mpt_bihalf.sweep.claim import holder
 from mpt_bihalf.sweep.engines import make_engine
 from mpt_bihalf.sweep.records import run_folder
-from mpt_bihalf.sweep.work import Outcome
+from mpt_bihalf.sweep.work import Outcome, perform
 from mpt_bihalf.training import Run
 
 ray = pytest.importorskip("ray")
@@ -38,7 +38,7 @@ def cluster() -> Iterator[Any]:
 
 
 @pytest.fixture
-def node(cluster: Any) -> Iterator[Any]:
+def node(cluster: Any, connection: None) -> Iterator[Any]:
     found = cluster.add_node(num_cpus=1)
     cluster.wait_for_nodes()
     yield found
@@ -46,7 +46,7 @@ def node(cluster: Any) -> Iterator[Any]:
         cluster.remove_node(worker)
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def connection(
     cluster: Any, environment: None, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[None]:
@@ -65,22 +65,18 @@ def long(run: Run) -> Run:
     return replace(run, epochs=8, batch_size=20)
 
 
-def test_results_are_those_of_runs_in_this_process_and_no_module_of_the_current_folder_is_imported(
+def test_results_are_those_of_runs_in_this_process_one_that_fails_says_why_and_no_module_here_is_imported(
     tmp_path: Path, runs: Runs, node: Any
 ) -> None:
-    wanted = runs(methods=["sign", "mpt-bihalf"])
-    run_all(wanted, tmp_path / "ray", RAY)
-    run_all(wanted, tmp_path / "here", EngineOptions(engine="serial"))
-    assert read_records(tmp_path / "ray", wanted) == read_records(tmp_path / "here", wanted)
-
-
-def test_a_run_that_fails_says_why_and_the_others_go_on(tmp_path: Path, runs: Runs, node: Any) -> None:
-    wanted = runs(methods=["sign"], trials=3)
-    wanted[1] = replace(wanted[1], data=f"folder:{tmp_path}/none")
-    with closing(make_engine(tmp_path, wanted, RAY).do(wanted)) as events:
+    sound = runs(methods=["sign", "mpt-bihalf"], trials=1)
+    lost = replace(sound[0], data=f"folder:{tmp_path}/none")
+    wanted = [sound[0], lost, sound[1]]
+    with closing(make_engine(tmp_path / "ray", wanted, RAY).do(wanted)) as events:
         outcomes = {event.run: event for event in events if isinstance(event, Outcome)}
-    assert "none" in outcomes[wanted[1]].error
-    assert all(outcomes[run].result for run in (wanted[0], wanted[2]))
+    assert "none" in outcomes[lost].error
+    for run in sound:
+        assert outcomes[run] == perform(run, tmp_path / "here")
+    assert read_records(tmp_path / "ray", sound) == read_records(tmp_path / "here", sound)
 
 
 @pytest.mark.slow
