@@ -1,14 +1,20 @@
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-import nbformat
 import pytest
-from nbclient import NotebookClient
+
+from mpt_bihalf.sweep import PruneSweep
+from mpt_bihalf.sweep.engines import local
+from mpt_bihalf.training import Run
+from tests.processes import Program
 
 NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
+RUN = str(Path(__file__).with_name("run.py"))
 
 
 class Executed(NamedTuple):
@@ -24,18 +30,23 @@ def executed(
 ) -> Callable[..., Executed]:
     """Run the notebook that the test file is named after from top to bottom, its sweep and its cache below `tmp_path`.
 
-    Small settings are given by name: epochs=1 is the notebook's MPT_BIHALF_NOTEBOOK_EPOCHS.
+    Small settings are given by name: epochs=1 is the notebook's MPT_BIHALF_NOTEBOOK_EPOCHS. Its Conv networks are
+    narrow, and one worker does the runs.
     """
+    wanted = PruneSweep.runs
+
+    def narrow(sweep: PruneSweep) -> list[Run]:
+        return [replace(run, width=0.1) if run.model == "conv2" else run for run in wanted(sweep)]
+
+    monkeypatch.setattr(PruneSweep, "runs", narrow)
+    monkeypatch.setattr(local, "usable_cores", lambda: 1)
 
     def execute(**settings: int) -> Executed:
-        monkeypatch.setenv("MPT_BIHALF_SWEEP", str(tmp_path / "sweep"))
-        monkeypatch.setenv("MPT_BIHALF_CACHE", str(tmp_path / "cache"))
-        for name, value in settings.items():
-            monkeypatch.setenv(f"MPT_BIHALF_NOTEBOOK_{name.upper()}", str(value))
-        notebook = nbformat.read(NOTEBOOKS / f"{request.path.stem.removeprefix('test_')}.ipynb", as_version=4)
-        NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(NOTEBOOKS)}}).execute()
-        outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
-        printed = "".join(output.get("text", "") for output in outputs)
-        return Executed(printed, sum("image/png" in output.get("data", {}) for output in outputs))
+        named = {f"MPT_BIHALF_NOTEBOOK_{name.upper()}": str(value) for name, value in settings.items()}
+        places = {"MPT_BIHALF_SWEEP": str(tmp_path / "sweep"), "MPT_BIHALF_CACHE": str(tmp_path / "cache")}
+        notebook = NOTEBOOKS / f"{request.path.stem.removeprefix('test_')}.ipynb"
+        status, out, err = Program(tmp_path, RUN, str(notebook), **named, **places).ended()
+        assert status == 0, err
+        return Executed(**json.loads(out.splitlines()[-1]))
 
     return execute
