@@ -1,7 +1,5 @@
 """The entropy of each channel's activations in a 1/1 network (Fig. 1b)."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any, ClassVar
 

@@ -1,7 +1,5 @@
 """How the variance of activations goes through the layers, before and after training, of the runs of a sweep."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from itertools import cycle
 from math import nan

@@ -1,7 +1,5 @@
 """Bit flips of one filter while training (Fig. 2)."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any, ClassVar
 

@@ -1,7 +1,5 @@
 """Accuracy against the share of +1 among the weights (Fig. 5)."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from itertools import cycle
 from typing import Any, ClassVar

@@ -1,7 +1,5 @@
 """What weight decay and learning-rate decay do to latent weights and flips (Fig. 3)."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from typing import ClassVar
 

@@ -1,7 +1,5 @@
 """What learning a mask brings over a random or a shuffled one of the same count."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any, ClassVar
 

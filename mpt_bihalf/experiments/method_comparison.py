@@ -1,7 +1,5 @@
 """Accuracy of each method on each network, beside the published figures (Table 2)."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal

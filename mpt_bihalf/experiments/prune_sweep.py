@@ -1,7 +1,5 @@
 """Accuracy against the fraction of pruned weights (Fig. 8)."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, get_type_hints
 

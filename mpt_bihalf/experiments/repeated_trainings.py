@@ -1,7 +1,5 @@
 """Losses and accuracies over many trainings of the same settings (Fig. 4)."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any, ClassVar
 

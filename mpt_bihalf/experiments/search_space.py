@@ -4,8 +4,6 @@ The network is sigmoid(v . sigmoid(W x + b)) with W [3, 2], b [3] and v [3], eac
 at a point x of the input plane is the rounded output.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from itertools import product

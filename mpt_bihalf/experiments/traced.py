@@ -1,7 +1,5 @@
 """Experiments that look into the layers of a network while it trains."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from ..parametrization import binary_layers

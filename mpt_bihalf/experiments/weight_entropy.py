@@ -1,7 +1,5 @@
 """The entropy of binary weights while training (Fig. 1a)."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any, ClassVar
 

@@ -2,9 +2,7 @@ from __future__ import annotations
 
 import io
 import signal
-import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stdout
 from dataclasses import dataclass, field
@@ -18,8 +16,10 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mpt_bihalf.endings import run_command
-from mpt_bihalf.experiments import Experiment, TrainingExperiment
+from mpt_bihalf.experiments import Experiment, Results, TrainingExperiment
+from mpt_bihalf.sweep import find_runs
 from mpt_bihalf.training import Run
+from tests.processes import Program
 
 ROOT = Path(__file__).parents[2]
 Record = dict[str, Any]
@@ -92,6 +92,9 @@ class Done:
     def of_runs(self) -> dict[Path, int]:
         return {path: path.stat().st_mtime_ns for path in (self.out / "runs").rglob("*")}
 
+    def results(self) -> Results:
+        return Results(self.out, find_runs(self.out))
+
     def table(self, name: str = "") -> pd.DataFrame:
         return pd.read_csv(self.out / f"{name or self.name}.csv", dtype={"layer": str})
 
@@ -150,12 +153,6 @@ def sweep(experiment: Callable[..., int]) -> Callable[..., int]:
 
 
 @pytest.fixture
-def command(name: str) -> list[str]:
-    """What starts the file's experiment in a process of its own."""
-    return [sys.executable, str(ROOT / "experiments" / f"{name}.py")]
-
-
-@pytest.fixture
 def refused(
     name: str, experiment: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> Callable[..., str]:
@@ -198,25 +195,16 @@ def measured(
 
 
 @pytest.fixture
-def kill_in_epoch(tmp_path: Path) -> Callable[..., Path]:
-    """Start a command and kill it once a run below `out` that was not killed before is past its first epoch."""
+def kill(name: str, tmp_path: Path) -> Callable[..., Path]:
+    """Do the file's experiment in a process that is killed at a training step; the folder of the run that it was at."""
 
-    def do(command: list[str], out: Path, before: set[Path], delay: float) -> Path:
-        with (tmp_path / "killed.log").open("ab") as log:
-            process = subprocess.Popen(command, stdout=log, stderr=log)
-        try:
-            while True:
-                assert process.poll() is None, (tmp_path / "killed.log").read_text()
-                begun = {path.parent for path in out.rglob("checkpoint.pt")}
-                found = [folder for folder in begun - before if not (folder / "result.json").exists()]
-                if found:
-                    break
-                time.sleep(0.002)
-            time.sleep(delay)
-        finally:
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-        assert not (found[0] / "result.json").exists(), "killed too late to be in the midst of the run"
-        return found[0]
+    def do(step: int, out: Path, *arguments: str) -> Path:
+        at_step = [str(ROOT / "tests" / "at_step.py"), str(step), str(int(signal.SIGKILL))]
+        module = f"mpt_bihalf.experiments.{name}"
+        program = Program(tmp_path, *at_step, module, *arguments, "--engine", "serial", "--out", str(out))
+        assert program.ended()[0] == -signal.SIGKILL
+        begun = (path.parent for path in out.rglob("checkpoint.pt"))
+        (folder,) = (folder for folder in begun if not (folder / "result.json").exists())
+        return folder
 
     return do

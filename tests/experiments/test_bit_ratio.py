@@ -231,7 +231,6 @@ def test_ratios_that_the_command_sets_are_exact(done: Any) -> None:
     nine = steps[(steps["method"] == "bihalf") & (steps["p_pos"] == 0.9) & (steps["layer"] == "0")]
     assert nine["filter_share_lowest"].tolist() == pytest.approx([8 / 9] * 22)
     assert [step for step, _ in done.curves()["test_top1/conv2-digits-bihalf"]] == [500, 900]
-    assert done.measured() in done.again()
 
 
 @pytest.mark.parametrize("bad", [["--ratios", "1.5"], ["--ratios", "0.9..0.1"], ["--methods", "dense"]])

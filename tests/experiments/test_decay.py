@@ -231,7 +231,6 @@ def test_the_command_compares_decays_and_schedules(done: Any) -> None:
     assert table["latent_magnitude"].tolist() == pytest.approx(ends.tolist())
     points = done.curves()["flips_per_step/conv2-digits-bihalf-decay0.05-cosine"]
     assert [step for step, _ in points] == [5, 10, 15, 20, 22]
-    assert done.measured() in done.again()
 
 
 @pytest.mark.parametrize("bad", [["--weight-decays", "-1"], ["--weight-decays", "x"], ["--methods", "dense"]])

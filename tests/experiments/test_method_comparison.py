@@ -365,7 +365,6 @@ def test_the_command_leaves_the_records_beside_the_table(done: Any) -> None:
     assert "conv2 on digits: " in done.measured() and "too few to tell from chance" in done.measured()
     assert done.table()["method"].tolist() == ["sign", "irnet", "bihalf"]
     assert set(done.table("results")["scale"]) == {"kaiming"}
-    assert done.measured() in done.again()
 
 
 def csv_rows(file: Path) -> list[dict[str, str]]:
@@ -376,14 +375,13 @@ def csv_rows(file: Path) -> list[dict[str, str]]:
 @pytest.mark.slow
 def test_a_tuned_comparison_killed_in_mid_epoch_ends_as_one_left_alone(
     tmp_path: Path,
-    command: list[str],
-    kill_in_epoch: Callable[..., Path],
+    kill: Callable[..., Path],
     experiment: Callable[..., int],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     arguments = [*FAST, *TUNED, "--epochs", "3", "--methods", "bihalf"]
     out, whole = tmp_path / "killed", tmp_path / "whole"
-    killed = kill_in_epoch([*command, *arguments, "--out", str(out)], out, set(), 0.0)
+    killed = kill(30, out, *arguments)
     assert not (out / "tuning.csv").exists()
     assert experiment("method_comparison", *arguments, "--out", str(whole)) == 0
     assert experiment("method_comparison", *arguments, "--out", str(out)) == 0

@@ -25,6 +25,7 @@ from mpt_bihalf.experiments.prune_sweep import PruneSweep
 from mpt_bihalf.training import Run, loop
 
 Sweep = Callable[..., int]
+Kill = Callable[..., Path]
 Record = dict[str, Any]
 Trials = Callable[..., list[Record]]
 
@@ -242,20 +243,10 @@ def test_a_network_that_looks_at_no_image_is_named(
         assert sum(line.endswith(f" %; {note}") and f"{name}: test top-1 " in line for line in lines) == told_of_run
 
 
-def check_kills(
-    arguments: list[str],
-    delays: list[float],
-    tmp_path: Path,
-    command: list[str],
-    sweep: Sweep,
-    kill_in_epoch: Callable[..., Path],
-) -> list[Path]:
-    """Kill the sweep in the midst of a run for each delay, let it end, and compare it with one left alone."""
+def check_kills(arguments: list[str], steps: list[int], tmp_path: Path, sweep: Sweep, kill: Kill) -> list[Path]:
+    """Kill the sweep at each of these steps of its process, let it end, and compare it with one left alone."""
     out, whole = tmp_path / "killed", tmp_path / "whole"
-    command = [*command, "--engine", "serial"]  # the process that trains is the one that is killed
-    killed: set[Path] = set()
-    for delay in delays:
-        killed.add(kill_in_epoch([*command, *arguments, "--out", str(out)], out, killed, delay))
+    killed = {kill(step, out, *arguments) for step in steps}
     assert sweep(*arguments, "--out", str(out)) == sweep(*arguments, "--out", str(whole)) == 0
     for name in ("results.csv", "table.txt"):
         assert (out / name).read_bytes() == (whole / name).read_bytes()
@@ -282,23 +273,24 @@ def assert_each_epoch_once(folder: Path, epochs: int) -> None:
         assert [point.step for point in events.Scalars(tag)] == list(range(1, epochs + 1)), tag
 
 
-def test_a_sweep_killed_in_mid_epoch_ends_as_one_left_alone(
-    tmp_path: Path, command: list[str], sweep: Sweep, kill_in_epoch: Callable[..., Path]
-) -> None:
-    arguments = [*FAST, "--rates", "0.5", "--methods", "mpt-bihalf", "--scope", "global", "--epochs", "4"]
-    arguments += ["--grid", "optimizer=sgd,adam", "lr=0.02"]
-    (folder,) = check_kills(arguments, [0.0], tmp_path, command, sweep, kill_in_epoch)
-    assert len(list(folder.glob("events.*"))) == 2
-    assert_each_epoch_once(folder, 4)
+def test_a_sweep_killed_in_mid_epoch_ends_as_one_left_alone(tmp_path: Path, sweep: Sweep, kill: Kill) -> None:
+    arguments = [*FAST, "--rates", "0.5", "--methods", "mpt-bihalf", "--scope", "global", "--epochs", "3"]
+    arguments += ["--width", "0.25", "--grid", "optimizer=sgd,adam", "lr=0.02"]
+    # An epoch has 22 steps: the first run in its second epoch, then, as it goes on from there, the second run likewise.
+    killed = check_kills(arguments, [30, 44 + 30], tmp_path, sweep, kill)
+    assert len(killed) == 2
+    for folder in killed:
+        assert len(list(folder.glob("events.*"))) == 2
+        assert_each_epoch_once(folder, 3)
 
 
 @pytest.mark.slow
-def test_every_method_killed_at_many_moments_ends_as_one_left_alone(
-    tmp_path: Path, command: list[str], sweep: Sweep, kill_in_epoch: Callable[..., Path]
-) -> None:
+def test_every_method_killed_at_many_moments_ends_as_one_left_alone(tmp_path: Path, sweep: Sweep, kill: Kill) -> None:
     arguments = [*FAST, "--rates", "0.5", "--methods", *METHODS, "--epochs", "8", "--grid", "holdout=0.1"]
-    delays = [0.05 * i for i in range(len(METHODS))]
-    for folder in check_kills(arguments, delays, tmp_path, command, sweep, kill_in_epoch):
+    steps = [25, *(140 + 21 + number for number in range(1, len(METHODS)))]  # 20 an epoch
+    killed = check_kills(arguments, steps, tmp_path, sweep, kill)
+    assert len(killed) == len(METHODS)
+    for folder in killed:
         assert_each_epoch_once(folder, 8)
 
 
