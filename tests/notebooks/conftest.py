@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import pytest
 
-from mpt_bihalf.sweep import PruneSweep
+from mpt_bihalf.experiments.prune_sweep import PruneSweep
 from mpt_bihalf.sweep.engines import local
 from mpt_bihalf.training import Run
 from tests.processes import Program
