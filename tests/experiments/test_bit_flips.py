@@ -15,7 +15,7 @@ from mpt_bihalf.training import Run
 from mpt_bihalf.training.build import build_network
 from mpt_bihalf.weights import binary_weights
 
-OPTIONS = ["--trials", "1"]
+OPTIONS = ["--width", "0.25", "--trials", "1"]
 Record = dict[str, Any]
 Trials = Callable[..., list[Record]]
 Measured = Callable[..., tuple[list[Record], pd.DataFrame]]
@@ -187,7 +187,7 @@ def test_tensorboard_gets_the_means_over_the_trials(paper: tuple[list[Record], p
 
 
 def test_what_the_command_leaves_is_what_the_runs_flipped(done: Any) -> None:
-    assert "first filter of layer 2 (576 weights): bihalf flips as often to +1 as to -1" in done.measured()
+    assert "first filter of layer 2 (144 weights): bihalf flips as often to +1 as to -1" in done.measured()
     rows, steps = done.table(), done.table("bit_flips_steps")
     assert rows["method"].tolist() == ["sign", "irnet", "bihalf"]
     assert rows["flips"][2] > 0 == rows["most_imbalance"][2]

@@ -13,7 +13,7 @@ from mpt_bihalf.experiments import bit_ratio
 from mpt_bihalf.report.figures import save_figure
 from mpt_bihalf.training import Run
 
-OPTIONS = ["--trials", "1", "--ratios", "0.5,0.9", "--methods", "bihalf", "sign"]
+OPTIONS = ["--width", "0.25", "--trials", "1", "--ratios", "0.5,0.9", "--methods", "bihalf", "sign"]
 Record = dict[str, Any]
 Trials = Callable[..., list[Record]]
 
@@ -226,8 +226,8 @@ def test_ratios_that_the_command_sets_are_exact(done: Any) -> None:
     assert table["exact in each filter"].fillna("").tolist() == ["yes", "yes", ""]
     steps = done.table("bit_ratio_steps")
     assert len(steps) == 3 * 22 * 5
-    # Conv2 on 8x8 grey images.
-    assert steps.drop_duplicates("layer")["connections"].tolist() == [9, 64 * 9, 64 * 4 * 4, 256, 256]
+    # Conv2 of a quarter of its width on 8x8 grey images.
+    assert steps.drop_duplicates("layer")["connections"].tolist() == [9, 16 * 9, 16 * 4 * 4, 64, 64]
     nine = steps[(steps["method"] == "bihalf") & (steps["p_pos"] == 0.9) & (steps["layer"] == "0")]
     assert nine["filter_share_lowest"].tolist() == pytest.approx([8 / 9] * 22)
     assert [step for step, _ in done.curves()["test_top1/conv2-digits-bihalf"]] == [500, 900]

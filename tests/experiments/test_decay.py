@@ -12,7 +12,7 @@ from mpt_bihalf.experiments import decay
 from mpt_bihalf.report.figures import save_figure
 from mpt_bihalf.training import Run
 
-OPTIONS = ["--trials", "1", "--weight-decays", "0", "0.05"]
+OPTIONS = ["--width", "0.25", "--trials", "1", "--weight-decays", "0", "0.05"]
 Record = dict[str, Any]
 Trials = Callable[..., list[Record]]
 

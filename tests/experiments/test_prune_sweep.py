@@ -29,7 +29,7 @@ Kill = Callable[..., Path]
 Record = dict[str, Any]
 Trials = Callable[..., list[Record]]
 
-FAST = ["--device", "cpu", "--threads", "1", "--trials", "1"]
+FAST = ["--device", "cpu", "--threads", "1", "--trials", "1", "--width", "0.25"]
 # A valid command, so that only the option under test is at fault. A later option overrides an earlier one.
 VALID = [*FAST, "--rates", "0.5", "--methods", "mpt-sign", "--epochs", "1"]
 
@@ -233,7 +233,7 @@ def test_a_network_that_looks_at_no_image_is_named(
     tmp_path: Path, sweep: Sweep, capsys: pytest.CaptureFixture[str]
 ) -> None:
     note = "the network gives the same logits for every test image"
-    rates = ["--rates", "0.999,0.5", "--epochs", "1"]
+    rates = ["--rates", "0.999,0.5", "--epochs", "1", "--width", "1"]
     for told_of_run in (1, 0):  # the second time all is done already
         assert sweep(*VALID, *rates, "--out", str(tmp_path)) == 0
         told = capsys.readouterr()
@@ -275,7 +275,7 @@ def assert_each_epoch_once(folder: Path, epochs: int) -> None:
 
 def test_a_sweep_killed_in_mid_epoch_ends_as_one_left_alone(tmp_path: Path, sweep: Sweep, kill: Kill) -> None:
     arguments = [*FAST, "--rates", "0.5", "--methods", "mpt-bihalf", "--scope", "global", "--epochs", "3"]
-    arguments += ["--width", "0.25", "--grid", "optimizer=sgd,adam", "lr=0.02"]
+    arguments += ["--grid", "optimizer=sgd,adam", "lr=0.02"]
     # An epoch has 22 steps: the first run in its second epoch, then, as it goes on from there, the second run likewise.
     killed = check_kills(arguments, [30, 44 + 30], tmp_path, sweep, kill)
     assert len(killed) == 2
@@ -303,7 +303,7 @@ def test_images_that_change_under_a_sweep_are_refused_and_the_report_tells_both_
         grey = 20 * number + 128 * (label == "light")
         Image.new("RGB", (8, 8), (grey, grey, grey)).save(images / part / label / f"{number}.gif")
     (images / "train" / ".git").mkdir()
-    options = [*VALID, "--data", f"folder:{images}", "--grid", "batch_size=4", "width=0.05", "--out", str(out)]
+    options = [*VALID, "--data", f"folder:{images}", "--grid", "batch_size=4", "--out", str(out)]
     assert sweep(*options) == 0
     assert f"left out of {images}: 1 hidden or of a program's own (train/.git)" in capsys.readouterr().err
     assert sweep(*options) == 0 and "1 of 1 runs are done already" in capsys.readouterr().out

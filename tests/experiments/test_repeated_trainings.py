@@ -12,7 +12,7 @@ from scipy.stats import ttest_rel, wilcoxon
 from mpt_bihalf.experiments import repeated_trainings
 from mpt_bihalf.report.figures import save_figure
 
-OPTIONS = ["--trials", "2"]
+OPTIONS = ["--width", "0.25", "--trials", "2"]
 Trials = Callable[..., list[dict[str, Any]]]
 Trainings = Callable[..., pd.DataFrame]
 

@@ -12,7 +12,7 @@ from scipy.stats import entropy
 from mpt_bihalf.experiments import weight_entropy
 from mpt_bihalf.report.figures import save_figure
 
-OPTIONS = ["--trials", "1"]
+OPTIONS = ["--width", "0.25", "--trials", "1"]
 Record = dict[str, Any]
 Trials = Callable[..., list[Record]]
 Measured = Callable[..., tuple[list[Record], pd.DataFrame]]
