@@ -8,18 +8,17 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ..data import short_data
 from ..endings import run_command
 from ..report.figures import method_colours
 from ..report.outcome import Curves, Outcome
 from ..report.traces import (
     RUN,
-    SETTING,
     STEP,
     Row,
     compare_methods,
     draw_places,
     finished_traces,
+    mean_curves,
     summarise_runs,
     tell_differences,
     tell_places,
@@ -119,12 +118,8 @@ def rows_of(runs: pd.DataFrame) -> list[Row]:
 
 
 def curves_of(steps: pd.DataFrame) -> Curves:
-    """Means over the trials by step, for TensorBoard; a tag is figure/network-data-method."""
-    return {
-        f"{figure}/{model}-{short_data(data)}-{method}": list(trials.groupby("step")[figure].mean().items())
-        for (model, data, method), trials in steps.groupby(SETTING, sort=False)
-        for figure in (*(f"{name}_sum" for name in SIGNS), "imbalance")
-    }
+    """`mean_curves` of the flips so far and of their difference."""
+    return mean_curves(steps, [*(f"{name}_sum" for name in SIGNS), "imbalance"])
 
 
 def finding_of(rows: list[Row]) -> str:

@@ -20,7 +20,7 @@ from ..report.traces import PLACE, Row
 from ..sweep import having
 from ..training import Run
 from ..training.record import LAYERS, TRACE
-from .experiment import TrainingExperiment, refuse_dense
+from .experiment import TrainingExperiment
 from .grid import Grid, parse_rates
 from .recipe import OF_METHOD, PAPER, QUICK, Recipe
 from .results import Results
@@ -54,6 +54,7 @@ class BitRatio(TrainingExperiment):
         ),
     }
     needs = (TRACE, LAYERS)
+    binary = True
 
     ratios: str = "0.1..0.9"
     """shares of +1 (p_pos) for the methods that set it: 0.1..0.9 (steps of 0.1), 0.1..0.9:0.2 (steps of 0.2), 0.5, or
@@ -68,7 +69,6 @@ class BitRatio(TrainingExperiment):
         data = [self.data] if self.data else recipe.varied.get("data", [recipe.data])
 
         def vary(method: str) -> Grid:
-            refuse_dense(method)
             own = ratios if find_method(method).balanced else [0.5]
             return Grid([{"data": one} for one in data], [{"p_pos": ratio} for ratio in own])
 

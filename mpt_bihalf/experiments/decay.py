@@ -16,7 +16,7 @@ from ..report.traces import STEP, Row, finished_traces, summarise_runs
 from ..sweep import having
 from ..training import Run
 from ..training.record import TRACE
-from .experiment import TrainingExperiment, refuse_dense
+from .experiment import TrainingExperiment
 from .grid import Grid
 from .recipe import PAPER, QUICK, Recipe
 from .results import Results
@@ -60,6 +60,7 @@ class Decay(TrainingExperiment):
         ),
     }
     needs = (TRACE,)
+    binary = True
 
     weight_decays: list[float] = field(default_factory=list)
     """weight decays to compare, e.g. 0 1e-4 5e-4 (default: the recipe's)"""
@@ -69,14 +70,8 @@ class Decay(TrainingExperiment):
     def runs(self) -> list[Run]:
         """All runs, each once, trials innermost. Raises ValueError, naming the option at fault."""
         decays = self.weight_decays or self.chosen_recipe().varied["weight_decay"]
-
-        def vary(method: str) -> Grid:
-            refuse_dense(method)
-            return Grid(
-                [{"weight_decay": decay} for decay in decays], [{"schedule": how} for how in ("constant", "cosine")]
-            )
-
-        return self.runs_of(vary)
+        grid = Grid([{"weight_decay": decay} for decay in decays], [{"schedule": how} for how in STYLES])
+        return self.runs_of(lambda method: grid)
 
     def outcome(self, results: Results) -> Outcome:
         records = having(results.records, results.trace)

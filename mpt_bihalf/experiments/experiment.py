@@ -71,6 +71,8 @@ class TrainingExperiment(Experiment, EngineOptions):
     recipes: ClassVar[dict[str, Recipe]]
     needs: ClassVar[tuple[str, ...]] = ()
     """files of each run, beside its result, that the outcome is made from, as `run_all` has them"""
+    binary: ClassVar[bool] = False
+    """whether it looks at binary weights, so that methods without them are refused"""
     lists_runs: ClassVar[bool] = False
     """whether `results.csv`, a row a run, is left too"""
 
@@ -150,6 +152,9 @@ class TrainingExperiment(Experiment, EngineOptions):
         if not settings.get("threads"):
             settings["threads"] = 1 if self.chosen == "ray" else cores_for(self.jobs or 1)
         models, methods = words(self.models) or recipe.models, words(self.methods) or recipe.methods
+        for method in methods:
+            if find_method(method).binarizer is None and self.binary:
+                raise ValueError(f"method {method!r} has no binary weights to look at: leave it out")
         varied = {method: vary(method) for method in methods}
         grids = {method: some if isinstance(some, Grid) else Grid([*some]) for method, some in varied.items()}
         count = len(models) * sum(grids[method].count for method in methods) * trials
@@ -172,9 +177,3 @@ class TrainingExperiment(Experiment, EngineOptions):
         if self.recipe not in self.recipes:
             raise ValueError(f"unknown recipe {self.recipe!r}; known: {', '.join(self.recipes)}")
         return self.recipes[self.recipe]
-
-
-def refuse_dense(method: str) -> None:
-    """ValueError for a method that has no binary weights to look at, or is unknown."""
-    if find_method(method).binarizer is None:
-        raise ValueError(f"method {method!r} has no binary weights to look at: leave it out")

@@ -9,19 +9,18 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy.special import entr
 
-from ..data import short_data
 from ..endings import run_command
 from ..methods import METHODS
 from ..report.figures import method_colours
-from ..report.outcome import Curves, Outcome
+from ..report.outcome import Outcome
 from ..report.traces import (
     RUN,
-    SETTING,
     STEP,
     Row,
     compare_methods,
     draw_places,
     finished_traces,
+    mean_curves,
     summarise_runs,
     tell_differences,
     tell_places,
@@ -60,7 +59,11 @@ class WeightEntropy(TracedExperiment):
         steps = per_step(layers)
         rows = rows_of(per_run(records, steps))
         return Outcome(
-            rows=rows, figure=draw(steps, layers), curves=curves_of(steps), finding=finding_of(rows), steps=steps
+            rows=rows,
+            figure=draw(steps, layers),
+            curves=mean_curves(steps, ["entropy"]),
+            finding=finding_of(rows),
+            steps=steps,
         )
 
 
@@ -139,14 +142,6 @@ def rows_of(runs: pd.DataFrame) -> list[Row]:
         return {**means, **extremes, "exact": exact}
 
     return compare_methods(runs, "end", further)
-
-
-def curves_of(steps: pd.DataFrame) -> Curves:
-    """Means over the trials by step, for TensorBoard; a tag is entropy/network-data-method."""
-    return {
-        f"entropy/{model}-{short_data(data)}-{method}": list(trials.groupby("step")["entropy"].mean().items())
-        for (model, data, method), trials in steps.groupby(SETTING, sort=False)
-    }
 
 
 def finding_of(rows: list[Row]) -> str:

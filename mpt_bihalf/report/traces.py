@@ -9,6 +9,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from ..data import short_data
+from .outcome import Curves
 from .statistics import SIGNIFICANT, TOP1, compare, diverged_texts, p_text, reference_of
 
 PLACE = ["model", "data"]
@@ -64,6 +65,15 @@ def compare_methods(runs: pd.DataFrame, figure: str, further: Callable[[pd.DataF
             | {name: row[name] for name in ("difference", "p")}
         )
     return rows
+
+
+def mean_curves(steps: pd.DataFrame, figures: Sequence[str]) -> Curves:
+    """Means over the trials by step, for TensorBoard; a tag is figure/network-data-method."""
+    return {
+        f"{figure}/{model}-{short_data(data)}-{method}": list(trials.groupby("step")[figure].mean().items())
+        for (model, data, method), trials in steps.groupby(SETTING, sort=False)
+        for figure in figures
+    }
 
 
 def tell_places(rows: list[Row], tell: Callable[[list[Row]], str]) -> str:

@@ -11,6 +11,7 @@ from scipy.stats import entropy
 
 from mpt_bihalf.experiments import weight_entropy
 from mpt_bihalf.report.figures import save_figure
+from mpt_bihalf.report.traces import mean_curves
 
 OPTIONS = ["--width", "0.25", "--trials", "1"]
 Record = dict[str, Any]
@@ -205,11 +206,11 @@ def test_nothing_finished_is_drawn_too(trials: Trials, tmp_path: Path) -> None:
     layers = weight_entropy.per_layer(trials("sign", 0.0, [None]), pd.DataFrame())
     steps = weight_entropy.per_step(layers)
     assert all(path.exists() for path in save_figure(weight_entropy.draw(steps, layers), tmp_path / "figure"))
-    assert weight_entropy.curves_of(steps) == {}
+    assert mean_curves(steps, ["entropy"]) == {}
 
 
 def test_tensorboard_gets_the_means_over_the_trials(paper: tuple[list[Record], pd.DataFrame]) -> None:
-    curves = weight_entropy.curves_of(weight_entropy.per_step(weight_entropy.per_layer(*paper)))
+    curves = mean_curves(weight_entropy.per_step(weight_entropy.per_layer(*paper)), ["entropy"])
     assert list(curves) == [f"entropy/conv2-digits-{method}" for method in ("sign", "irnet", "bihalf")]
     assert curves["entropy/conv2-digits-sign"][-1] == (5, pytest.approx((ODD + 1) / 2 - 0.025))
 
