@@ -10,6 +10,7 @@ from mpt_bihalf.report.traces import (
     compare_methods,
     draw_places,
     finished_traces,
+    mean_curves,
     summarise_runs,
     tell_differences,
     tell_places,
@@ -156,3 +157,11 @@ def test_a_figure_of_nothing_says_so() -> None:
     figure, places = draw_places(runs_of({"sign": [1.0]})[:0], 2, 8, 4)
     assert places == []
     assert [text.get_text() for text in figure.texts] == ["no run finished"]
+
+
+def test_curves_are_means_over_the_trials_by_step() -> None:
+    steps = traced(record("sign", 0), record("sign", 1), values=[1.0, 2.0]).assign(other=[4, 5, 6, 7])
+    assert mean_curves(steps, ["value", "other"]) == {
+        "value/conv2-digits-sign": [(1, 1.0), (2, 2.0)],
+        "other/conv2-digits-sign": [(1, 5.0), (2, 6.0)],
+    }
