@@ -30,6 +30,7 @@ from mpt_bihalf import (
     score_mask,
 )
 from mpt_bihalf.layer import Layer
+from tests.processes import PROCESSES
 
 CASES = [
     (name, scope)
@@ -143,7 +144,12 @@ def follow_broadcasts(rank: int, store: str, out: str) -> None:
 
 def test_processes_of_equal_states_answer_alike(tmp_path: Path) -> None:
     # Collectives do not raise the version of what they write to.
-    torch.multiprocessing.spawn(follow_broadcasts, (str(tmp_path / "store"), str(tmp_path / "out")), nprocs=2)
+    torch.multiprocessing.start_processes(
+        follow_broadcasts,
+        (str(tmp_path / "store"), str(tmp_path / "out")),
+        nprocs=2,
+        start_method=PROCESSES.get_start_method(),
+    )
     first, second = (torch.load(tmp_path / f"out{rank}", weights_only=True) for rank in range(2))
     assert first.keys() == second.keys() and len(first) == len(FROZEN)
     for case, out in first.items():

@@ -36,6 +36,7 @@ from mpt_bihalf import (
     ticket_weights,
 )
 from mpt_bihalf.tickets import Ticket
+from tests.processes import PROCESSES
 
 PAGE = Path(__file__).parents[1] / "docs" / "torch.md"
 X = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -160,7 +161,7 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where two processes have left what they came to."""
     place = tmp_path_factory.mktemp("two")
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # as torchrun has one
-    torch.multiprocessing.spawn(do, (place, store.port), nprocs=2)
+    torch.multiprocessing.start_processes(do, (place, store.port), nprocs=2, start_method=PROCESSES.get_start_method())
     return place
 
 
