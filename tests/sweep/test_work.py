@@ -95,7 +95,7 @@ def test_a_diverged_run_is_a_result(tmp_path: Path, runs: Runs) -> None:
 def test_want_of_memory_is_told_as_that_and_harms_nothing(tmp_path: Path, runs: Runs) -> None:
     pytest.importorskip("resource")
     first, second, third = runs(methods=["sign"], trials=3, grid=["batch_size=100"])
-    large = replace(second, batch_size=1400)
+    large = replace(second, batch_size=1400, width=1.0)
     code = """if True:
         import resource, sys
         from mpt_bihalf.sweep.work import perform
