@@ -19,11 +19,8 @@ from tests.reference import one_line_error
 
 EVERY = torchvision.models.list_models(module=torchvision.models)
 # A kind each.
-QUICK = [
-    *("alexnet", "convnext_tiny", "densenet121", "efficientnet_b0", "googlenet", "inception_v3", "mnasnet0_5"),
-    *("mobilenet_v2", "mobilenet_v3_small", "regnet_x_400mf", "regnet_y_400mf", "resnet18", "resnet50"),
-    *("resnext50_32x4d", "shufflenet_v2_x0_5", "squeezenet1_1", "swin_t", "vgg11", "vit_b_16"),
-]
+QUICK = ["alexnet", "convnext_tiny", "googlenet", "inception_v3", "mobilenet_v3_small", "regnet_y_400mf"]
+QUICK += ["resnet18", "shufflenet_v2_x0_5", "squeezenet1_1", "swin_t", "vit_b_16"]
 
 
 class Network(nn.Module):
