@@ -18,8 +18,6 @@ Array = NDArray[Any]
 
 BLOCK = 2**18  # elements that are looked at together: they stay in a cache
 
-FEW = 150_000  # elements up to which the calls of a hinted look take longer than a look without hint
-
 SUMS = 128  # sums of a row that are kept side by side
 
 WORDS = 1024  # words of 32 bits that a fingerprint adds up before it mixes them
@@ -135,8 +133,6 @@ def largest(values: Array, absolute: bool, among: Array | None, counts: Array, h
     rows, size = values.shape
     if not counts.any():
         return np.zeros((rows, size), bool)
-    if values.size <= FEW and (of_few := _largest_of_few(values, absolute, among, counts)) is not None:
-        return of_few
     counts = np.broadcast_to(counts, (len(counts), rows))
     chosen: Array = np.empty((rows, size), bool)
     pending: slice | Array = slice(None)
@@ -169,26 +165,6 @@ def largest(values: Array, absolute: bool, among: Array | None, counts: Array, h
             return chosen
     chosen[pending] = False  # NaN among the values: there is no order to cut
     return chosen
-
-
-def _largest_of_few(values: Array, absolute: bool, among: Array | None, counts: Array) -> Array | None:
-    """The same in fewer calls, with each row in order; None where values are tied, or rows ask for other counts."""
-    rows, size = values.shape
-    if counts.shape[1] > 1 or (among is not None and (len(counts) == 1 or not absolute)):
-        return None
-    keys = np.abs(values) if absolute else values
-    if among is None:
-        place = size - int(counts[0, 0])
-        chosen = keys >= np.partition(keys, place, axis=1)[:, place, None]
-    else:
-        # As whole numbers the floats from 0 up have the same order; those of the others are turned round, below 0.
-        keys = keys.view(np.int32) ^ (among.view(np.int8) - np.int8(1))
-        in_order = np.sort(keys, axis=1)
-        count, of_others = counts[:, 0].tolist()
-        chosen = keys >= in_order[:, size - count, None] if count else np.zeros(keys.shape, bool)
-        if of_others:
-            chosen |= keys <= in_order[:, of_others - 1, None]
-    return chosen if np.count_nonzero(chosen) == counts.sum() * rows else None
 
 
 def _remember(hints: Array, rows: slice | Array, cuts: Array, half: Array, crowded: Array) -> None:

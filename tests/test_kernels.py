@@ -31,11 +31,9 @@ VALUES = {
 
 
 def off(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
-    """Without the compiled loops ("numpy"; "hinted": of any size), or in the general form for all else ("torch")."""
-    if kind in ("numpy", "hinted"):
+    """Without the compiled loops ("numpy"), or in the general form for all else ("torch")."""
+    if kind == "numpy":
         monkeypatch.setattr(kernels, "compiled", lambda: None)
-        if kind == "hinted":
-            monkeypatch.setattr(numpy_loops, "FEW", 0)
     else:
         monkeypatch.setattr(kernels, "suit", lambda *tensors: False)
 
@@ -66,7 +64,7 @@ def odd_hints(rows: int, generator: torch.Generator) -> Tensor:
     return drawn.where(which > 0.2, torch.inf).where(which > 0.1, torch.nan)
 
 
-@pytest.mark.parametrize("threads", [1, 2, "numpy", "hinted", "torch"])
+@pytest.mark.parametrize("threads", [1, 2, "numpy", "torch"])
 @pytest.mark.parametrize("absolute", [False, True])
 @pytest.mark.parametrize("kind", VALUES)
 def test_largest_is_the_top_of_a_stable_sort_with_any_hint(
@@ -91,7 +89,7 @@ def test_largest_is_the_top_of_a_stable_sort_with_any_hint(
     torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("form", ["compiled", "numpy", "hinted", "torch"])
+@pytest.mark.parametrize("form", ["compiled", "numpy", "torch"])
 @pytest.mark.parametrize("kind", ["drawn", "tied", "equal", "zeros of both signs", "infinite", "skewed"])
 def test_only_members_count_and_all_are_placed(kind: str, form: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if form != "compiled":
@@ -114,7 +112,7 @@ def test_only_members_count_and_all_are_placed(kind: str, form: str, monkeypatch
                 )
 
 
-@pytest.mark.parametrize("form", ["compiled", "numpy", "hinted", "torch"])
+@pytest.mark.parametrize("form", ["compiled", "numpy", "torch"])
 @pytest.mark.parametrize("absolute", [False, True])
 @pytest.mark.parametrize("kind", VALUES)
 def test_of_members_and_of_others_the_largest(
@@ -201,7 +199,7 @@ def test_a_training_has_the_same_bits_without_them(
         return [*losses, *(p.detach() for p in model.parameters())]
 
     compiled = trained()
-    for form in ("numpy", "hinted", "torch"):
+    for form in ("numpy", "torch"):
         with monkeypatch.context() as patch:
             off(patch, form)
             if (form, method) == ("torch", "mpt-sign"):
