@@ -26,15 +26,15 @@ from .config import Run
 
 def build(run: Run, dataset: Dataset) -> tuple[nn.Module, Optimizer | None]:
     """The run's network and optimizer at its start, on the device of the data."""
-    model = build_model(run, dataset).to(dataset.device)
-    reuse_memory(model)
+    model = reuse_memory(build_model(run, dataset).to(dataset.device))
     return model, build_optimizer(run, model)
 
 
-def reuse_memory(model: nn.Module) -> None:
+def reuse_memory(model: nn.Module) -> nn.Module:
     """Let the weight in use and the gradient of what is trained take turns in one block of memory, layer by layer."""
     for _, part, _ in binary_parts(model):
         part.memory = Spare()
+    return model
 
 
 def check_compiles(run: Run) -> None:
