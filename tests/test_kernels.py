@@ -185,12 +185,12 @@ def test_a_training_has_the_same_bits_without_them(
     method: str, scope: str, score_gradient: str, init: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def trained() -> list[Tensor]:
-        model = create_model("conv2", in_channels=1, image_size=8, seed=0)
+        model = create_model("conv2", in_channels=1, image_size=8, seed=0, width=0.5)
         binarize_weights(model, method, 0.7, 0.4, scope, init=init, seed=0, score_gradient=score_gradient)
         optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1, momentum=0.9)
         x = torch.randn(16, 1, 8, 8, generator=torch.Generator().manual_seed(1))
         losses = []
-        for _ in range(6):
+        for _ in range(4):
             optimizer.zero_grad()
             loss = torch.nn.functional.cross_entropy(model(x), torch.arange(16) % 10)
             loss.backward()
