@@ -20,7 +20,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.sweep.conftest import ROOT, kill_all, wait_for
+from tests.processes import kill_all, wait_for
+from tests.sweep.conftest import ROOT
 from tests.sweep.test_faults import Sweep, assert_same
 
 SECONDS = float(os.environ.get("CROWD_SECONDS", "600"))
