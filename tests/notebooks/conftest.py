@@ -9,7 +9,7 @@ from typing import NamedTuple
 import pytest
 
 from mpt_bihalf.experiments.prune_sweep import PruneSweep
-from mpt_bihalf.sweep.engines import local
+from mpt_bihalf.sweep.engines import LocalEngine, SerialEngine
 from mpt_bihalf.training import Run
 from tests.processes import Program
 
@@ -31,7 +31,7 @@ def executed(
     """Run the notebook that the test file is named after from top to bottom, its sweep and its cache below `tmp_path`.
 
     Small settings are given by name: epochs=1 is the notebook's MPT_BIHALF_NOTEBOOK_EPOCHS. Its Conv networks are
-    narrow, and one worker does the runs.
+    narrow, and no worker processes do the runs.
     """
     wanted = PruneSweep.runs
 
@@ -39,7 +39,7 @@ def executed(
         return [replace(run, width=0.1) if run.model == "conv2" else run for run in wanted(sweep)]
 
     monkeypatch.setattr(PruneSweep, "runs", narrow)
-    monkeypatch.setattr(local, "usable_cores", lambda: 1)
+    monkeypatch.setattr(LocalEngine, "do", SerialEngine.do)
 
     def execute(**settings: int) -> Executed:
         named = {f"MPT_BIHALF_NOTEBOOK_{name.upper()}": str(value) for name, value in settings.items()}
