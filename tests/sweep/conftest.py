@@ -13,6 +13,7 @@ import pytest
 from filelock import FileLock
 
 from mpt_bihalf.experiments.prune_sweep import PruneSweep
+from mpt_bihalf.sweep.claim import held, read_claim
 from mpt_bihalf.sweep.records import run_folder
 from mpt_bihalf.training import Run
 from tests.processes import PROCESSES, kill_all
@@ -54,6 +55,12 @@ def begin() -> Iterator[Callable[..., BaseProcess]]:
         assert process.pid
         kill_all(process.pid)
         process.join()
+
+
+def holder(folder: Path) -> dict[str, Any] | None:
+    """What the claim of whoever does the run in this folder tells; None if nobody does it."""
+    claim = read_claim(folder)
+    return claim if claim is not None and held(folder) else None
 
 
 class Folder:

@@ -14,8 +14,9 @@ import pytest
 from filelock import FileLock, Timeout
 
 from mpt_bihalf.sweep import claim
-from mpt_bihalf.sweep.claim import claimed, held, read_claim
+from mpt_bihalf.sweep.claim import claimed, held
 from tests.processes import PROCESSES
+from tests.sweep.conftest import holder
 
 
 def hold(folder: Path, is_ours: Any) -> None:
@@ -34,11 +35,6 @@ def test_one_of_two_gets_the_run_and_the_other_after_it(tmp_path: Path) -> None:
     assert not held(folder)
     with claimed(folder) as third:
         assert third
-
-
-def holder(folder: Path) -> dict[str, Any] | None:
-    claim = read_claim(folder)
-    return claim if claim is not None and held(folder) else None
 
 
 def test_a_claim_tells_who_holds_it_and_goes_with_the_holder(tmp_path: Path) -> None:

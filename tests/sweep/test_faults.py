@@ -27,10 +27,9 @@ import psutil
 import pytest
 import torch
 
-from mpt_bihalf.sweep.claim import holder
 from mpt_bihalf.sweep.engines.local import PATIENCE
 from tests.processes import is_over, kill_all, wait_for
-from tests.sweep.conftest import ROOT
+from tests.sweep.conftest import ROOT, holder
 
 # Four runs: sign and mpt-bihalf, seeds 0 and 1. Those of `LONG` take some 1.5 s each.
 GRID = ("--methods", "sign", "mpt-bihalf", "--trials", "2", "--epochs", "3", "--grid")

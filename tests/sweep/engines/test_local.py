@@ -16,13 +16,14 @@ import pytest
 import torch
 
 from mpt_bihalf.sweep import EngineOptions, read_records, run_all
-from mpt_bihalf.sweep.claim import claimed, holder
+from mpt_bihalf.sweep.claim import claimed
 from mpt_bihalf.sweep.engines import local
 from mpt_bihalf.sweep.engines.local import LocalEngine
 from mpt_bihalf.sweep.records import run_folder
 from mpt_bihalf.sweep.work import Outcome, perform
 from mpt_bihalf.training import Run
 from tests.processes import is_over, wait_for
+from tests.sweep.conftest import holder
 
 Runs = Callable[..., list[Run]]
 

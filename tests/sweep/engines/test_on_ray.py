@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 
 from mpt_bihalf.sweep import EngineOptions, read_records, run_all
-from mpt_bihalf.sweep.claim import holder
 from mpt_bihalf.sweep.engines import make_engine
 from mpt_bihalf.sweep.records import run_folder
 from mpt_bihalf.sweep.work import Outcome, perform
 from mpt_bihalf.training import Run
+from tests.sweep.conftest import holder
 
 ray = pytest.importorskip("ray")
 ROOT = Path(__file__).parents[3]
