@@ -36,23 +36,14 @@ CONTAINERS = 2**21
 PIECE = 2**20
 
 REBUILD, REBUILD_AS, PARAMETER, SIZE, BYTES = (object() for _ in range(5))
+# Kinds of tensors, as torch calls their storages.
+STORED = "Double Float Half BFloat16 Long Int Short Char Byte Bool ComplexFloat ComplexDouble".split()
 # Those that torch gives no storage of their own.
 NEWER = ("uint16", "uint32", "uint64", "float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz")
 GLOBALS: dict[bytes, Any] = {
     b"collections OrderedDict": OrderedDict,
     b"torch._utils _rebuild_tensor_v2": REBUILD,
-    b"torch DoubleStorage": torch.float64,
-    b"torch FloatStorage": torch.float32,
-    b"torch HalfStorage": torch.float16,
-    b"torch BFloat16Storage": torch.bfloat16,
-    b"torch LongStorage": torch.int64,
-    b"torch IntStorage": torch.int32,
-    b"torch ShortStorage": torch.int16,
-    b"torch CharStorage": torch.int8,
-    b"torch ByteStorage": torch.uint8,
-    b"torch BoolStorage": torch.bool,
-    b"torch ComplexFloatStorage": torch.complex64,
-    b"torch ComplexDoubleStorage": torch.complex128,
+    **{f"torch {kind}Storage".encode(): getattr(torch, f"{kind}Storage")._dtype for kind in STORED},
     b"torch.storage UntypedStorage": torch.uint8,
     b"torch._utils _rebuild_tensor_v3": REBUILD_AS,
     b"torch._utils _rebuild_parameter": PARAMETER,
