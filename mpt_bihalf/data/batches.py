@@ -69,7 +69,11 @@ def evaluation_batches(
     """
     batch_size = evaluation_batch(dataset) if batch_size is None else batch_size
     _check_batch_size(batch_size)
-    return _evaluation_batches(images, dataset, batch_size, share)
+    standardise = _standardiser(dataset, images.labels.device)
+    rank, processes = share
+    starts = range(rank * batch_size, len(images), processes * batch_size)
+    parts = [slice(start, start + batch_size) for start in starts]
+    return ((standardise(batch), labels) for batch, labels in images.in_order(parts))
 
 
 def evaluation_batch(dataset: Dataset) -> int:
@@ -93,14 +97,6 @@ def _training_batches(
             batch = _crop(batch, dataset.crop_padding, top, left)
         if augment and dataset.flip:
             batch = torch.where(mirrored.bool()[:, None, None, None], batch.flip(2), batch)
-        yield standardise(batch), labels
-
-
-def _evaluation_batches(images: Images, dataset: Dataset, batch_size: int, share: Share) -> Batches:
-    standardise = _standardiser(dataset, images.labels.device)
-    rank, processes = share
-    starts = range(rank * batch_size, len(images), processes * batch_size)
-    for batch, labels in images.in_order([slice(start, start + batch_size) for start in starts]):
         yield standardise(batch), labels
 
 

@@ -17,39 +17,29 @@ from .download import fetch
 
 def load_cifar10(data_root: Path, image_size: int | None) -> Dataset:
     """50,000 training and 10,000 test images, uint8 [N, 3, 32, 32] unless resized, of 10 classes."""
-    from torchvision.datasets import CIFAR10
-
-    return _load("cifar10", CIFAR10, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616), data_root, image_size)
+    return _load("CIFAR10", (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616), data_root, image_size)
 
 
 def load_cifar100(data_root: Path, image_size: int | None) -> Dataset:
     """50,000 training and 10,000 test images, uint8 [N, 3, 32, 32] unless resized, of 100 classes."""
-    from torchvision.datasets import CIFAR100
-
-    return _load("cifar100", CIFAR100, (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762), data_root, image_size)
+    return _load("CIFAR100", (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762), data_root, image_size)
 
 
-def cifar10_is_here(data_root: Path) -> bool:
-    from torchvision.datasets import CIFAR10
+def cifar_is_here(kind: str, data_root: Path) -> bool:
+    """kind: CIFAR10 or CIFAR100."""
+    from torchvision import datasets
 
-    return os.path.exists(data_root / CIFAR10.base_folder)
-
-
-def cifar100_is_here(data_root: Path) -> bool:
-    from torchvision.datasets import CIFAR100
-
-    return os.path.exists(data_root / CIFAR100.base_folder)
+    return os.path.exists(data_root / getattr(datasets, kind).base_folder)
 
 
-def _load(
-    name: str,
-    source: Any,
-    mean: tuple[float, ...],
-    std: tuple[float, ...],
-    data_root: Path,
-    image_size: int | None,
-) -> Dataset:
-    if not os.path.exists(data_root / source.base_folder):
+Figures = tuple[float, float, float]
+
+
+def _load(kind: str, mean: Figures, std: Figures, data_root: Path, image_size: int | None) -> Dataset:
+    from torchvision import datasets
+
+    name, source = kind.lower(), getattr(datasets, kind)
+    if not cifar_is_here(kind, data_root):
         _fetch(name, source, data_root)
     try:
         # The pickles are of Python 2's days, and recent NumPy remarks on how they spell a dtype.

@@ -32,7 +32,7 @@ def load_fashion_mnist(data_root: Path, image_size: int | None) -> Dataset:
     Clothes mirrored are clothes still, so it is flipped; but most pieces fill their frame, so the crop moves by 2 of
     28 pixels rather than by CIFAR's 4 of 32. Standardised by the training set's own mean and std.
     """
-    folder = _folder(data_root)
+    folder = fashion_mnist_folder(data_root)
     if folder is None:
         _fetch(data_root)
         folder = data_root / LAYOUT
@@ -44,12 +44,8 @@ def load_fashion_mnist(data_root: Path, image_size: int | None) -> Dataset:
     return Dataset("fashion-mnist", train_set, test_set, classes, mean, std, crop_padding=padding, flip=True)
 
 
-def fashion_mnist_is_here(data_root: Path) -> bool:
-    return _folder(data_root) is not None
-
-
-def _folder(data_root: Path) -> Path | None:
-    """The folder that has all the files."""
+def fashion_mnist_folder(data_root: Path) -> Path | None:
+    """The folder that has all the files; None where there is none."""
     folders = (data_root / LAYOUT, data_root, DEBIAN_FOLDER)
     return next((folder for folder in folders if all(_find(folder, file) for file in FILES)), None)
 

@@ -195,7 +195,10 @@ def _cached_images(found: Parts, image_size: int | None) -> tuple[Tensor, Part, 
         status = np.array([file_status(file) for file in files], dtype=np.int64)
     except OSError as error:
         raise unreadable(error) from error
-    fingerprint = _fingerprint(files, status, image_size)
+    mark = hashlib.sha256(repr((FORMAT, image_size)).encode())
+    mark.update(b"\0".join(map(os.fsencode, files)))
+    mark.update(status.data)
+    fingerprint = mark.hexdigest()
     stored = cache.read(file, fingerprint)
     if stored is None or stored.keys() != {"pixels", "digests"}:
         pixels, digests = _decode(files, image_size)
@@ -208,14 +211,6 @@ def _cached_images(found: Parts, image_size: int | None) -> tuple[Tensor, Part, 
 
 def unreadable(error: OSError) -> DataError:
     return DataError(f"cannot read image {error.filename} ({error.strerror}): replace or remove it")
-
-
-def _fingerprint(files: Sequence[str], status: np.ndarray, image_size: int | None) -> str:
-    """A digest of the path and `file_status` of every file, of the image size and of the decoder's format."""
-    digest = hashlib.sha256(repr((FORMAT, image_size)).encode())
-    digest.update(b"\0".join(map(os.fsencode, files)))
-    digest.update(status.data)
-    return digest.hexdigest()
 
 
 def _decode(files: Sequence[str], image_size: int | None) -> tuple[Tensor, Tensor]:
@@ -241,7 +236,8 @@ def _decode(files: Sequence[str], image_size: int | None) -> tuple[Tensor, Tenso
             digests[i] = np.frombuffer(hashlib.sha256(content).digest(), dtype=np.uint8)
             image = np.asarray(read_image(file, content))
             if image_size is not None:
-                image = _scale(image, image_size)
+                planes = torch.tensor(image).permute(2, 0, 1)[None]
+                image = resize(planes, image_size)[0].permute(1, 2, 0).numpy()
             elif image.shape != pixels.shape[1:]:
                 raise DataError(
                     f"{files[0]} is {size}x{size} but {file} is {image.shape[1]}x{image.shape[0]}: "
@@ -257,8 +253,3 @@ def _decode(files: Sequence[str], image_size: int | None) -> tuple[Tensor, Tenso
         for done in threads.map(decode, range(0, len(files), DECODE_CHUNK)):
             progress.update(done)
     return torch.from_numpy(pixels), torch.from_numpy(digests)
-
-
-def _scale(image: np.ndarray, image_size: int) -> np.ndarray:
-    planes = torch.tensor(image).permute(2, 0, 1)[None]
-    return resize(planes, image_size)[0].permute(1, 2, 0).numpy()

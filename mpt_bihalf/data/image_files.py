@@ -62,7 +62,13 @@ class ImageFiles(Images):
 
     @cached_property
     def digest(self) -> Part:
-        return self.origin or part_of_files(self.root, [os.fsdecode(file) for file in self.files])
+        if self.origin:
+            return self.origin
+        names = [os.fsdecode(file) for file in self.files]
+        try:
+            return Part.of_files(names, *digest_files(self.root, names))
+        except OSError as error:
+            raise unreadable(error) from error
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -104,14 +110,6 @@ class ImageFiles(Images):
                     raise piece
                 arrived.append(piece.to(device, non_blocking=True))
             yield torch.cat(arrived)
-
-
-def part_of_files(root: Path, files: list[str]) -> Part:
-    """The digest of files below root, each of which is `part/class/...`. DataError for one that cannot be read."""
-    try:
-        return Part.of_files(files, *digest_files(root, files))
-    except OSError as error:
-        raise unreadable(error) from error
 
 
 class _Decoder:

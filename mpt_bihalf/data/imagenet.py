@@ -17,10 +17,6 @@ def load_imagenet(data_root: Path, image_size: int | None) -> Dataset:
     return load_imagenet_from(data_root / "imagenet", image_size)
 
 
-def imagenet_is_here(data_root: Path) -> bool:
-    return (data_root / "imagenet").is_dir()
-
-
 def load_imagenet_from(path: Path, image_size: int | None) -> Dataset:
     """The images of path/train/<class>/ and path/val/<class>/ (or path/test/), decoded when they are needed.
 

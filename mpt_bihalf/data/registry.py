@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from ..files import expanded
-from .cifar import cifar10_is_here, cifar100_is_here, load_cifar10, load_cifar100
+from .cifar import cifar_is_here, load_cifar10, load_cifar100
 from .dataset import DataError, Dataset
 from .digits import load_digits
-from .fashion_mnist import fashion_mnist_is_here, load_fashion_mnist
+from .fashion_mnist import fashion_mnist_folder, load_fashion_mnist
 from .folder import load_folder
-from .imagenet import imagenet_is_here, load_imagenet, load_imagenet_from
+from .imagenet import load_imagenet, load_imagenet_from
 from .locations import data_folder
 
 Loader = Callable[[Path, int | None], Dataset]
@@ -38,10 +39,10 @@ FOLDERS: dict[str, Loader] = {
 }
 # Of those that are downloaded or laid down by the user: whether a folder has them.
 IS_HERE: dict[str, Callable[[Path], bool]] = {
-    "fashion-mnist": fashion_mnist_is_here,
-    "cifar10": cifar10_is_here,
-    "cifar100": cifar100_is_here,
-    "imagenet": imagenet_is_here,
+    "fashion-mnist": lambda data_root: fashion_mnist_folder(data_root) is not None,
+    "cifar10": partial(cifar_is_here, "CIFAR10"),
+    "cifar100": partial(cifar_is_here, "CIFAR100"),
+    "imagenet": lambda data_root: (data_root / "imagenet").is_dir(),
 }
 # Of both, by name or PREFIX: whether training images are mirrored, and whether they are cropped at random, unless a run
 # says otherwise. Of a data set that is not in here only its loader knows.
