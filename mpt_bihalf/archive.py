@@ -37,13 +37,14 @@ PIECE = 2**20
 
 REBUILD, REBUILD_AS, PARAMETER, SIZE, BYTES = (object() for _ in range(5))
 # Kinds of tensors, as torch calls their storages.
-STORED = "Double Float Half BFloat16 Long Int Short Char Byte Bool ComplexFloat ComplexDouble".split()
+WHOLE = ("Byte", "Char", "Short", "Int", "Long", "Bool")
+BROKEN = ("Half", "BFloat16", "Float", "Double", "ComplexFloat", "ComplexDouble")
 # Those that torch gives no storage of their own.
 NEWER = ("uint16", "uint32", "uint64", "float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz")
 GLOBALS: dict[bytes, Any] = {
     b"collections OrderedDict": OrderedDict,
     b"torch._utils _rebuild_tensor_v2": REBUILD,
-    **{f"torch {kind}Storage".encode(): getattr(torch, f"{kind}Storage")._dtype for kind in STORED},
+    **{f"torch {kind}Storage".encode(): getattr(torch, f"{kind}Storage")._dtype for kind in WHOLE + BROKEN},
     b"torch.storage UntypedStorage": torch.uint8,
     b"torch._utils _rebuild_tensor_v3": REBUILD_AS,
     b"torch._utils _rebuild_parameter": PARAMETER,
