@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -29,7 +29,7 @@ class Layer:
 
     What only saves time, and changes nothing:
     selections: by a name that a rule chooses, those that look first where they ended a step ago.
-    memory: for a tensor of the weight's size. known: what follows from W, where that was worked out already.
+    memory: for a tensor of the weight's size. known: gives what follows from W, where that is kept (`FrozenWeight`).
     """
 
     weight: Tensor
@@ -43,9 +43,9 @@ class Layer:
     ranking: GlobalRanking = field(default_factory=GlobalRanking)
     selections: Selections = field(default_factory=lambda: defaultdict(Selection))
     memory: Memory = field(default_factory=Memory)
-    known: Derived | None = None
+    known: Callable[[], Derived] | None = None
 
     @cached_property
     def derived(self) -> Derived:
         """What follows from W alone."""
-        return self.known or Derived(self.weight, self.prune_rate, self.p_pos, self.selections)
+        return self.known() if self.known else Derived(self.weight, self.prune_rate, self.p_pos, self.selections)

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from fractions import Fraction
+from functools import partial
 from inspect import signature
 from typing import Any, cast
 
@@ -146,7 +147,7 @@ class BinaryWeight(nn.Module):
             GlobalRanking() if all_scores else self.ranking,
             self.selections,
             self.memory,
-            self.frozen.derived(weight, *asked, self.selections) if self._frozen else None,
+            partial(self.frozen.derived, weight, *asked, self.selections) if self._frozen else None,
         )
 
     def check_whole(self, weight: Tensor, scores: Tensor | None, layer: str = "this layer") -> None:

@@ -64,7 +64,7 @@ def test_copies_begin_with_nothing() -> None:
     assert all(copy._last is None for copy in (deepcopy(frozen), pickle.loads(pickle.dumps(frozen))))
 
 
-@pytest.mark.parametrize("method", ["mpt-sign", "mpt-bihalf", "mpt-balanced"])
+@pytest.mark.parametrize("method", ["mpt-sign", "mpt-balanced"])
 def test_a_layer_of_frozen_weights_keeps_it_from_pass_to_pass(method: str) -> None:
     layer = binarize_weights(nn.Linear(50, 8), method, seed=0)
     part = layer.parametrizations.weight[0]

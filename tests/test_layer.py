@@ -19,7 +19,7 @@ def test_what_follows_from_the_weight_is_worked_out_once() -> None:
 def test_what_is_known_of_the_weight_already_is_taken() -> None:
     weight = torch.randn(3, 8)
     known = Derived(weight, 0.5, 0.5, defaultdict(Selection))
-    assert Layer(weight, known=known).derived is known
+    assert Layer(weight, known=lambda: known).derived is known
 
 
 def test_two_layers_share_no_selection() -> None:
