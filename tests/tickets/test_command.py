@@ -241,6 +241,7 @@ def test_transfer_scores_a_mask_elsewhere(ticket: Command, finished: Callable[..
     known = ticket("verify", made, "--data", "digits").rsplit("top-1 ", 1)[1].split()[0]
     assert as_it_is[0][-2] == known
     assert float(as_it_is[0][-1]) > 60 > 40 > float(as_it_is[1][-2])  # a readout learns, a shuffled ticket guesses
+    assert as_it_is[0][-2:] != as_it_is[1][-2:]
     assert elsewhere[0][-2:] != as_it_is[0][-2:] and float(elsewhere[0][-2]) < 50
 
 
