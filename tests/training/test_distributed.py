@@ -200,7 +200,7 @@ def told_at(place: str, call: int = 1) -> dict[str, Any]:
                 ("mpt_bihalf.distributed._lost",),
                 ("torch.distributed.destroy_process_group",),
                 ("mpt_bihalf.training.loop.say_also",),
-                ("mpt_bihalf.commandline.is_to_tell",),
+                ("mpt_bihalf.distributed.is_to_tell",),
             ]
         ),
     ],
@@ -244,7 +244,7 @@ def test_who_dies_after_all_have_stopped_takes_nothing_away(tmp_path: Path) -> N
     [
         ({"rank": 0, **KILLED}, None, "another process of the run was killed; "),
         ({"rank": 0, **ASKED}, "mpt_bihalf.training.record.save_checkpoint", ""),
-        ({"rank": 0, **ASKED}, "mpt_bihalf.commandline.is_to_tell", ""),
+        ({"rank": 0, **ASKED}, "mpt_bihalf.distributed.is_to_tell", ""),
     ],
 )
 def test_where_the_first_process_is_gone_another_tells_what_holds_in_any_case(
@@ -260,7 +260,7 @@ def test_where_the_first_process_is_gone_another_tells_what_holds_in_any_case(
 def test_the_process_that_writes_tells_what_could_not_be_written(tmp_path: Path) -> None:
     hooks = [
         {"rank": 1, "place": "mpt_bihalf.distributed._await", "call": 2, "signal": int(signal.SIGTERM)},
-        {"rank": 1, "place": "mpt_bihalf.commandline.is_to_tell"},
+        {"rank": 1, "place": "mpt_bihalf.distributed.is_to_tell"},
         {"rank": 0, "place": "mpt_bihalf.training.record.save_checkpoint", "awaits": "is_to_tell 1", "full": True},
     ]
     (status, (line,)), (_, silent) = ordered(tmp_path, {"rank": 1, **ASKED}, *hooks)
