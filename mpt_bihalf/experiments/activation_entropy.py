@@ -13,7 +13,7 @@ from ..activations import BinaryActivation
 from ..data import short_data
 from ..endings import run_command
 from ..measures import bernoulli_entropy
-from ..report.figures import method_colours
+from ..report.figures import FOOTNOTE, method_colours
 from ..report.outcome import Curves, Outcome
 from ..report.statistics import TOP1
 from ..report.traces import RUN, SETTING, compare_methods, draw_places, summarise_runs, tell_differences, tell_places
@@ -150,7 +150,7 @@ def draw(channels: pd.DataFrame) -> Figure:
             panel.grid(alpha=0.3)
             panel.legend(fontsize="small", loc="lower right")
     trials = channels["seed"].nunique()
-    figure.supxlabel(f"means over {trials} trial{'s' * (trials != 1)}", fontsize="small", color="0.4")
+    figure.supxlabel(f"means over {trials} trial{'s' * (trials != 1)}", **FOOTNOTE)
     return figure
 
 

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ..endings import run_command
-from ..report.figures import method_colours
+from ..report.figures import FOOTNOTE, method_colours
 from ..report.outcome import Curves, Outcome
 from ..report.traces import (
     RUN,
@@ -166,7 +166,7 @@ def draw(steps: pd.DataFrame) -> Figure:
     trials = steps["seed"].nunique()
     about = f"first of {trials} trial{'s' * (trials != 1)}{', the others faint' * (trials > 1)}"
     means = f"flips per iteration are means over {100 * SMOOTHED:g} % of the training"
-    figure.supxlabel(f"{about}; {means}", fontsize="small", color="0.4")
+    figure.supxlabel(f"{about}; {means}", **FOOTNOTE)
     return figure
 
 

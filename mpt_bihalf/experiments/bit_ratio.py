@@ -13,7 +13,7 @@ from ..counts import round_half_up
 from ..data import short_data
 from ..endings import run_command
 from ..methods import METHODS, find_method
-from ..report.figures import MARKERS, method_colours
+from ..report.figures import FOOTNOTE, MARKERS, draw_spread, method_colours
 from ..report.outcome import Curves, Outcome
 from ..report.statistics import SIGNIFICANT, TOP1, paired
 from ..report.traces import PLACE, Row
@@ -24,8 +24,6 @@ from .experiment import TrainingExperiment
 from .grid import Grid, parse_rates
 from .recipe import OF_METHOD, PAPER, QUICK, Recipe
 from .results import Results
-
-CLAIM = "on CIFAR-10 and on CIFAR-100 alike Conv2 is best where +1 and -1 are equally many"
 
 SETTING = [*PLACE, "method", "p_pos"]
 RUN = [*SETTING, "seed"]
@@ -170,9 +168,7 @@ def draw(runs: pd.DataFrame) -> Figure:
         panel.legend(fontsize="small")
     trials = runs["seed"].nunique()
     spread = f"means and standard deviations of {trials} trials" if trials > 1 else "one trial"
-    figure.supxlabel(
-        f"{spread}; lines beside single points: lowest to highest share of a filter", fontsize="small", color="0.4"
-    )
+    figure.supxlabel(f"{spread}; lines beside single points: lowest to highest share of a filter", **FOOTNOTE)
     return figure
 
 
@@ -181,7 +177,7 @@ def _draw_method(panel: Axes, method: str, trials: pd.DataFrame, **style: Any) -
     finished = trials.dropna(subset=[TOP1])
     if METHODS[method].balanced:
         top1 = finished.groupby("p_pos")[TOP1].agg(["mean", "std"])
-        panel.errorbar(top1.index, top1["mean"], top1["std"].fillna(0), label=f"{method}, as p_pos says", **style)
+        draw_spread(panel, top1.index, top1, label=f"{method}, as p_pos says", **style)
     elif len(finished):
         share, mean, std = finished["share"].mean(), finished[TOP1].mean(), finished[TOP1].std()
         reach = finished["share_lowest"].min(), finished["share_highest"].max()

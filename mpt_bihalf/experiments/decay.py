@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from ..data import short_data
 from ..endings import run_command
-from ..report.figures import COLOURS, draw_mean
+from ..report.figures import COLOURS, FOOTNOTE, draw_mean
 from ..report.outcome import Curves, Outcome
 from ..report.statistics import TOP1
 from ..report.traces import STEP, Row, finished_traces, summarise_runs
@@ -180,7 +180,7 @@ def draw(steps: pd.DataFrame) -> Figure:
             panel.legend(fontsize="small", ncols=2 if panel is panels["e"] else 1)
     trials = steps["seed"].nunique()
     spread = f"means of {trials} trials, bands from the lowest to the highest" if trials > 1 else "one trial"
-    figure.supxlabel(spread, fontsize="small", color="0.4")
+    figure.supxlabel(spread, **FOOTNOTE)
     return figure
 
 

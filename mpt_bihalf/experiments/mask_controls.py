@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from ..endings import run_command
 from ..methods import METHODS, find_method
-from ..report.figures import COLOURS, MARKERS
+from ..report.figures import COLOURS, MARKERS, draw_spread
 from ..report.outcome import Curves, Outcome
 from ..report.statistics import SIGNIFICANT, TOP1, paired
 from ..training import Run
@@ -118,16 +118,7 @@ def draw(frame: pd.DataFrame) -> Figure:
     for panel, ((model, method), block) in zip(panels, groups, strict=False):
         for place, (mask, label) in enumerate(MASKS.items()):
             points = block[block["mask"] == mask].groupby("prune_rate")[TOP1].agg(["mean", "std"])
-            panel.errorbar(
-                100 * points.index,
-                points["mean"],
-                points["std"].fillna(0),
-                color=COLOURS[place],
-                marker=MARKERS[place],
-                markersize=5,
-                capsize=3,
-                label=label,
-            )
+            draw_spread(panel, 100 * points.index, points, color=COLOURS[place], marker=MARKERS[place], label=label)
         panel.set(title=f"{model}, {method}", xlabel="weights pruned (%)", ylabel="test top-1 accuracy (%)")
         panel.grid(alpha=0.3)
     for panel in panels[len(groups) :]:

@@ -13,7 +13,7 @@ from ..commandline import words
 from ..data import short_data
 from ..endings import run_command, show
 from ..files import write_csv
-from ..report.figures import method_colours
+from ..report.figures import FOOTNOTE, draw_spread, method_colours
 from ..report.outcome import Curves, Outcome
 from ..report.published import published
 from ..report.statistics import SIGNIFICANT, TOP1, compare, diverged_texts, p_text, reference_of
@@ -267,20 +267,10 @@ def draw(frame: pd.DataFrame) -> Figure:
         trials = finished[finished["method"] == method]
         beside = trials["model"].map(models.index).to_numpy(float) + aside - step / 4
         panel.scatter(beside, trials[TOP1], s=10, color=colour, alpha=0.45, linewidths=0)
-        panel.errorbar(
-            at, table["mean"], table["std"].fillna(0), fmt="o", color=colour, markersize=6, capsize=4, label=method
-        )
-        panel.errorbar(
-            at + step / 4,
-            table["published"],
-            table["published_std"],
-            fmt="D",
-            color=colour,
-            markerfacecolor="none",
-            markersize=6,
-            capsize=3,
-            alpha=0.8,
-        )
+        style: dict[str, Any] = {"color": colour, "markersize": 6}
+        draw_spread(panel, at, table, fmt="o", capsize=4, label=method, **style)
+        style |= {"markerfacecolor": "none", "alpha": 0.8, "capsize": 3}
+        panel.errorbar(at + step / 4, table["published"], table["published_std"], fmt="D", **style)
     handles, _ = panel.get_legend_handles_labels()
     if rows["published"].notna().any():
         hollow = Line2D([], [], color="0.3", marker="D", markerfacecolor="none", linestyle="", label="published")
@@ -293,7 +283,7 @@ def draw(frame: pd.DataFrame) -> Figure:
     )
     panel.grid(alpha=0.3)
     count = int((rows["trials"] + rows["diverged"]).max())
-    figure.supxlabel(f"{of_trials(count)}; small dots: every trial", fontsize="small", color="0.4")
+    figure.supxlabel(f"{of_trials(count)}; small dots: every trial", **FOOTNOTE)
     return figure
 
 

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from ..data import short_data
 from ..endings import run_command
-from ..report.figures import method_colours
+from ..report.figures import FOOTNOTE, method_colours
 from ..report.outcome import Curves, Outcome
 from ..report.statistics import SIGNIFICANT, compare, diverged_texts, p_text, reference_of
 from .experiment import TrainingExperiment
@@ -150,8 +150,7 @@ def draw(frame: pd.DataFrame) -> Figure:
     figure.supxlabel(
         "above: every training, their density, mean and standard deviation; "
         f"p: paired t test over equal seeds against {reference_of(frame)}",
-        fontsize="small",
-        color="0.4",
+        **FOOTNOTE,
     )
     return figure
 

@@ -11,7 +11,7 @@ from scipy.special import entr
 
 from ..endings import run_command
 from ..methods import METHODS
-from ..report.figures import method_colours
+from ..report.figures import FOOTNOTE, method_colours
 from ..report.outcome import Outcome
 from ..report.traces import (
     RUN,
@@ -189,8 +189,7 @@ def draw(steps: pd.DataFrame, layers: pd.DataFrame) -> Figure:
     trials = steps["seed"].nunique()
     figure.supxlabel(
         f"means over filters and {trials} trial{'s' * (trials != 1)}; bands: standard deviation over a layer's filters",
-        fontsize="small",
-        color="0.4",
+        **FOOTNOTE,
     )
     return figure
 

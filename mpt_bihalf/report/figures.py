@@ -31,24 +31,15 @@ from .tables import (
 # Okabe and Ito's palette and two more: told apart by readers with any colour vision.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442", "#882255", "#999999")
 MARKERS = "osD^vP*X<>"
+FOOTNOTE: dict[str, Any] = {"fontsize": "small", "color": "0.4"}  # what is written below a figure
 # Where values stand side by side: how much of the way to the next they take up.
 ROOM = 0.6
 MOST_PANELS = 24
 LOGARITHMIC = ("lr", "weight_decay", "bop_gamma", "bop_tau", "batch_size")
 # What compares the ways to binarize all weights has them in these, whatever stands beside them.
 OWN_COLOUR = {"bihalf": COLOURS[0], "sign": COLOURS[1], "irnet": COLOURS[2]}
-ORDER = (
-    "mpt-sign",
-    "mpt-bihalf",
-    "mpt-balanced",
-    "magnitude-sign",
-    "magnitude-bihalf",
-    "sign",
-    "bihalf",
-    "dense",
-    "irnet",
-    "bop",
-)
+ORDER: tuple[str, ...] = ("mpt-sign", "mpt-bihalf", "mpt-balanced", "magnitude-sign", "magnitude-bihalf")
+ORDER += ("sign", "bihalf", "dense", "irnet", "bop")
 
 
 def draw_sweep(records: list[dict[str, Any]] | pd.DataFrame, view: View = PRUNING, note: str = "") -> Figure:
@@ -77,10 +68,15 @@ def draw_sweep(records: list[dict[str, Any]] | pd.DataFrame, view: View = PRUNIN
     notes = [of_trials(int(summary["trials"].max())), note]
     if len(every) > len(parts):
         notes.append(f"the first {len(parts)} of {len(every)} panels")
-    figure.supxlabel("; ".join(filter(None, notes)), fontsize="small", color="0.4")
+    figure.supxlabel("; ".join(filter(None, notes)), **FOOTNOTE)
     for text in figure.findobj(Text):
         text.set_parse_math(False)  # a data folder's name may hold dollars
     return figure
+
+
+def draw_spread(panel: Axes, at: Any, points: pd.DataFrame, **style: Any) -> None:
+    """Means with their standard deviations, `mean` and `std` of the points, at these places."""
+    panel.errorbar(at, points["mean"], points["std"].fillna(0), **{"markersize": 5, "capsize": 3, **style})
 
 
 def draw_part(panel: Axes, part: pd.DataFrame, view: View) -> None:
@@ -107,17 +103,8 @@ def draw_part(panel: Axes, part: pd.DataFrame, view: View) -> None:
         if not numeric:
             apart = ROOM / len(curves) * (number - (len(curves) - 1) / 2)
             at = points[view.x].map(places.index) + apart
-        panel.errorbar(
-            at,
-            points["mean"],
-            points["std"].fillna(0),
-            color=colour,
-            marker=MARKERS[place],
-            markersize=5,
-            capsize=3,
-            linestyle="-" if numeric else "",
-            label=one_line(name),
-        )
+        style = {"color": colour, "marker": MARKERS[place], "linestyle": "-" if numeric else ""}
+        draw_spread(panel, at, points, label=one_line(name), **style)
     if not numeric:
         panel.set_xticks(range(len(places)), [one_line(row_label(view.x, value), 40) for value in places])
         panel.set_xlim(-0.5, len(places) - 0.5)
