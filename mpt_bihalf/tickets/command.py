@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 from collections.abc import Callable, Sequence
+from itertools import combinations
 from pathlib import Path
 from signal import SIGINT
 from typing import Any, cast
@@ -20,7 +21,7 @@ from ..signals import Stopped
 from ..sweep.records import is_number
 from ..training.finished import evaluate_test
 from ..training.run_data import decoders
-from .compare import density_table, overlap_table, ticket_names
+from .compare import density_table, overlap_table
 from .export import export_onnx, export_torch
 from .file import FORMS, read_ticket, write_ticket
 from .fold import fold
@@ -237,12 +238,12 @@ def do_compare(options: Any) -> None:
     if len(options.tickets) < 2:
         raise ValueError("compare takes two tickets or more")
     read = [read_ticket(path, model=options.model) for path in options.tickets]
-    tickets = dict(zip(ticket_names(options.tickets), read, strict=True))
+    names = [chr(ord("A") + index) if index < 26 else f"#{index + 1}" for index in range(len(read))]
+    tickets = dict(zip(names, read, strict=True))
     for name, path in zip(tickets, options.tickets, strict=True):
         show(f"{name}: {path}")
-    names = list(tickets)
-    pairs = [(a, b) for index, a in enumerate(names) for b in names[index + 1 :]]
-    tables = [overlap_table(f"{a} and {b}", tickets[a], tickets[b]) for a, b in pairs] + [density_table(tickets)]
+    tables = [overlap_table(f"{a} and {b}", tickets[a], tickets[b]) for a, b in combinations(names, 2)]
+    tables.append(density_table(tickets))
     for table in tables:
         show(f"\n{table.title}\n{table.text()}")
 

@@ -82,11 +82,6 @@ def density_table(tickets: dict[str, Ticket]) -> Table:
     return Table("share of weights kept", ["layer", *tickets], rows)
 
 
-def ticket_names(paths: Sequence[object]) -> list[str]:
-    """Short and different names of files: A, B, ... in their order."""
-    return [chr(ord("A") + index) if index < 26 else f"#{index + 1}" for index in range(len(paths))]
-
-
 def _density(layers: Sequence[BinaryLayer | None]) -> str:
     there = [layer for layer in layers if layer is not None]
     weights = sum(layer.binary.numel() for layer in there)

@@ -200,7 +200,12 @@ def _ticket(header: dict[str, Any], tensors: dict[str, Tensor], into: nn.Module 
         raise ValueError("its parts are not those that it names")
     outlines, counts = {}, {}
     for name, (shape, kept, positive) in header["layers"].items():
-        _check_layer(name, shape, kept, positive)
+        # Each is looked at before any two are multiplied.
+        numbers = (*shape, kept, positive)
+        if len(shape) > DIMENSIONS or not all(type(n) is int and 0 <= n <= MOST_WEIGHTS for n in numbers):
+            raise ValueError(f"layer {name!r} has an impossible size")
+        if not positive <= kept <= prod(shape):
+            raise ValueError(f"layer {name!r} keeps more than it has")
         alpha, bits = tensors[f"alpha/{name}"], tensors[f"bits/{name}"]
         if not alpha.is_floating_point() or torch.broadcast_shapes(alpha.shape, shape) != torch.Size(shape):
             raise ValueError(f"the scale of layer {name!r} does not fit it")
@@ -226,7 +231,7 @@ def _ticket(header: dict[str, Any], tensors: dict[str, Tensor], into: nn.Module 
         ticket.outline()
     packed = {name: tensors[f"bits/{name}"].numpy().tobytes() for name in outlines}
     if form == "seed":
-        masks = {name: _mask(packed[name], layer.binary.shape, counts[name][0]) for name, layer in outlines.items()}
+        masks = {name: _unpack(packed[name], layer.binary.shape, counts[name][0]) for name, layer in outlines.items()}
         signs = _drawn_signs(ticket, masks)
         if _sum_of_signs(signs) != header["signs_sha256"]:
             raise ValueError(
@@ -235,14 +240,6 @@ def _ticket(header: dict[str, Any], tensors: dict[str, Tensor], into: nn.Module 
     else:
         signs = {name: _unpack(packed[name], layer.binary.shape, *counts[name]) for name, layer in outlines.items()}
     return replace(ticket, layers={name: BinaryLayer(signs[name], layer.alpha) for name, layer in outlines.items()})
-
-
-def _check_layer(name: str, shape: Any, kept: Any, positive: Any) -> None:
-    """ValueError for counts that no layer has. Each is looked at before any two are multiplied."""
-    if len(shape) > DIMENSIONS or not all(type(n) is int and 0 <= n <= MOST_WEIGHTS for n in (*shape, kept, positive)):
-        raise ValueError(f"layer {name!r} has an impossible size")
-    if not positive <= kept <= prod(shape):
-        raise ValueError(f"layer {name!r} keeps more than it has")
 
 
 def _check_total(layers: dict[str, BinaryLayer], tensors: dict[str, Tensor]) -> None:
@@ -261,23 +258,19 @@ def _pack(binary: Tensor, signs: bool) -> Tensor:
     return torch.from_numpy(np.frombuffer(packed, dtype=np.uint8).copy())
 
 
-def _unpack(packed: bytes, shape: torch.Size, kept: int, positive: int) -> Tensor:
+def _unpack(packed: bytes, shape: torch.Size, kept: int, positive: int | None = None) -> Tensor:
+    """B, int8; of bits without signs the mask, bool."""
     decoder = Decoder(packed)
     mask = decoder.decode(prod(shape), kept)
-    signs = decoder.decode(kept, positive)
+    signs = None if positive is None else decoder.decode(kept, positive)
     decoder.end()
+    if signs is None:
+        return torch.from_numpy(mask).view(shape)
     binary, values = mask.astype(np.int8), signs.view(np.int8)
     values *= 2  # in place: a layer may take a good part of the memory
     values -= 1
     binary[mask] = values
     return torch.from_numpy(binary).view(shape)
-
-
-def _mask(packed: bytes, shape: torch.Size, kept: int) -> Tensor:
-    decoder = Decoder(packed)
-    mask = decoder.decode(prod(shape), kept)
-    decoder.end()
-    return torch.from_numpy(mask).view(shape)
 
 
 def drawn_network(ticket: Ticket, seed: int | None = None) -> nn.Module:

@@ -11,6 +11,7 @@ import math
 from collections import Counter
 from copy import deepcopy
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 import torch
@@ -62,7 +63,10 @@ def fold(model: nn.Module, example: Tensor) -> tuple[nn.Module, Removed]:
     network = _traced(model, example)
     before = _parameters(network)
     norms = _fold_norms(network)
-    dead, unused = _trim(_chains(network))
+    chains, dead, unused = _chains(network), 0, 0
+    # Until none is left, as one that goes may leave others behind.
+    while any(gone := [sum(counts) for counts in zip(*(chain.trim() for chain in chains), strict=True)]):
+        dead, unused = dead + gone[0], unused + gone[1]
     network.recompile()
     network.delete_all_unused_submodules()
     return network, Removed(norms, dead, unused, before, _parameters(network))
@@ -137,9 +141,10 @@ class _Layers:
         self.uses: Counter[int] = Counter()
         for node in network.graph.nodes:
             if node.op == "call_module":
-                self.uses.update(id(tensor) for tensor in _tensors(_operation(network, node)))
+                module = _operation(network, node)
+                self.uses.update(id(tensor) for tensor in (*module.parameters(), *module.buffers()))
             elif node.op == "get_attr":
-                self.uses[id(_attribute(network, str(node.target)))] += 1
+                self.uses[id(attrgetter(str(node.target))(network))] += 1
 
     def at(self, node: fx.Node) -> Any:
         """The layer that the node calls, if it is one whose filters are dimension 1 of what it gives; else None."""
@@ -149,16 +154,8 @@ class _Layers:
         return layer if len(node.meta["shape"]) == layer.weight.dim() else None
 
     def alone(self, node: fx.Node) -> bool:
-        return all(self.uses[id(tensor)] == 1 for tensor in _tensors(_operation(self.network, node)))
-
-
-def _tensors(module: nn.Module) -> list[Tensor]:
-    return [*module.parameters(), *module.buffers()]
-
-
-def _attribute(network: fx.GraphModule, name: str) -> Any:
-    parent, _, own = name.rpartition(".")
-    return getattr(network.get_submodule(parent), own)
+        module = _operation(self.network, node)
+        return all(self.uses[id(tensor)] == 1 for tensor in (*module.parameters(), *module.buffers()))
 
 
 def _fold_norms(network: fx.GraphModule) -> int:
@@ -294,7 +291,8 @@ def _chains(network: fx.GraphModule) -> list[_Chain]:
         if first is None or getattr(first, "groups", 1) > 1:
             continue
         links: list[_Link] = []
-        while (user := _only_user(node)) is not None:
+        while len(node.users) == 1:
+            (user,) = node.users
             second = layers.at(user)
             if second is not None and getattr(second, "groups", 1) == 1:
                 found.append(_Chain(first, links, second))
@@ -304,10 +302,6 @@ def _chains(network: fx.GraphModule) -> list[_Chain]:
             links.append(link)
             node = user
     return found
-
-
-def _only_user(node: fx.Node) -> fx.Node | None:
-    return next(iter(node.users)) if len(node.users) == 1 else None
 
 
 def _link(layers: _Layers, node: fx.Node, user: fx.Node) -> _Link | None:
@@ -320,11 +314,3 @@ def _link(layers: _Layers, node: fx.Node, user: fx.Node) -> _Link | None:
         return _Link(network, user) if norm.running_mean is not None and layers.alone(user) else None
     each_channel = _is(network, user, (*ELEMENTWISE, *POOLINGS)) and len(after) == len(before)
     return _Link(network, user) if each_channel else None
-
-
-def _trim(chains: list[_Chain]) -> tuple[int, int]:
-    """Remove dead and unused filters until none is left, as one that goes may leave others behind; how many of each."""
-    dead = unused = 0
-    while any(gone := [sum(counts) for counts in zip(*(chain.trim() for chain in chains), strict=True)]):
-        dead, unused = dead + gone[0], unused + gone[1]
-    return dead, unused

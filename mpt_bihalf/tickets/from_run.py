@@ -29,8 +29,12 @@ def run_ticket(folder: Path, note: str = "") -> Ticket:
     """
     run, model, dataset = trained_model(folder)
     network = network_of(run, dataset.num_classes, dataset.in_channels, dataset.image_size)
-    about: dict[str, Any] = {"run": _told(run), "result": read_result(folder, run), "images": _images(dataset)}
-    about["data"] = dataset.digest.to_json()
+    about: dict[str, Any] = {
+        "run": asdict(run) | {"data": placeless(run.data), "data_root": ""},  # without places of its maker's machine
+        "result": read_result(folder, run),
+        "images": {"classes": dataset.classes, "mean": dataset.mean, "std": dataset.std},
+        "data": dataset.digest.to_json(),
+    }
     return Ticket.of(model, network, about | ({"note": note} if note else {}))
 
 
@@ -53,11 +57,6 @@ def trained_model(folder: Path) -> tuple[Run, nn.Module, Dataset]:
     return run, model.eval(), dataset
 
 
-def _told(run: Run) -> dict[str, Any]:
-    """The run's configuration without the places of its maker's machine."""
-    return asdict(run) | {"data": placeless(run.data), "data_root": ""}
-
-
 def placeless(data: str) -> str:
     """The name of a data set without the place where it lies: `folder:NAME`, or its name."""
     prefix, colon, _ = data.partition(":")
@@ -71,8 +70,3 @@ def other_data(ticket: Ticket, dataset: Dataset) -> str:
     except (KeyError, ValueError):
         return ""
     return dataset.digest.difference(seen)
-
-
-def _images(dataset: Dataset) -> dict[str, Any]:
-    """What has to be done to an image in [0, 1] before the network, (x - mean) / std by channel, and what comes out."""
-    return {"classes": dataset.classes, "mean": dataset.mean, "std": dataset.std}

@@ -37,8 +37,9 @@ def transfer_table(ticket: Ticket, dataset: Dataset, seed: int | None = None) ->
     for mask, layers in (("of the ticket", ticket.layers), ("shuffled", elsewhere)):
         weights = layers if seed is None else _on_seed(ticket, layers, seed)
         model = _renewed(replace(ticket, layers=weights).network(), dataset)
-        figures = [_as_it_is(model, dataset), f"{_readout(model, dataset):.2f}"]
-        rows.append([mask, *figures])
+        suits = _last_layer(model).out_features == dataset.num_classes
+        as_it_is = f"{evaluate_test(model, dataset)['test_top1']:.2f}" if suits else ""
+        rows.append([mask, as_it_is, f"{_readout(model, dataset):.2f}"])
     return Table(f"test top-1 in %: {dataset.name}", ["mask", "as it is", "readout"], rows)
 
 
@@ -66,8 +67,7 @@ def check_images(ticket: Ticket, dataset: Dataset) -> None:
 def shuffled(layers: dict[str, Tensor], seed: int) -> dict[str, Tensor]:
     """B of each layer with its places permuted at random."""
     generator = torch.Generator().manual_seed(seed)
-    orders = {name: torch.randperm(binary.numel(), generator=generator) for name, binary in layers.items()}
-    return {name: binary.flatten()[orders[name]].view(binary.shape) for name, binary in layers.items()}
+    return {name: b.flatten()[torch.randperm(b.numel(), generator=generator)].view_as(b) for name, b in layers.items()}
 
 
 def _on_seed(ticket: Ticket, layers: dict[str, BinaryLayer], seed: int) -> dict[str, BinaryLayer]:
@@ -93,11 +93,6 @@ def _renewed(model: nn.Module, dataset: Dataset) -> nn.Module:
     for x, _ in evaluation_batches(dataset.train, dataset) if norms else ():
         model(x)
     return model.eval()
-
-
-def _as_it_is(model: nn.Module, dataset: Dataset) -> str:
-    classes = _last_layer(model).out_features
-    return f"{evaluate_test(model, dataset)['test_top1']:.2f}" if classes == dataset.num_classes else ""
 
 
 def _readout(model: nn.Module, dataset: Dataset) -> float:
