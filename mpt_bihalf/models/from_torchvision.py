@@ -42,9 +42,12 @@ def _build(name: str, design: Design) -> nn.Module:
     with _suiting(name, design, AssertionError, ValueError), reckoned:
         model = models.get_model(name, weights=None, num_classes=design.num_classes, **_options(name, design))
     _take_channels(model, design.in_channels)
-    with _suiting(name, design, AssertionError, ValueError, RuntimeError):
-        _try_image(model, design)
-    return cast(nn.Module, model)
+    # The shapes that an image of this size comes to, without computing anything.
+    shapes = {name: tensor.to("meta") for name, tensor in (*model.named_parameters(), *model.named_buffers())}
+    image = torch.empty(1, design.in_channels, *design.image_size, device="meta")
+    with torch.no_grad(), _suiting(name, design, AssertionError, ValueError, RuntimeError):
+        functional_call(model.eval(), shapes, image)
+    return cast(nn.Module, model.train())
 
 
 class _ValuesOnHost(TorchFunctionMode):
@@ -66,16 +69,6 @@ def _suiting(name: str, design: Design, *faults: type[Exception]) -> Iterator[No
         raise ValueError(f"{PREFIX}{name} does not take images of {height}x{width}: {reason}") from fault
 
 
-@torch.no_grad()
-def _try_image(model: nn.Module, design: Design) -> None:
-    """Work out the shapes that an image of this size comes to, without computing anything."""
-    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    shapes = {name: tensor.to("meta") for name, tensor in tensors.items()}
-    image = torch.empty(1, design.in_channels, *design.image_size, device="meta")
-    functional_call(model.eval(), shapes, image)
-    model.train()
-
-
 def _options(name: str, design: Design) -> dict[str, Any]:
     """What this kind of network must be told, beside the number of classes."""
     height, width = design.image_size
@@ -92,7 +85,5 @@ def _take_channels(model: nn.Module, in_channels: int) -> None:
     """Let the first convolution take images of so many channels."""
     name, first = next((name, module) for name, module in model.named_modules() if isinstance(module, nn.Conv2d))
     if first.in_channels != in_channels:
-        parent, _, own = name.rpartition(".")
         kept: dict[str, Any] = {key: getattr(first, key) for key in ("kernel_size", "stride", "padding")}
-        other = nn.Conv2d(in_channels, first.out_channels, bias=first.bias is not None, **kept)
-        setattr(model.get_submodule(parent), own, other)
+        model.set_submodule(name, nn.Conv2d(in_channels, first.out_channels, bias=first.bias is not None, **kept))
