@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .binarizers import BINARIZERS
-from .counts import Number, as_fraction
+from .counts import as_fraction
 from .devices import HOST
 from .masks import MASKS
 from .scales import SCALES
@@ -67,9 +67,9 @@ class Provenance:
             mask,
             binarizer,
             scale,
-            None if mask is None else _exact(part.prune_rate),
-            None if mask is None else _exact(part.given_prune_rate),
-            _exact(part.p_pos) if method.balanced or not known else None,
+            None if mask is None else str(as_fraction(part.prune_rate)),
+            None if mask is None else str(as_fraction(part.given_prune_rate)),
+            str(as_fraction(part.p_pos)) if method.balanced or not known else None,
             part.scope if method.scoped or not known else None,
             None if part.fixed_mask is None else "given",
         )
@@ -93,15 +93,7 @@ class Provenance:
                 raise ValueError("not of text")
             for value in (found.prune_rate, found.given_prune_rate, found.p_pos):
                 Fraction(value or 0)
-        except (
-            AttributeError,
-            KeyError,
-            TypeError,
-            ValueError,
-            RecursionError,
-            RuntimeError,
-            ZeroDivisionError,
-        ) as fault:
+        except (AttributeError, KeyError, TypeError, ValueError, RuntimeError, ZeroDivisionError) as fault:
             raise ValueError(
                 "the state dictionary says nothing readable of the method that it was made under"
             ) from fault
@@ -132,10 +124,6 @@ def _sum(told: dict[str, Any]) -> str:
     """Of what is told but the sum itself, fields of other versions too."""
     told = {name: value for name, value in told.items() if name != "check"}
     return f"{zlib.crc32(json.dumps(told, sort_keys=True).encode()):08x}"
-
-
-def _exact(number: Number) -> str:
-    return str(as_fraction(number))
 
 
 def _plain(value: str | None) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, cast
@@ -107,7 +107,9 @@ class _Watch(TorchDispatchMode):
         for tensor in _tensors(arguments):
             self._trace(tensor).from_input = True
         for name, layer in layers.items():
-            for tensor in _weights(layer):
+            computed = parametrize.is_parametrized(layer, "weight")
+            held: Any = cast(Any, layer).parametrizations.weight.parameters() if computed else [layer.weight]
+            for tensor in held:  # the weight, or what it is computed from
                 trace = self._trace(tensor)
                 trace.weights.add(name)
                 trace.whole = tensor.numel()
@@ -166,17 +168,18 @@ def _whole(tensor: Tensor, trace: _Trace) -> bool:
     return 0 < count == trace.whole
 
 
-def _weights(layer: nn.Module) -> list[Tensor]:
-    """The weight of a layer, or what it is computed from."""
-    if parametrize.is_parametrized(layer, "weight"):
-        return list(cast(Any, layer).parametrizations.weight.parameters())
-    return [cast(Tensor, layer.weight)]
-
-
 def _run(model: nn.Module, layers: Mapping[str, nn.Module], arguments: Any, device: Any) -> Usage:
     """device: where to; None where everything is."""
     there = next((tensor.device for tensor in _tensors((arguments, list(model.parameters())))), META)
-    with torch.inference_mode(False), torch.no_grad(), random_state_kept(device or there), _step_by_step():
+    with (
+        torch.inference_mode(False),
+        torch.no_grad(),
+        random_state_kept(device or there),
+        ExitStack() as after,
+    ):
+        # Torch's attention layers are to make a call for each weight, not one for all.
+        after.callback(torch.backends.mha.set_fastpath_enabled, torch.backends.mha.get_fastpath_enabled())
+        torch.backends.mha.set_fastpath_enabled(False)
         memo: dict[int, Any] = {}
         for module in model.modules():
             _memorise(module, device, memo)
@@ -201,17 +204,6 @@ def _memorise(module: nn.Module, device: torch.device | None, memo: dict[int, An
 def _copy(tensor: Tensor, device: torch.device | None) -> Tensor:
     copy = tensor.detach().to(device or tensor.device, copy=True)
     return nn.Parameter(copy, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else copy
-
-
-@contextmanager
-def _step_by_step() -> Iterator[None]:
-    """Let torch's attention layers make a call for each weight, not one for all."""
-    before = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(before)
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:
