@@ -8,7 +8,6 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
 
 from ..distributed import typed_command
 from ..files import read_json, read_text, refuse_links, remove_leftovers, write_text
@@ -36,7 +35,7 @@ def write_plan(out: Path, runs: Sequence[Run], command: Sequence[str] | None = N
     """
     runs = list(dict.fromkeys(runs))
     names = [field.name for field in fields(Run)]
-    rows = [_plain(run) for run in runs]
+    rows = [vars(run) for run in runs]
     common = {name: rows[0][name] for name in names if all(row[name] == rows[0][name] for row in rows)} if rows else {}
     varied = [name for name in names if name not in common]
     plan = {
@@ -87,7 +86,3 @@ def _read(file: Path) -> Plan:
         return Plan(tuple(command), tuple(dict.fromkeys(runs)))
     except (TypeError, KeyError, AttributeError) as fault:
         raise ValueError(f"{file} is no plan: {fault}") from None
-
-
-def _plain(run: Run) -> dict[str, Any]:
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in vars(run).items()}

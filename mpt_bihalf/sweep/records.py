@@ -198,7 +198,11 @@ def record(name: str, run: Run, result: dict[str, Any], folder: Path) -> dict[st
 
     data_digest is that of the data it was trained on, as its folder tells it, in `SHORT` digits; empty where unknown.
     """
-    row = {"run": name, **_flat(vars(run)), "data_digest": short_digest(folder)}
+    seen = None
+    with suppress(OSError, ValueError):
+        seen = recorded_data(folder)
+    row = {"run": name, **vars(run), "data_digest": seen.sha256[:SHORT] if seen else ""}
+    row = {field: " ".join(map(str, value)) if isinstance(value, tuple) else value for field, value in row.items()}
     return row | {name: value for name, value in result.items() if name not in row or name == "epochs"}
 
 
@@ -215,15 +219,6 @@ def noted(records: Iterable[dict[Any, Any]]) -> list[str]:
     return lines
 
 
-def short_digest(folder: Path) -> str:
-    """The first digits of the digest of the data that a run was trained on; empty where its folder does not tell."""
-    try:
-        recorded = recorded_data(folder)
-    except (OSError, ValueError):
-        return ""
-    return recorded.sha256[:SHORT] if recorded else ""
-
-
 def write_results(out: Path, records: list[dict[str, Any]]) -> Path:
     """Write `results.csv`, a row for each of these runs and then for each other finished run below `out`; its path.
 
@@ -238,7 +233,3 @@ def write_results(out: Path, records: list[dict[str, Any]]) -> Path:
 def named_nothing(row: dict[str, Any]) -> dict[str, Any]:
     """The row with `none` where a field of a run is empty."""
     return {name: "none" if value == "" and name in DEFAULTS else value for name, value in row.items()}
-
-
-def _flat(values: dict[str, Any]) -> dict[str, Any]:
-    return {name: " ".join(map(str, value)) if isinstance(value, tuple) else value for name, value in values.items()}

@@ -7,14 +7,13 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 from ..data.digest import DataDigest
 from ..endings import tell
 from ..files import refuse_links, write_json
 from ..sums import SUMS, Damaged, read_sums, read_whole, write_summed
 from ..training import Run
-from ..training.checkpoint import History, read_history
+from ..training.checkpoint import read_history
 from ..training.finished import read_activations, read_shuffled
 from ..training.record import ACTIVATIONS, CONFIG, FINISHED, RESULT, SHUFFLED, SUMMED, TRACE, tables
 from ..training.recorded_data import DATA, recorded_data
@@ -48,7 +47,9 @@ def is_done(run: Run, out: Path, needs: Sequence[str] = (), again: bool = True) 
         return True
     try:
         refuse_links(folder, out)
-        history, data = _whole_history(folder, run, result)
+        history, data = read_history(folder, run)
+        if result["status"] == FINISHED and len(history["epochs"]) < run.epochs:
+            raise ValueError(f"its checkpoint is of epoch {len(history['epochs'])} of {run.epochs}")
     except (OSError, ValueError) as why:
         _tell(run, [f"{name} is {fault}, and cannot be made again: {why}" for name, fault in faults.items()])
         if lacking and again:
@@ -143,14 +144,6 @@ def _is_sound(folder: Path, run: Run, name: str) -> bool:
     with suppress(FileNotFoundError, ValueError):
         return int(read_table(folder, run, name)["epoch"].max()) == run.epochs
     return False
-
-
-def _whole_history(folder: Path, run: Run, result: dict[str, Any]) -> tuple[History, DataDigest | None]:
-    """`read_history` of a run that has ended with this result. ValueError or OSError without its last checkpoint."""
-    history, data = read_history(folder, run)
-    if result["status"] == FINISHED and len(history["epochs"]) < run.epochs:
-        raise ValueError(f"its checkpoint is of epoch {len(history['epochs'])} of {run.epochs}")
-    return history, data
 
 
 def _put_aside(folder: Path, out: Path, run: Run, needs: Sequence[str]) -> None:

@@ -90,17 +90,14 @@ def _given_up(runs: list[Run], out: Path, bars: _Bars) -> list[Run]:
     """Wait until each of these runs, which somebody else is doing, is done or given up; those that are given up."""
     left = list(runs)
     while left:
-        free = [run for run in left if not held(run_folder(out, run))]
-        missing = []
-        for run in free:
-            result = _result(run, out)
-            if result is None:
-                missing.append(run)
-            else:
-                bars.ended(Outcome(run, result))
-        if missing:
-            return [*missing, *(run for run in left if run not in free)]
+        free = {run: _result(run, out) for run in left if not held(run_folder(out, run))}
         left = [run for run in left if run not in free]
+        for run, result in free.items():
+            if result is not None:
+                bars.ended(Outcome(run, result))
+        missing = [run for run, result in free.items() if result is None]
+        if missing:
+            return missing + left
         if left:
             bars.waiting(len(left))
             time.sleep(LOOK_AGAIN)

@@ -110,13 +110,9 @@ class Survey:
     @cached_property
     def work_left(self) -> float | None:
         """How long all runs that are not over take one worker, about, in seconds; None where one of them is unknown."""
-        total = 0.0
-        for status in self.of("running", "failed", "interrupted", "missing"):
-            seconds = self.seconds_left(status)
-            if seconds is None:
-                return None
-            total += seconds
-        return total
+        each = [self.seconds_left(status) for status in self.of("running", "failed", "interrupted", "missing")]
+        known = [seconds for seconds in each if seconds is not None]
+        return sum(known, 0.0) if len(known) == len(each) else None
 
     def to_do(self) -> list[tuple[tuple[str, ...], int]]:
         """The commands that have runs to go on with, the latest first, and how many."""
@@ -179,7 +175,9 @@ def _look_closer(name: str, run: Run, folder: Path) -> RunStatus:
     epoch, figures, written = _last_epoch(folder, run)
     begun: dict[str, Any] = {"name": name, "run": run, "epoch": epoch, "figures": figures}
     if running:
-        pace = (written - since) / epoch if epoch and written and since and _one_session(folder) else None
+        # Each session has a file of TensorBoard curves of its own: with two somebody went on with the run.
+        sessions = len(list(folder.glob("events.out.tfevents.*")))
+        pace = (written - since) / epoch if epoch and written and since and sessions <= 1 else None
         at = max(filter(None, (written, since)), default=None)
         pace = pace if pace and pace > 0 else None
         return RunStatus(state="running", claim=claim or {}, last_epoch_at=at, pace=pace, **begun)
@@ -205,11 +203,6 @@ def _last_epoch(folder: Path, run: Run) -> tuple[int, dict[str, float], float | 
                 figures[name] = float(text)
     epoch = figures.pop("epoch", 0)
     return (int(epoch), figures, written) if 0 < epoch <= run.epochs and epoch == int(epoch) else (0, {}, None)
-
-
-def _one_session(folder: Path) -> bool:
-    """Whether nobody went on with the run: each session has a file of TensorBoard curves of its own."""
-    return len(list(folder.glob("events.out.tfevents.*"))) <= 1
 
 
 def _failure(folder: Path) -> tuple[str, float | None]:

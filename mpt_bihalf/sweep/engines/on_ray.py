@@ -10,7 +10,6 @@ from collections.abc import Callable, Generator
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from ...training import Run
@@ -31,7 +30,11 @@ class RayEngine(Engine):
     """
 
     def __init__(self, out: Path, runs: list[Run], options: EngineOptions) -> None:
-        self._ray = _import_ray()
+        try:
+            import ray
+        except ImportError:
+            raise ValueError("--engine ray needs Ray: pip install 'mpt_bihalf[ray]'") from None
+        self._ray: Any = ray
         self._out, self._options = out, options
         pinned = [run.device for run in runs if ":" in run.device]
         if pinned:
@@ -62,7 +65,11 @@ class RayEngine(Engine):
                     wanted = {"name": run.name, "max_retries": RETRIES, **self._resources(run)}
                     under_way[task.options(**wanted).remote(asdict(run), str(self._out))] = run
                 (done, *_), _ = self._ray.wait(list(under_way), num_returns=1)
-                yield self._outcome(done, under_way.pop(done))
+                run = under_way.pop(done)
+                try:
+                    yield Outcome(run, *self._ray.get(done))
+                except self._ray.exceptions.RayError as fault:  # its worker or node died once too often
+                    yield failed(run, self._out, f"Ray gave it up: {type(fault).__name__}: {fault}")
         finally:
             for reference in under_way:
                 self._ray.cancel(reference)  # as an interrupt: training stops after its step
@@ -86,13 +93,6 @@ class RayEngine(Engine):
                     f"{' and the accelerator' * (wanted['num_gpus'] > 0)} of a run: see --threads and --device"
                 )
 
-    def _outcome(self, reference: Any, run: Run) -> Outcome:
-        try:
-            result, error = self._ray.get(reference)
-        except self._ray.exceptions.RayError as fault:  # its worker or node died once too often
-            return failed(run, self._out, f"Ray gave it up: {type(fault).__name__}: {fault}")
-        return Outcome(run, result, error)
-
 
 def _task() -> Callable[[dict[str, Any], str], tuple[dict[str, Any] | None, str]]:
     """What a node does, as a function that Ray hands over by its code, so that it comes before the package's imports.
@@ -115,11 +115,3 @@ def _task() -> Callable[[dict[str, Any], str], tuple[dict[str, Any] | None, str]
 def perform_run(values: dict[str, Any], out: str) -> tuple[dict[str, Any] | None, str]:
     outcome = perform(Run.from_dict(values), Path(out), lambda progress: None)
     return outcome.result, outcome.error
-
-
-def _import_ray() -> ModuleType:
-    try:
-        import ray
-    except ImportError:
-        raise ValueError("--engine ray needs Ray: pip install 'mpt_bihalf[ray]'") from None
-    return ray
