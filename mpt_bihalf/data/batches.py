@@ -28,14 +28,13 @@ def training_batches(
     batch_size: int,
     seed: int,
     epoch: int,
-    augment: bool = True,
     first: int = 0,
     share: Share = WHOLE,
 ) -> Batches:
     """One epoch of the training set from batch `first` on, shuffled, the last incomplete batch dropped.
 
     Yields (x, y): x float32 [batch_size, C, H, W], standardised, channels_last; y int64 [batch_size]; both on the
-    device of the images. With `augment`, each image is padded by `dataset.crop_padding` pixels of black (black as in
+    device of the images. Each image is padded by `dataset.crop_padding` pixels of black (black as in
     the image, before standardising), cropped back at a random place, and, if `dataset.flip`, mirrored half the time.
 
     All chance is drawn on the host from (seed, epoch) alone and moved to the device once, so every device sees the
@@ -54,7 +53,7 @@ def training_batches(
             f"batch size {batch_size} exceeds the {len(dataset.train)} training images of {dataset.name}; "
             f"use {len(dataset.train)} or less"
         )
-    return _training_batches(dataset, batch_size, seed, epoch, augment, first, share)
+    return _training_batches(dataset, batch_size, seed, epoch, first, share)
 
 
 def evaluation_batches(
@@ -81,21 +80,19 @@ def evaluation_batch(dataset: Dataset) -> int:
     return min(EVALUATION_BATCH, max(1, EVALUATION_PIXELS // dataset.image_size**2))
 
 
-def _training_batches(
-    dataset: Dataset, batch_size: int, seed: int, epoch: int, augment: bool, first: int, share: Share
-) -> Batches:
+def _training_batches(dataset: Dataset, batch_size: int, seed: int, epoch: int, first: int, share: Share) -> Batches:
     standardise = _standardiser(dataset, dataset.device)
     rank, processes = share
     batches = len(dataset.train) // batch_size
     draws = _draws(len(dataset.train), 2 * dataset.crop_padding + 1, seed, epoch)
     draws = draws[:, first * batch_size : batches * batch_size]
     draws = draws.view(4, batches - first, processes, batch_size // processes)[:, :, rank]
-    drawn = dataset.train.drawn(draws[0], f"{seed} {epoch}" if augment else "")
+    drawn = dataset.train.drawn(draws[0], f"{seed} {epoch}")
     for (pixels, labels), (top, left, mirrored) in zip(drawn, draws[1:].to(dataset.device).unbind(1), strict=True):
         batch = pixels
-        if augment and dataset.crop_padding:
+        if dataset.crop_padding:
             batch = _crop(batch, dataset.crop_padding, top, left)
-        if augment and dataset.flip:
+        if dataset.flip:
             batch = torch.where(mirrored.bool()[:, None, None, None], batch.flip(2), batch)
         yield standardise(batch), labels
 

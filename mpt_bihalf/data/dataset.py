@@ -69,7 +69,7 @@ class Images(ABC):
     def drawn(self, order: Tensor, chance: str) -> Pixels:
         """Batches to train on: those that the rows of `order`, int64 [batches, B], on the host, name.
 
-        chance: all that an augmentation done on the way may depend on, beside the image's index; empty for none.
+        chance: all that an augmentation done on the way may depend on, beside the image's index.
         """
 
     @abstractmethod

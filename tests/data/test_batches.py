@@ -105,7 +105,7 @@ def test_drawing_leaves_the_global_random_state_alone(colour: Dataset) -> None:
 
 def test_without_augmentation_the_shuffled_images_are_as_stored(colour: Dataset) -> None:
     order = _draws(103, 7, seed=0, epoch=0)[0]
-    x = torch.cat([x for x, _ in training_batches(colour, 1, 0, 0, augment=False)])
+    x = torch.cat([x for x, _ in training_batches(colour.augmented(False, False), 1, 0, 0)])
     assert torch.equal(bytes_of(x, colour), colour.train.images[order])
     assert order.tolist() != list(range(103))
 
