@@ -50,12 +50,11 @@ def _load(kind: str, mean: Figures, std: Figures, data_root: Path, image_size: i
         raise DataError(f"cannot read {name}: {_fault(source, data_root, error)}") from error
     # The usual 4 pixels of padding to 32 of image, kept in proportion.
     padding = 4 if image_size is None else image_size // 8
-    train_set, test_set = _image_set(train).resized(image_size), _image_set(test).resized(image_size)
+    train_set, test_set = (
+        ImageSet(torch.from_numpy(read.data).permute(0, 3, 1, 2), torch.tensor(read.targets)).resized(image_size)
+        for read in (train, test)
+    )
     return Dataset(name, train_set, test_set, tuple(train.classes), mean, std, crop_padding=padding, flip=True)
-
-
-def _image_set(read: Any) -> ImageSet:
-    return ImageSet(torch.from_numpy(read.data).permute(0, 3, 1, 2), torch.tensor(read.targets))
 
 
 def _fetch(name: str, source: Any, data_root: Path) -> None:

@@ -32,18 +32,14 @@ def fetch(title: str, root: Path, folder: str, download: Callable[[str], object]
             # Older versions of torchvision announce each file; the progress bar, on stderr, says enough.
             with contextlib.redirect_stdout(io.StringIO()):
                 download(staging)
-            _move(Path(staging) / folder, target)
+            try:
+                os.replace(Path(staging) / folder, target)
+            except OSError:
+                # Another process may have finished the same download meanwhile; its copy is as good.
+                if not target.exists():
+                    raise
     except (OSError, RuntimeError, EOFError, tarfile.TarError, zlib.error) as error:
         with contextlib.suppress(OSError):
             for made in created:  # innermost first, and only what is empty
                 made.rmdir()
         raise DataError(f"cannot download {title} to {root} ({error}): {remedy}; {NEED_NO_DOWNLOAD}") from error
-
-
-def _move(source: Path, target: Path) -> None:
-    try:
-        os.replace(source, target)
-    except OSError:
-        # Another process may have finished the same download meanwhile; its copy is as good.
-        if not target.exists():
-            raise

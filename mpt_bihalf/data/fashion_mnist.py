@@ -34,7 +34,13 @@ def load_fashion_mnist(data_root: Path, image_size: int | None) -> Dataset:
     """
     folder = fashion_mnist_folder(data_root)
     if folder is None:
-        _fetch(data_root)
+        from torchvision.datasets import FashionMNIST  # here, because importing it takes a second
+
+        remedy = (
+            f"put {', '.join(FILES)}, plain or .gz, there, or name a folder that has them with --data-root, "
+            "or install the Debian package dataset-fashion-mnist"
+        )
+        fetch("fashion-mnist", data_root, LAYOUT.parts[0], lambda folder: FashionMNIST(folder, download=True), remedy)
         folder = data_root / LAYOUT
     train, test = _read(folder)
     classes = tuple(train.classes)
@@ -89,13 +95,3 @@ def _damaged(folder: Path, reason: str) -> DataError:
     return DataError(
         f"cannot read fashion-mnist from {folder} ({reason}): restore its files, or move them away to download afresh"
     )
-
-
-def _fetch(data_root: Path) -> None:
-    from torchvision.datasets import FashionMNIST
-
-    remedy = (
-        f"put {', '.join(FILES)}, plain or .gz, there, or name a folder that has them with --data-root, "
-        "or install the Debian package dataset-fashion-mnist"
-    )
-    fetch("fashion-mnist", data_root, LAYOUT.parts[0], lambda folder: FashionMNIST(folder, download=True), remedy)

@@ -12,12 +12,7 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CROP = 224
 
 
-def load_imagenet(data_root: Path, image_size: int | None) -> Dataset:
-    """The images of data_root/imagenet/train/<class>/ and data_root/imagenet/val/<class>/; see `load_imagenet_from`."""
-    return load_imagenet_from(data_root / "imagenet", image_size)
-
-
-def load_imagenet_from(path: Path, image_size: int | None) -> Dataset:
+def load_imagenet(path: Path, image_size: int | None) -> Dataset:
     """The images of path/train/<class>/ and path/val/<class>/ (or path/test/), decoded when they are needed.
 
     S = image_size, or else 224. Cropped as `ImageFiles` has it, mirrored half the time in training, standardised by

@@ -17,7 +17,7 @@ from .dataset import DataError, Dataset
 from .digits import load_digits
 from .fashion_mnist import fashion_mnist_folder, load_fashion_mnist
 from .folder import load_folder
-from .imagenet import load_imagenet, load_imagenet_from
+from .imagenet import load_imagenet
 from .locations import data_folder
 
 Loader = Callable[[Path, int | None], Dataset]
@@ -30,12 +30,12 @@ DATASETS: dict[str, Loader] = {
     "fashion-mnist": load_fashion_mnist,
     "cifar10": load_cifar10,
     "cifar100": load_cifar100,
-    "imagenet": load_imagenet,
+    "imagenet": lambda data_root, image_size: load_imagenet(data_root / "imagenet", image_size),
 }
 # Data sets in a folder of the user's: PREFIX:PATH.
 FOLDERS: dict[str, Loader] = {
     "folder": load_folder,
-    "imagenet": load_imagenet_from,
+    "imagenet": load_imagenet,
 }
 # Of those that are downloaded or laid down by the user: whether a folder has them.
 IS_HERE: dict[str, Callable[[Path], bool]] = {
