@@ -134,9 +134,6 @@ class _Reader:
             raise ValueError("it has a whole number beyond 64 bits")
         self.push(int.from_bytes(self.bytes(count), "little", signed=True))
 
-    def push_text(self) -> None:
-        self.push(self.bytes(self.number(UINT)).decode("utf-8", "surrogatepass"))
-
     def push_global(self) -> None:
         ends = [self._data.index(b"\n", self._at)]
         ends.append(self._data.index(b"\n", ends[0] + 1))
@@ -181,7 +178,9 @@ class _Reader:
         value = self._memo[place]
         if type(value) in (str, bytes):
             self._letters += len(value)
-        elif value is ONCE or (isinstance(value, tuple) and not _is_short(value)):
+        elif value is ONCE or (
+            isinstance(value, tuple) and not (len(value) <= DIMENSIONS and {*map(type, value)} <= {int, float})
+        ):
             raise ValueError("it has a list, a dictionary or a tensor in several places")
         self._stack.append(value)
 
@@ -248,10 +247,6 @@ class _Reader:
         return memory.as_strided(size, stride, offset)
 
 
-def _is_short(values: tuple[Any, ...]) -> bool:
-    return len(values) <= DIMENSIONS and all(type(value) in (int, float) for value in values)
-
-
 SHORT, INT, UINT, FLOAT = (struct.Struct(form) for form in ("<H", "<i", "<I", ">d"))
 
 # By its code, what each operation does; see `pickletools` for what they are called.
@@ -268,7 +263,7 @@ OPERATIONS: dict[int, Callable[[_Reader], Any]] = {
         pickle.BININT2: lambda it: it.push(it.number(SHORT)),
         pickle.LONG1: _Reader.push_whole,
         pickle.BINFLOAT: lambda it: it.push(it.number(FLOAT)),
-        pickle.BINUNICODE: _Reader.push_text,
+        pickle.BINUNICODE: lambda it: it.push(it.bytes(it.number(UINT)).decode("utf-8", "surrogatepass")),
         pickle.GLOBAL: _Reader.push_global,
         pickle.BINPERSID: _Reader.push_memory,
         pickle.BINPUT: lambda it: it.put(it.byte()),

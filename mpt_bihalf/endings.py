@@ -68,10 +68,7 @@ def wants_memory(fault: BaseException) -> bool:
     """Whether this was raised for want of memory, of the host or of a device."""
     torch: Any = sys.modules.get("torch")
     kinds = (MemoryError, *([torch.OutOfMemoryError] if hasattr(torch, "OutOfMemoryError") else []))
-    words = (
-        "can't allocate memory",
-        "failed to map segment",
-    )  # torch's allocator, and the system's loader of libraries
+    words = ("can't allocate memory", "failed to map segment")  # torch's allocator, and the loader of libraries
     told = getattr(fault, "errno", 0) == errno.ENOMEM or any(some in str(fault) for some in words)
     return told or isinstance(fault, kinds)
 
