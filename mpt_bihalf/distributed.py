@@ -68,14 +68,12 @@ def launched() -> Launch:
 
 
 class Team:
-    """The processes of a run as one of them sees the others. This is a run's only one: it has nobody to ask."""
+    """The processes of a run as one of them sees the others. This is a run's only one: it has nobody to ask.
+
+    rank: 0 for the process that prints and writes.
+    """
 
     rank, processes = 0, 1
-
-    @property
-    def leads(self) -> bool:
-        """Whether this is the process that prints and writes."""
-        return self.rank == 0
 
     @property
     def share(self) -> tuple[int, int]:
@@ -193,7 +191,8 @@ def together(part: Callable[..., object], *arguments: Any, device: torch.device)
     if launch.rank:
         raise RuntimeError("under torchrun a program must be run by mpt_bihalf.commandline.run_command(main)")
     # Whoever can write to torchrun's store is trusted by torchrun itself, which unpickles what it finds there.
-    call = _announce(pickle.dumps((part, arguments, device)))
+    call = _store().add(CALLS, 1)  # the number by which all know it
+    _store().set(CALL.format(call), pickle.dumps((part, arguments, device)))  # type: ignore[arg-type]
     with _joined(call, device) as team:
         yield team
 
@@ -254,14 +253,6 @@ def _means(bucket: dist.GradBucket, processes: int) -> Future[Tensor]:
     parts = gradients.split([parameter.numel() for parameter in bucket.parameters()])
     works = [dist.all_reduce(part, async_op=True) for part in parts]
     return collect_all([work.get_future() for work in works if work is not None]).then(lambda _: gradients)
-
-
-def _announce(content: bytes) -> int:
-    """Have the other processes do this next; returns the number by which all know it."""
-    store = _store()
-    call = store.add(CALLS, 1)
-    store.set(CALL.format(call), content)  # type: ignore[arg-type]
-    return call
 
 
 def _follow() -> None:

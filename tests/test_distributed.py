@@ -41,7 +41,7 @@ def test_alone_a_command_is_just_done_and_there_is_nobody_to_ask() -> None:
     with together(print, device=torch.device("cpu")) as team:
         assert team is ALONE
     model, values = nn.Linear(2, 2), torch.ones(3)
-    assert team.leads and team.share == (0, 1)
+    assert team.share == (0, 1)
     assert team.parallel(model, sync_bn=True) is model
     assert team.sum(values) is team.gather(values) is values
     assert [team.agree(signum) for signum in (None, 15)] == [None, 15]

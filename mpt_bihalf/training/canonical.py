@@ -96,18 +96,22 @@ def canonical(run: Run) -> dict[str, Any]:
         "score_gradient": _name_of(method, "score_gradient", SCORE_GRADIENTS),
     }
     estimator = _name_of(method, "activation_gradient", ACTIVATION_GRADIENTS)
+    # No name twice; the network's own rules where nothing is said, which for some networks is to skip none.
+    skip, rules = tuple(dict.fromkeys(name for name in run.skip if name != "none")), find_network(run.model).skip
+    if rules and not skip:
+        skip = ("none",) if run.skip else rules
     found: dict[str, Any] = {
         **{part: getattr(run, part) or name for part, name in own.items()},
-        "skip": _skip(run),
+        "skip": skip,
         "activations": estimator if run.activations == "binary" else run.activations,
         "milestones": tuple(run.milestones) if run.schedule == "step" else (),
         **_augmentation(run),
     }
     kind, _, path = run.data.partition(":")
     if path:
-        found["data"] = f"{kind}:{_absolute(path)}"
+        found["data"] = f"{kind}:{expanded(path).absolute()}"
     if run.data_root:  # whoever does the run may do it in another folder
-        found["data_root"] = _absolute(run.data_root)
+        found["data_root"] = str(expanded(run.data_root).absolute())
     if method.mask is None:
         found["prune_rate"] = 0.0
     if method.mask is None or run.prune_rate <= RISES_FROM:
@@ -126,7 +130,8 @@ def canonical(run: Run) -> dict[str, Any]:
         found |= {"scale": own["scale"], "skip": (), "latent_gradient": "scaled"}
     if run.optimizer != "sgd":
         found["momentum"] = 0.0
-    found["ede_t0"] = _ede_t0(run, found["latent_gradient"], found["activations"])
+    sharp = RESNET20_T0 if run.model == "resnet20" and found["activations"] != "real" else Ede.t0
+    found["ede_t0"] = run.ede_t0 or sharp if "ede" in (found["latent_gradient"], found["activations"]) else Ede.t0
     return found
 
 
@@ -143,22 +148,6 @@ def _augmentation(run: Run) -> dict[str, str]:
     return {"augment": "auto", **named}
 
 
-def _skip(run: Run) -> tuple[str, ...]:
-    """No name twice; the network's own rules where nothing is said, which for some networks is to skip none."""
-    own = find_network(run.model).skip
-    names = tuple(dict.fromkeys(name for name in run.skip if name != "none"))
-    if names or not own:
-        return names
-    return ("none",) if run.skip else own
-
-
-def _ede_t0(run: Run, latent_gradient: str, activations: str) -> float:
-    if "ede" not in (latent_gradient, activations):
-        return Ede.t0
-    own = RESNET20_T0 if run.model == "resnet20" and activations != "real" else Ede.t0
-    return run.ede_t0 or own
-
-
 def _name_of(method: Method, part: str, known: dict[str, Any]) -> str:
     """What a part of the method is called, by which a run is known; ValueError where it has no name."""
     for name, value in known.items():
@@ -167,7 +156,3 @@ def _name_of(method: Method, part: str, known: dict[str, Any]) -> str:
     raise ValueError(
         f"the {part} of method {method.name!r} has no name for runs to be known by: enter it in {part.upper()}S"
     )
-
-
-def _absolute(folder: str) -> str:
-    return str(expanded(folder).absolute())

@@ -130,7 +130,7 @@ def load_checkpoint(
     OSError for one that cannot be read.
     """
     path = folder / CHECKPOINT
-    found = team.spread(_read(path) if team.leads else None)
+    found = team.spread(_read(path) if team.rank == 0 else None)
     if found is None:
         return None
     with _named(path):

@@ -25,11 +25,10 @@ from .log import TRACED, Figures
 # The HParams page hides all but a few fields until asked: these are what the runs of a folder mostly differ in.
 SHOWN = ("model", "data", "method", "prune_rate", "seed")
 METRICS = ("top1/test", "loss/test", "top1/validation", "loss/validation", "top1/train", "loss/train")
-
-
 NAME = "events.out.tfevents."
 # In seconds since 1970: names beyond it are not ours, and would not leave room for a later one of ten digits.
 LATEST = 9_000_000_000
+NO_LINK = getattr(os, "O_NOFOLLOW", 0)
 
 
 class Curves:
@@ -97,7 +96,7 @@ class EventFile:
     def flush(self) -> None:
         """Write what was added, unless the file was removed meanwhile. Raises OSError, naming it."""
         try:
-            with open(self.path, "ab", opener=_open_existing) as file:
+            with open(self.path, "ab", opener=lambda path, flags: os.open(path, flags & ~os.O_CREAT | NO_LINK)) as file:
                 file.write(self._pending.getvalue())
         except FileNotFoundError:
             pass
@@ -136,10 +135,6 @@ def _new_file(folder: Path, suffix: str) -> Path:
         if all(number_of(other) < number for other in folder.iterdir() if other != path):
             return path
         path.unlink(missing_ok=True)
-
-
-def _open_existing(path: str, flags: int) -> int:
-    return os.open(path, flags & ~os.O_CREAT | getattr(os, "O_NOFOLLOW", 0))
 
 
 def _describe(run: Run) -> tuple[Experiment, dict[str, float | str]]:

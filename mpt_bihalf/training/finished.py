@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
+from contextlib import ExitStack
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -57,15 +58,22 @@ def activation_shares(run: Run, folder: Path, load: Callable[[], Dataset]) -> pd
     layers = {name: module for name, module in model.named_modules() if isinstance(module, BinaryActivation)}
     if not layers:
         raise ValueError(f"{run.model} has real-valued activations: nothing to count")
-    shares = {name: _PositiveShare() for name in layers}
-    hooks = [layer.register_forward_hook(shares[name]) for name, layer in layers.items()]
-    evaluate_test(model, dataset, run.precision)
-    for hook in hooks:
-        hook.remove()
+    counts: dict[nn.Module, list[Any]] = {layer: [0, 0] for layer in layers.values()}  # of +1 by channel, and of all
+
+    def count(layer: nn.Module, inputs: Any, output: Tensor) -> None:
+        channels = output.transpose(0, 1).flatten(1)
+        counts[layer][0] = counts[layer][0] + (channels > 0).sum(1)
+        counts[layer][1] += channels.shape[1]
+
+    with ExitStack() as hooks:
+        for layer in counts:
+            hooks.enter_context(layer.register_forward_hook(count))
+        evaluate_test(model, dataset, run.precision)
+    shares = {name: (counts[layer][0].double() / counts[layer][1]).tolist() for name, layer in layers.items()}
     rows = [
         {"layer": name, "channel": channel, "share": share}
-        for name, counted in shares.items()
-        for channel, share in enumerate(counted.shares())
+        for name, by_channel in shares.items()
+        for channel, share in enumerate(by_channel)
     ]
     write_summed(folder, {ACTIVATIONS: csv_text(rows)}, SUMMED)
     return pd.DataFrame(rows)
@@ -95,22 +103,6 @@ def read_activations(folder: Path) -> pd.DataFrame | None:
         return None
     counted = known.groupby("layer", sort=False).cumcount()
     return known if (known["channel"] == counted).all() else None
-
-
-class _PositiveShare:
-    """A hook that counts the +1 of each channel of what a module gives."""
-
-    positive: Tensor | int = 0
-    all = 0
-
-    def __call__(self, module: nn.Module, inputs: Any, output: Tensor) -> None:
-        channels = output.transpose(0, 1).flatten(1)
-        self.positive = self.positive + (channels > 0).sum(1)
-        self.all += channels.shape[1]
-
-    def shares(self) -> list[float]:
-        assert isinstance(self.positive, Tensor), "the module was never called"
-        return [float(share) for share in (self.positive.double() / self.all).tolist()]
 
 
 def evaluate_test(model: nn.Module, dataset: Dataset, precision: str = "fp32") -> dict[str, float]:

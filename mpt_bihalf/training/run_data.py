@@ -21,11 +21,10 @@ def load_run_data(run: Run) -> Dataset:
 
 def kept_data(run: Run) -> Dataset:
     """The run's data set, kept in memory for the next run, which mostly has the same; read anew if it wants others."""
-    dataset = _kept_data(run.data, run.data_root, run.image_size)
-    if run.data_digest in ("", dataset.digest.sha256):
-        return dataset
-    _kept_data.cache_clear()
-    return _kept_data(run.data, run.data_root, run.image_size)
+    place = run.data, run.data_root, run.image_size
+    if run.data_digest not in ("", _kept_data(*place).digest.sha256):
+        _kept_data.cache_clear()
+    return _kept_data(*place)
 
 
 @lru_cache(maxsize=1)
