@@ -114,7 +114,7 @@ def write_ticket(ticket: Ticket, path: Path | str, form: str = "bits") -> None:
     }
     if form == "seed":
         masks = {name: layer.binary != 0 for name, layer in ticket.layers.items()}
-        signs = _drawn_signs(ticket, masks)
+        signs = {name: layer.binary for name, layer in drawn_layers(ticket, masks).items()}
         if any(not torch.equal(signs[name], layer.binary) for name, layer in ticket.layers.items()):
             raise ValueError("the signs do not follow from the seed: take the form 'bits'")
         header["signs_sha256"] = _sum_of_signs(signs)
@@ -232,7 +232,7 @@ def _ticket(header: dict[str, Any], tensors: dict[str, Tensor], into: nn.Module 
     packed = {name: tensors[f"bits/{name}"].numpy().tobytes() for name in outlines}
     if form == "seed":
         masks = {name: _unpack(packed[name], layer.binary.shape, counts[name][0]) for name, layer in outlines.items()}
-        signs = _drawn_signs(ticket, masks)
+        signs = {name: layer.binary for name, layer in drawn_layers(ticket, masks).items()}
         if _sum_of_signs(signs) != header["signs_sha256"]:
             raise ValueError(
                 "the weights drawn from its seed are others here: make it with --form bits where it comes from"
@@ -295,15 +295,14 @@ def network_of(run: Run, num_classes: int, in_channels: int, image_size: int) ->
     return {"name": run.model, **sizes, "width": run.width, "activations": run.activations}
 
 
-def _drawn_signs(ticket: Ticket, masks: dict[str, Tensor]) -> dict[str, Tensor]:
-    """B of each layer as the run's seed gives it under these masks, int8."""
-    parts = {name: (part, weight) for name, part, weight in binary_layers(drawn_network(ticket))}
+@torch.no_grad()
+def drawn_layers(ticket: Ticket, masks: dict[str, Tensor], seed: int | None = None) -> dict[str, BinaryLayer]:
+    """The layers that the run's method draws from its own or another seed, under these masks."""
+    parts = {name: (part, weight) for name, part, weight in binary_layers(drawn_network(ticket, seed))}
     if parts.keys() != masks.keys():
         raise ValueError("its layers are not those of its run")
-    with torch.no_grad():
-        return {
-            name: part.scaled_binary(weight, masks[name])[0].to(torch.int8) for name, (part, weight) in parts.items()
-        }
+    drawn = {name: part.scaled_binary(weight, masks[name]) for name, (part, weight) in parts.items()}
+    return {name: BinaryLayer(binary.to(torch.int8), alpha) for name, (binary, alpha) in drawn.items()}
 
 
 def _sum_of_signs(signs: dict[str, Tensor]) -> str:

@@ -8,12 +8,6 @@ from ..endings import one_line
 from ..report.tables import Table
 from .coding import bound
 from .file import read_ticket, tensor_sizes
-from .ticket import BinaryLayer
-
-
-def layer_bound(layer: BinaryLayer) -> float:
-    """The Shannon bound of a layer's mask and of the signs of what it keeps, in bits."""
-    return bound(layer.binary.numel(), layer.kept) + bound(layer.kept, layer.positive)
 
 
 def size_table(path: Path | str) -> Table:
@@ -26,7 +20,9 @@ def size_table(path: Path | str) -> Table:
     rows, bounds = [], 0.0
     for name, layer in ticket.layers.items():
         weights, kept, size = layer.binary.numel(), layer.kept, stored[f"bits/{name}"] + stored[f"alpha/{name}"]
-        bounds += layer_bound(layer) / 8
+        # Of the mask, and of the signs of what it keeps.
+        least = (bound(weights, kept) + bound(kept, layer.positive)) / 8
+        bounds += least
         rows.append(
             [
                 one_line(name),
@@ -34,7 +30,7 @@ def size_table(path: Path | str) -> Table:
                 f"{kept / max(weights, 1):.1%}",
                 f"{layer.positive / max(kept, 1):.1%}",
                 f"{8 * size / max(weights, 1):.3f}",
-                *_sizes(size, layer_bound(layer) / 8, 4 * weights),
+                *_sizes(size, least, 4 * weights),
             ]
         )
     for name, value in ticket.rest.items():

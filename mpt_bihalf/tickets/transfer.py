@@ -9,11 +9,10 @@ from torch import Tensor, nn
 
 from ..binarizable import BINARIZABLE
 from ..data import Dataset, Images, evaluation_batches
-from ..parametrization import binary_layers
 from ..report.tables import Table
 from ..training.finished import evaluate_test
-from .file import drawn_network
-from .ticket import BinaryLayer, Ticket
+from .file import drawn_layers
+from .ticket import Ticket
 
 
 def transfer_table(ticket: Ticket, dataset: Dataset, seed: int | None = None) -> Table:
@@ -35,7 +34,8 @@ def transfer_table(ticket: Ticket, dataset: Dataset, seed: int | None = None) ->
     moved = shuffled({name: layer.binary for name, layer in ticket.layers.items()}, seed=0)
     elsewhere = {name: replace(layer, binary=moved[name]) for name, layer in ticket.layers.items()}
     for mask, layers in (("of the ticket", ticket.layers), ("shuffled", elsewhere)):
-        weights = layers if seed is None else _on_seed(ticket, layers, seed)
+        masks = {name: layer.binary != 0 for name, layer in layers.items()}
+        weights = layers if seed is None else drawn_layers(ticket, masks, seed)
         model = _renewed(replace(ticket, layers=weights).network(), dataset)
         suits = _last_layer(model).out_features == dataset.num_classes
         as_it_is = f"{evaluate_test(model, dataset)['test_top1']:.2f}" if suits else ""
@@ -68,17 +68,6 @@ def shuffled(layers: dict[str, Tensor], seed: int) -> dict[str, Tensor]:
     """B of each layer with its places permuted at random."""
     generator = torch.Generator().manual_seed(seed)
     return {name: b.flatten()[torch.randperm(b.numel(), generator=generator)].view_as(b) for name, b in layers.items()}
-
-
-def _on_seed(ticket: Ticket, layers: dict[str, BinaryLayer], seed: int) -> dict[str, BinaryLayer]:
-    """The weights that the run's method draws from this seed, under the masks of these layers."""
-    model = drawn_network(ticket, seed)
-    drawn = {}
-    with torch.no_grad():
-        for name, part, weight in binary_layers(model):
-            binary, alpha = part.scaled_binary(weight, layers[name].binary != 0)
-            drawn[name] = BinaryLayer(binary.to(torch.int8), alpha)
-    return drawn
 
 
 @torch.no_grad()
