@@ -41,7 +41,11 @@ def _build(name: str, design: Design) -> nn.Module:
     reckoned = _ValuesOnHost() if name.startswith("regnet") else nullcontext()
     with _suiting(name, design, AssertionError, ValueError), reckoned:
         model = models.get_model(name, weights=None, num_classes=design.num_classes, **_options(name, design))
-    _take_channels(model, design.in_channels)
+    place, first = next(named for named in model.named_modules() if isinstance(named[1], nn.Conv2d))
+    if first.in_channels != design.in_channels:
+        kept: dict[str, Any] = {key: getattr(first, key) for key in ("kernel_size", "stride", "padding")}
+        other = nn.Conv2d(design.in_channels, first.out_channels, bias=first.bias is not None, **kept)
+        model.set_submodule(place, other)
     # The shapes that an image of this size comes to, without computing anything.
     shapes = {name: tensor.to("meta") for name, tensor in (*model.named_parameters(), *model.named_buffers())}
     image = torch.empty(1, design.in_channels, *design.image_size, device="meta")
@@ -79,11 +83,3 @@ def _options(name: str, design: Design) -> dict[str, Any]:
             raise ValueError("it takes square ones")
         return {"image_size": height}
     return {"input_size": design.image_size} if name.startswith("maxvit") else {}
-
-
-def _take_channels(model: nn.Module, in_channels: int) -> None:
-    """Let the first convolution take images of so many channels."""
-    name, first = next((name, module) for name, module in model.named_modules() if isinstance(module, nn.Conv2d))
-    if first.in_channels != in_channels:
-        kept: dict[str, Any] = {key: getattr(first, key) for key in ("kernel_size", "stride", "padding")}
-        model.set_submodule(name, nn.Conv2d(in_channels, first.out_channels, bias=first.bias is not None, **kept))

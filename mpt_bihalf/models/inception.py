@@ -104,20 +104,16 @@ def _chain(design: Design, channels: int, steps: Chain) -> tuple[nn.Module, int]
             layers.append(step.kind(3, step.stride, padding=1))
         elif isinstance(step, Conv):
             outputs = design.channels(step.filters)
-            layers.append(_convolution(design, channels, outputs, step))
+            height, width = (step.size, step.size) if isinstance(step.size, int) else step.size
+            padding = height // 2, width // 2
+            layer = nn.Conv2d(channels, outputs, (height, width), step.stride, padding, bias=False)
+            layers.append(nn.Sequential(design.before_layer(), layer, _norm(design, outputs)))
             channels = outputs
         else:
             branches = [_chain(design, channels, chain) for chain in step]
             layers.append(Branches(branch for branch, _ in branches))
             channels = sum(outputs for _, outputs in branches)
     return nn.Sequential(*layers), channels
-
-
-def _convolution(design: Design, inputs: int, outputs: int, step: Conv) -> nn.Module:
-    height, width = (step.size, step.size) if isinstance(step.size, int) else step.size
-    padding = height // 2, width // 2
-    layer = nn.Conv2d(inputs, outputs, (height, width), step.stride, padding, bias=False)
-    return nn.Sequential(design.before_layer(), layer, _norm(design, outputs))
 
 
 def _norm(design: Design, channels: int) -> nn.Module:
