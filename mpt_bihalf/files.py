@@ -136,13 +136,8 @@ def read_bytes(path: Path, largest: int = LARGEST) -> bytes:
         return file.read(size)
 
 
-def read_text(path: Path, largest: int = LARGEST) -> str:
-    """The text of such a file. Raises as `read_bytes`, ValueError for what is no text."""
-    return read_bytes(path, largest).decode()
-
-
 def read_json(path: Path, largest: int = LARGEST) -> Any:
-    """The content of a JSON file that nobody vouches for. Raises as `read_text`, ValueError for what is no JSON."""
+    """The content of a JSON file that nobody vouches for. Raises as `read_bytes`, ValueError for what is no JSON."""
     return parse_json(read_bytes(path, largest), path)
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from ..distributed import typed_command
-from ..files import read_json, read_text, refuse_links, remove_leftovers, write_text
+from ..files import read_bytes, read_json, refuse_links, remove_leftovers, write_text
 from ..training import Run
 
 PLANS = "sweeps"
@@ -49,7 +49,7 @@ def write_plan(out: Path, runs: Sequence[Run], command: Sequence[str] | None = N
     text = json.dumps(plan) + "\n"
     refuse_links(path.parent, out)
     with suppress(OSError, ValueError):
-        if read_text(path, LARGEST_PLAN) == text:
+        if read_bytes(path, LARGEST_PLAN) == text.encode():
             remove_leftovers(path)  # of another process that wrote it at the same time
             return path
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -13,7 +13,7 @@ from statistics import median
 from typing import Any
 
 from ..endings import one_line
-from ..files import read_json, read_text
+from ..files import read_bytes, read_json
 from ..training import Run
 from ..training.record import FINISHED, RESULT
 from .claim import held, read_claim
@@ -192,7 +192,7 @@ def _last_epoch(folder: Path, run: Run) -> tuple[int, dict[str, float], float | 
     """How many epochs are done, the figures of the last, and when they were written."""
     file = folder / "metrics.csv"
     try:
-        head, *rows = read_text(file).splitlines()
+        head, *rows = read_bytes(file).decode().splitlines()
         written = file.stat().st_mtime
     except (FileNotFoundError, ValueError):
         return 0, {}, None
