@@ -92,9 +92,8 @@ def do_train(options: Any) -> None:
         check_begins(run, model)
     check_asked(run, dataset.digest)
     check_data(folder, run, dataset.digest)
-    for note in (dataset.left_out, what_stays_real(run, model)):
-        if note:
-            tell(note)
+    for note in filter(None, (dataset.left_out, what_stays_real(run, model))):
+        tell(note)
     with claimed(folder) as ours:
         if not ours:
             raise ValueError(f"another process is doing this run: {folder}")

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from .binarizable import BINARIZABLE
-from .parametrization import BinaryWeight, binary_layers, refuse_sharded
+from .parametrization import BinaryWeight, binary_layers, parametrizations, refuse_sharded
 from .transport import check_rankable
 
 Masks = Mapping[str, Tensor]
@@ -128,8 +128,7 @@ def _latent(layer: Any) -> Tensor | None:
 
 def _masked_by(layer: Any) -> BinaryWeight | FixedMask | None:
     """What of the layer's parametrizations takes a fixed mask."""
-    there = layer.parametrizations.weight if parametrize.is_parametrized(layer, "weight") else ()
-    return next((part for part in there if isinstance(part, BinaryWeight | FixedMask)), None)
+    return next((part for part in parametrizations(layer) if isinstance(part, BinaryWeight | FixedMask)), None)
 
 
 def _checked(masks: Masks, weights: Mapping[str, Tensor], needed: Iterable[str]) -> dict[str, Tensor]:

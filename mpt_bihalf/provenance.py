@@ -59,8 +59,6 @@ class Provenance:
         # Of parts of the user's own it is not known what they look at.
         known = all(name is None or not name.endswith(OWN) for name in parts)
         mask, binarizer, scale = parts
-        assert binarizer is not None
-        assert scale is not None
         return cls(
             method.name,
             method.trains,
@@ -134,7 +132,7 @@ def _plain(value: str | None) -> str:
         return str(value)
 
 
-def _name(part: Any, known: dict[str, Any]) -> str | None:
+def _name(part: Any, known: dict[str, Any]) -> Any:
     """What a part is called, and whether it is one of the user's own."""
     if part is None:
         return None

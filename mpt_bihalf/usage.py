@@ -57,15 +57,14 @@ def usage(model: nn.Module, layers: Mapping[str, nn.Module], example: Any) -> Us
     """
     arguments = example if isinstance(example, tuple | dict) else (example,)
     without_values = any(tensor.is_meta for tensor in _tensors(arguments))
-    try:
-        return _run(model, layers, arguments, META)
-    except Exception as fault:
-        if without_values:
-            raise ValueError(f"example, on the meta device: the model does not take it: {_reason(fault)}") from fault
-    try:
-        return _run(model, layers, arguments, None)
-    except Exception as fault:
-        raise ValueError(f"example: the model does not take it: {_reason(fault)}") from fault
+    for device in (META,) if without_values else (META, None):
+        try:
+            return _run(model, layers, arguments, device)
+        except Exception as error:
+            fault = error
+    where = "example, on the meta device" if without_values else "example"
+    reason = f"{type(fault).__name__}: {str(fault).strip().partition(chr(10))[0]}"
+    raise ValueError(f"{where}: the model does not take it: {reason}") from fault
 
 
 def alone(layer: nn.Module) -> Usage:
@@ -215,7 +214,3 @@ def _tensors(value: Any) -> Iterator[Tensor]:
             yield from _tensors(item)
     elif isinstance(value, dict):
         yield from _tensors(list(value.values()))
-
-
-def _reason(fault: Exception) -> str:
-    return f"{type(fault).__name__}: {str(fault).strip().partition(chr(10))[0]}"
