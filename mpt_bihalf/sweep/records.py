@@ -150,8 +150,7 @@ def read_table(folder: Path, run: Run, name: str) -> pd.DataFrame:
         frame = pd.read_csv(io.BytesIO(content), dtype={"layer": str}, keep_default_na=False, na_values=undefined)
     except Exception as fault:  # pandas has many kinds
         raise ValueError(f"{folder / name} is no table: {one_line(fault)}") from None
-    figures = [column for column in columns if column != "layer"]
-    sound = list(frame) == columns and all(is_numeric_dtype(frame[column]) for column in figures) and len(frame)
+    sound = list(frame) == columns and all(is_numeric_dtype(frame[column]) for column in undefined) and len(frame)
     if sound:
         epochs, layers = frame["epoch"], list(dict.fromkeys(frame["layer"]))
         last = epochs.iloc[-1]

@@ -55,7 +55,7 @@ def run_all(runs: list[Run], out: Path, options: EngineOptions | None = None, ne
     if len(missing) < len(runs):
         show(f"{len(runs) - len(missing)} of {len(runs)} runs are done already")
     failures: list[Outcome] = []
-    with _Bars(len(runs), len(runs) - len(missing)) as bars:
+    with closing(_Bars(len(runs), len(runs) - len(missing))) as bars:
         while missing:
             elsewhere: list[Run] = []
             with closing(engine.do(missing)) as events:
@@ -160,10 +160,7 @@ class _Bars:
         self._sweep = tqdm(total=runs, initial=done, desc="sweep", unit="run", disable=None)
         self._runs: dict[Run, tqdm] = {}
 
-    def __enter__(self) -> _Bars:
-        return self
-
-    def __exit__(self, *fault: object) -> None:
+    def close(self) -> None:
         for bar in (*self._runs.values(), self._sweep):
             bar.close()
 
