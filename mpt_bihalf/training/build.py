@@ -78,10 +78,8 @@ def build_network(run: Run, num_classes: int, in_channels: int, image_size: int)
             run.model, num_classes, in_channels, image_size, run.seed, width=run.width, activations=activations
         )
     latent_gradient: str | Gradient = Ede(run.ede_t0) if run.latent_gradient == "ede" else run.latent_gradient
-    # Only rules that go by use need a look at it.
-    image = (
-        torch.empty(1, in_channels, image_size, image_size, device="meta") if {"first", "last"} & {*run.skip} else None
-    )
+    by_use = {"first", "last"} & {*run.skip}  # only these rules need a look at an image
+    image = torch.empty(1, in_channels, image_size, image_size, device="meta") if by_use else None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", StaysReal)
         return binarize_weights(
@@ -116,16 +114,11 @@ def build_optimizer(run: Run, model: nn.Module) -> Optimizer | None:
         optimizer = SGD(trained, run.lr, **sgd)
     else:
         optimizer = Bop(parameter_groups(model), run.lr, run.bop_gamma, run.bop_tau, **sgd)
-    if run.precision == "fp16":
-        _begin_at_rest(optimizer)
-    return optimizer
-
-
-def _begin_at_rest(optimizer: SGD) -> None:
     # A first step that the loss scaler skips would leave torch's fused SGD with momentum from uninitialised memory.
-    for group in optimizer.param_groups:
+    for group in optimizer.param_groups if run.precision == "fp16" else ():
         for parameter in group["params"] if group["momentum"] and not group.get("flips") else ():
             optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer
 
 
 def check_network(run: Run) -> nn.Module:
