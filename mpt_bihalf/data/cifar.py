@@ -15,14 +15,10 @@ from .download import fetch
 # torchvision is imported where it is used: it takes a second, which `--help` and other data sets need not wait for.
 
 
-def load_cifar10(data_root: Path, image_size: int | None) -> Dataset:
-    """50,000 training and 10,000 test images, uint8 [N, 3, 32, 32] unless resized, of 10 classes."""
-    return _load("CIFAR10", (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616), data_root, image_size)
-
-
-def load_cifar100(data_root: Path, image_size: int | None) -> Dataset:
-    """50,000 training and 10,000 test images, uint8 [N, 3, 32, 32] unless resized, of 100 classes."""
-    return _load("CIFAR100", (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762), data_root, image_size)
+STATISTICS = {
+    "CIFAR10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+    "CIFAR100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
+}
 
 
 def cifar_is_here(kind: str, data_root: Path) -> bool:
@@ -32,10 +28,8 @@ def cifar_is_here(kind: str, data_root: Path) -> bool:
     return os.path.exists(data_root / getattr(datasets, kind).base_folder)
 
 
-Figures = tuple[float, float, float]
-
-
-def _load(kind: str, mean: Figures, std: Figures, data_root: Path, image_size: int | None) -> Dataset:
+def load_cifar(kind: str, data_root: Path, image_size: int | None) -> Dataset:
+    """50,000 training and 10,000 test images, uint8 [N, 3, 32, 32] unless resized, of 10 classes, or 100 (CIFAR100)."""
     from torchvision import datasets
 
     name, source = kind.lower(), getattr(datasets, kind)
@@ -54,7 +48,7 @@ def _load(kind: str, mean: Figures, std: Figures, data_root: Path, image_size: i
         ImageSet(torch.from_numpy(read.data).permute(0, 3, 1, 2), torch.tensor(read.targets)).resized(image_size)
         for read in (train, test)
     )
-    return Dataset(name, train_set, test_set, tuple(train.classes), mean, std, crop_padding=padding, flip=True)
+    return Dataset(name, train_set, test_set, tuple(train.classes), *STATISTICS[kind], crop_padding=padding, flip=True)
 
 
 def _fetch(name: str, source: Any, data_root: Path) -> None:

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from ..files import expanded
-from .cifar import cifar_is_here, load_cifar10, load_cifar100
+from .cifar import cifar_is_here, load_cifar
 from .dataset import DataError, Dataset
 from .digits import load_digits
 from .fashion_mnist import fashion_mnist_folder, load_fashion_mnist
@@ -28,8 +28,8 @@ EMBEDDED = ("digits",)
 DATASETS: dict[str, Loader] = {
     "digits": load_digits,
     "fashion-mnist": load_fashion_mnist,
-    "cifar10": load_cifar10,
-    "cifar100": load_cifar100,
+    "cifar10": partial(load_cifar, "CIFAR10"),
+    "cifar100": partial(load_cifar, "CIFAR100"),
     "imagenet": lambda data_root, image_size: load_imagenet(data_root / "imagenet", image_size),
 }
 # Data sets in a folder of the user's: PREFIX:PATH.
