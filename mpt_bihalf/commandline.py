@@ -40,9 +40,8 @@ class Parser(simple_parsing.ArgumentParser):
         for action in self._actions:
             if action.nargs == "*":
                 action.nargs = "+"
-            if (
-                action.nargs == "?" and action.const is None and not isinstance(action, BooleanOptionalAction)
-            ):  # `int | None` means it may be left out, not left empty
+            # `int | None` means it may be left out, not left empty.
+            if action.nargs == "?" and action.const is None and not isinstance(action, BooleanOptionalAction):
                 action.nargs = None
 
     def _print_message(self, message: str, file: Any = None) -> None:

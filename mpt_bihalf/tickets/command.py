@@ -227,9 +227,10 @@ def do_export(options: Any) -> None:
         off = float((folded(example) - before).abs().max() / before.abs().max())
         show(f"        outputs for {len(example)} random images differ by {off:.0e} of the largest")
         model = folded
+    metadata = {name: json.dumps(value) for name, value in ticket.image_spec.known().items()}
     for path, write in ((options.onnx, export_onnx), (options.torch, export_torch)):
         if path is not None:
-            write(model, example, path, ticket.image_spec.metadata())
+            write(model, example, path, metadata)
             show(f"wrote {path}: {path.stat().st_size:,} bytes")
 
 

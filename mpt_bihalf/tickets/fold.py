@@ -227,9 +227,7 @@ class _Chain:
     def trim(self) -> tuple[int, int]:
         """Remove dead and unused filters of the first layer; how many of each."""
         dead = ~self.first.weight.flatten(1).any(1)
-        value = (
-            dead.new_zeros(dead.shape, dtype=self.first.weight.dtype) if self.first.bias is None else self.first.bias
-        )
+        value = self.first.weight.new_zeros(len(dead)) if self.first.bias is None else self.first.bias
         constant = dead
         for link in self.links:
             value, constant = link.carry(value, constant)

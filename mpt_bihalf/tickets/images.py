@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import reprlib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -57,10 +56,6 @@ class ImageSpec:
     def known(self) -> dict[str, Any]:
         """What is known, by name."""
         return {name: value for name, value in asdict(self).items() if value is not None}
-
-    def metadata(self) -> dict[str, str]:
-        """What is known, by name, each as JSON."""
-        return {name: json.dumps(value) for name, value in self.known().items()}
 
     def standardise(self, dataset: Dataset, warn: Warn) -> Dataset:
         """The data standardised by this mean and std; by their own, with a warning, where these are not known.

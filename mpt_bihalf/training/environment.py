@@ -14,8 +14,6 @@ import torch
 from .. import __version__
 from ..devices import device_name
 
-PACKAGE = Path(__file__).parents[1]
-
 
 @cache
 def environment(device: torch.device, threads: int) -> dict[str, str | int]:
@@ -31,7 +29,7 @@ def environment(device: torch.device, threads: int) -> dict[str, str | int]:
         "device": device_name(device),
         "threads": threads,
     }
-    commit = commit_of(PACKAGE.parent)
+    commit = commit_of(Path(__file__).parents[2])
     return facts | ({"commit": commit} if commit else {})
 
 
