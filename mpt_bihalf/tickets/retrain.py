@@ -70,7 +70,9 @@ def retrained_table(ticket: Ticket, dataset: Dataset, run: Run, trials: int = 1)
                 model, layers = _fresh(ticket, dataset, trial)
                 _start_from(model, start(layers, seed), seed)
                 figures.append(_trained_top1(model.to(dataset.device), dataset, trial, bar))
-            table.append([*labels, _cell(figures)])
+            known = [figure for figure in figures if figure is not None]
+            spread = f" ± {stdev(known):.2f}" if len(known) > 1 else ""
+            table.append([*labels, f"{mean(known):.2f}{spread}" if len(known) == len(figures) else "diverged"])
     title = f"test top-1 in %: {dataset.name}, {run.epochs} epochs at a learning rate of {run.lr:g}"
     return Table(title, ["mask", "signs", "trained"], table)
 
@@ -137,10 +139,3 @@ def _trained_top1(model: nn.Module, dataset: Dataset, run: Run, bar: tqdm) -> fl
             bar.update()
     figures = evaluate_test(model, dataset)
     return figures["test_top1"] if isfinite(figures["test_loss"]) else None
-
-
-def _cell(figures: list[float | None]) -> str:
-    known = [figure for figure in figures if figure is not None]
-    if len(known) < len(figures):
-        return "diverged"
-    return f"{mean(known):.2f}" + (f" ± {stdev(known):.2f}" if len(known) > 1 else "")
