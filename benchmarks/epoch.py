@@ -22,7 +22,7 @@ from mpt_bihalf.commandline import parse
 from mpt_bihalf.data import Dataset, ImageSet, training_batches
 from mpt_bihalf.devices import keep_freed_memory
 from mpt_bihalf.endings import run_command
-from mpt_bihalf.training.build import build_network, build_optimizer, reuse_memory
+from mpt_bihalf.training.build import build_network, build_optimizer
 from mpt_bihalf.training.config import Run
 from mpt_bihalf.training.step import train_step
 
@@ -82,7 +82,7 @@ def main() -> None:
     classes = tuple("0123456789")
     dataset = Dataset("random", ImageSet(images, labels), ImageSet(images[:1], labels[:1]), classes, MEAN, STD, 4, True)
     run = Run(model=options.model, method=options.method, prune_rate=options.prune_rate)
-    model = reuse_memory(build_network(run, 10, 3, 32))
+    model = build_network(run, 10, 3, 32)
     optimizer = build_optimizer(run, model)
     slow = plain(create_model(options.model, seed=0), options.method, options.prune_rate)
     slow_optimizer = plain_optimizer(slow)

@@ -18,7 +18,7 @@ from mpt_bihalf import METHODS
 from mpt_bihalf.commandline import parse
 from mpt_bihalf.devices import keep_freed_memory
 from mpt_bihalf.endings import run_command
-from mpt_bihalf.training.build import build_network, build_optimizer, reuse_memory
+from mpt_bihalf.training.build import build_network, build_optimizer
 from mpt_bihalf.training.config import Run
 from mpt_bihalf.training.step import train_step
 
@@ -49,7 +49,7 @@ def peak(options: Memory) -> int:
     """Train in this process; the peak of its resident memory in KiB."""
     keep_freed_memory()
     run = Run(model=options.model, method=options.one, prune_rate=options.prune_rate)
-    model = reuse_memory(build_network(run, 10, 3, 32))
+    model = build_network(run, 10, 3, 32)
     optimizer = build_optimizer(run, model)
     x = torch.randn(options.batch_size, 3, 32, 32).contiguous(memory_format=torch.channels_last)
     y = torch.randint(10, (options.batch_size,))

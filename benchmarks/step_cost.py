@@ -26,7 +26,7 @@ from mpt_bihalf.commandline import parse
 from mpt_bihalf.devices import keep_freed_memory
 from mpt_bihalf.endings import run_command
 from mpt_bihalf.parametrization import binary_layers
-from mpt_bihalf.training.build import build_network, build_optimizer, reuse_memory
+from mpt_bihalf.training.build import build_network, build_optimizer
 from mpt_bihalf.training.config import Run
 from mpt_bihalf.training.step import train_step
 
@@ -94,7 +94,7 @@ def main() -> None:
         methods = [method for method in options.methods if method != "dense"]  # that one is there anyway
         for method in ["dense", CONTROL, *methods]:
             run = Run(model=name, method="dense" if method == CONTROL else method, prune_rate=options.prune_rate)
-            model = reuse_memory(build_network(run, 10, 3, 32))
+            model = build_network(run, 10, 3, 32)
             optimizer = build_optimizer(run, model)
             tasks[method] = partial(train_step, model, optimizer, last, y)
             methods_alone[method] = partial(alone, model, optimizer)

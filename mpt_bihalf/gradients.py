@@ -24,7 +24,7 @@ Gradient: TypeAlias = Callable[[Tensor, Layer, Tensor, Tensor], Tensor]
 def scaled(g: Tensor, layer: Layer, positive: Tensor, alpha: Tensor) -> Tensor:
     """dL/dW = alpha g, no clipping (the bi-half authors' code)."""
     if kernels.plain(g) and layer.weight.is_contiguous():  # else its layout would have to be changed again
-        return torch.mul(alpha, g, out=layer.memory.like(g))
+        return torch.mul(alpha, g, out=torch.empty(g.shape, dtype=g.dtype, device=g.device))
     return alpha * g
 
 
@@ -66,7 +66,7 @@ class Ede:
         rows_of_g = filters(g).to(rows.dtype)
         by_kernel = kernels.suit(rows, rows_of_g)
         # One tensor for all parts, but where a graph is recorded.
-        out, parts = layer.memory.like(rows) if kernels.plain(g) else None, []
+        out, parts = torch.empty_like(rows) if kernels.plain(g) else None, []
         tensors = (rows, rows_of_g, standard.mean, slope, factor, rows if out is None else out)
         for w, of_w, mean, steep, size, place in few_filters(*tensors):
             # 1 - tanh(t x)^2 = 4 s (1 - s) with s the sigmoid of y = 2 t x.
@@ -99,7 +99,7 @@ def _signed(g: Tensor, factor: Tensor, layer: Layer, positive: Tensor) -> Tensor
     if layer.scores.is_contiguous():
         g = g.contiguous()  # that of a convolution in channels-last is not
     if factor.numel() in (1, g.numel()) and kernels.suit(g, factor, positive, layer.scores):
-        return kernels.score_gradient(g, factor, positive, layer.scores, layer.memory)
+        return kernels.score_gradient(g, factor, positive, layer.scores)
     magnitude = g * factor.abs()
     return torch.where(positive == (layer.scores >= 0), magnitude, -magnitude)
 

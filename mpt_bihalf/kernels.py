@@ -20,7 +20,6 @@ from torch import Tensor
 
 from . import numpy_loops
 from .devices import host_reads_free
-from .spare import Memory
 
 # One is built for each, as an installation may be moved: torch says what this machine can run.
 FLAVOURS = {"AVX512": ("avx512", "avx2", "any"), "AVX2": ("avx2", "any")}
@@ -157,25 +156,25 @@ def masked_magnitude(weight: Tensor, mask: Tensor, units: float) -> int:
     return numpy_loops.masked_magnitude(weight, mask, units)
 
 
-def signed(positive: Tensor, mask: Tensor | None, alpha: Tensor, memory: Memory | None = None) -> Tensor:
+def signed(positive: Tensor, mask: Tensor | None, alpha: Tensor) -> Tensor:
     """+alpha or -alpha by `positive`, 0 outside `mask`: alpha's dtype, the shape of `positive`.
 
-    alpha: broadcasts over `positive`. memory: for it. Unlike the other functions here this one is for any device
+    alpha: broadcasts over `positive`. Unlike the other functions here this one is for any device
     and dtype.
     """
     rows = alpha.numel()
     of_filters = rows > 1 and alpha.shape == (positive.shape[0], *[1] * (positive.dim() - 1))
     if compiled() and (rows == 1 or of_filters) and suit(positive, mask, alpha):
-        out = (memory or Memory()).like(alpha.expand(positive.shape))
+        out = torch.empty(positive.shape, dtype=alpha.dtype, device=alpha.device)
         _call("signed", positive, mask, alpha, rows, positive.numel() // rows, out)
         return out
     signs = positive.to(torch.int8).mul_(2).sub_(1)
     return (signs if mask is None else signs.mul_(mask)).to(alpha.dtype).mul_(alpha)
 
 
-def score_gradient(g: Tensor, magnitude: Tensor, positive: Tensor, scores: Tensor, memory: Memory) -> Tensor:
-    """g * magnitude * b * sign(S), where magnitude is abs(W), or alpha if it has one element. memory: for it."""
-    out = memory.like(g)
+def score_gradient(g: Tensor, magnitude: Tensor, positive: Tensor, scores: Tensor) -> Tensor:
+    """g * magnitude * b * sign(S), where magnitude is abs(W), or alpha if it has one element."""
+    out = torch.empty_like(g)
     if compiled():
         weight, alpha = (magnitude, 0.0) if magnitude.numel() == g.numel() > 1 else (None, abs(float(magnitude)))
         _call("score_gradient", g, weight, alpha, positive, scores, g.numel(), out)

@@ -13,7 +13,6 @@ from .counts import Number
 from .derived import Derived, Selections
 from .ranking import GlobalRanking
 from .selection import Selection
-from .spare import Memory
 
 
 @dataclass(eq=False)
@@ -29,7 +28,7 @@ class Layer:
 
     What only saves time, and changes nothing:
     selections: by a name that a rule chooses, those that look first where they ended a step ago.
-    memory: for a tensor of the weight's size. known: gives what follows from W, where that is kept (`FrozenWeight`).
+    known: gives what follows from W, where that is kept (`FrozenWeight`).
     """
 
     weight: Tensor
@@ -42,7 +41,6 @@ class Layer:
     index: int = 0
     ranking: GlobalRanking = field(default_factory=GlobalRanking)
     selections: Selections = field(default_factory=lambda: defaultdict(Selection))
-    memory: Memory = field(default_factory=Memory)
     known: Callable[[], Derived] | None = None
 
     @cached_property

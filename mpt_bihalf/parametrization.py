@@ -30,7 +30,6 @@ from .provenance import EXTRA_STATE, Provenance
 from .ranking import GlobalRanking
 from .selection import Selection
 from .sharded import REMEDY, refuse_part
-from .spare import Memory
 
 SCORES_APART = "the state dictionary is of a time when layers of one weight had scores of their own: bake it there"
 
@@ -46,7 +45,7 @@ class BinaryWeight(nn.Module):
     progress: how far the training is (`set_progress`), for gradients with a schedule.
     together: those of the layers that are ranked together, of which this is the `index`-th; none under other scopes.
 
-    What it keeps from pass to pass, to save time: `selections`, `frozen`, `ranking`, `memory` (see `layer.Layer`).
+    What it keeps from pass to pass, to save time: `selections`, `frozen`, `ranking` (see `layer.Layer`).
     """
 
     scores: nn.Parameter | None
@@ -64,7 +63,7 @@ class BinaryWeight(nn.Module):
         self.register_parameter("scores", nn.Parameter(torch.zeros_like(weight)) if self._frozen else None)
         self.register_buffer("fixed_mask", None)
         self.selections: Selections = defaultdict(Selection)
-        self.frozen, self.ranking, self.memory = FrozenWeight(), GlobalRanking(), Memory()
+        self.frozen, self.ranking = FrozenWeight(), GlobalRanking()
         self._shape = weight.shape
         self._rule = rule_of(method, prune_rate, p_pos, scope)
         # Of a graph a tensor is an input, a number a constant, for each of which it would be compiled anew.
@@ -146,7 +145,6 @@ class BinaryWeight(nn.Module):
             self.index,
             GlobalRanking() if all_scores else self.ranking,
             self.selections,
-            self.memory,
             partial(self.frozen.derived, weight, *asked, self.selections) if self._frozen else None,
         )
 
@@ -242,7 +240,7 @@ class _StraightThrough(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         layer = this.layer = this.part.layer(weight, scores, all_scores)
         mask, positive, alpha = this.part.method.decide(layer, fixed_mask)
-        used = kernels.signed(positive, mask, alpha, layer.memory)
+        used = kernels.signed(positive, mask, alpha)
         return used.contiguous(memory_format=operators.layout(weight)), positive, alpha
 
     @staticmethod

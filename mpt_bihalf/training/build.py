@@ -17,24 +17,15 @@ from ..devices import fused_optimizers
 from ..dtypes import float32_by_default
 from ..gradients import Ede, Gradient
 from ..models import create_model, find_network
-from ..parametrization import binary_parts
 from ..real_valued import StaysReal, real_matrices
-from ..spare import Spare
 from ..weights import binarize_weights, check_kept
 from .config import Run
 
 
 def build(run: Run, dataset: Dataset) -> tuple[nn.Module, Optimizer | None]:
     """The run's network and optimizer at its start, on the device of the data."""
-    model = reuse_memory(build_model(run, dataset).to(dataset.device))
+    model = build_model(run, dataset).to(dataset.device)
     return model, build_optimizer(run, model)
-
-
-def reuse_memory(model: nn.Module) -> nn.Module:
-    """Let the weight in use and the gradient of what is trained take turns in one block of memory, layer by layer."""
-    for _, part, _ in binary_parts(model):
-        part.memory = Spare()
-    return model
 
 
 def check_compiles(run: Run) -> None:
