@@ -77,6 +77,7 @@ BAD = {
     "--threads": [*WHOLE, "9" * 30],
     "--processes": [*WHOLE, "0", "2", "9" * 30],
     "--sync-bn": ["maybe", "2"],
+    "--compile": ["maybe", "2"],
     "--colour": ["red"],
     "--rates": ["0.5"],
     "--prune": ["0.5"],

@@ -19,7 +19,7 @@ from mpt_bihalf.training.build import build_network, build_optimizer
 SORTS = ("sort", "argsort", "kthvalue", "msort", "unique", "median")
 TO_HOST = ("_local_scalar_dense", "nonzero", "item", "equal")
 VIEWS = ("view", "detach", "alias", "expand", "t", "_unsafe_view", "reshape", "unsqueeze", "select", "slice", "squeeze")
-VIEWS += ("split", "set_", "lift_fresh")
+VIEWS += ("split", "lift_fresh", "empty", "empty_like")  # the last two write nothing
 
 
 class Count(TorchDispatchMode):
