@@ -94,9 +94,8 @@ def refuse_empty(layers: Mapping[str, tuple[MaskRule, Tensor, str]], prune_rate:
 
 def _ranked_size(rule: MaskRule, weight: Tensor, scope: str) -> int:
     """How many weights of a layer the rule ranks together; 0 where it spares one of each layer, or is not known."""
-    if rule in (extremes, balanced) or (rule is edge_popup and scope == "filter"):
-        return weight.shape[1:].numel()
-    return weight.numel() if rule is magnitude or (rule is edge_popup and scope == "layer") else 0
+    within = RANKED_WITHIN.get(rule) or scope if rule in RANKED_WITHIN else ""
+    return {"layer": weight.numel(), "filter": weight.shape[1:].numel()}.get(within, 0)
 
 
 def _highest_rate(size: int, places: int = 1) -> Decimal:
@@ -161,4 +160,11 @@ MASKS: dict[str, MaskRule] = {
     "magnitude": magnitude,
     "extremes": extremes,
     "balanced": balanced,
+}
+# What each ranks its weights within, for `refuse_empty`: the layer, the filter, or (None) what the scope says.
+RANKED_WITHIN: dict[MaskRule, str | None] = {
+    edge_popup: None,
+    magnitude: "layer",
+    extremes: "filter",
+    balanced: "filter",
 }

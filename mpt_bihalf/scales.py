@@ -47,7 +47,8 @@ def _known_kaiming(kept: int, filters: int, dtype: torch.dtype) -> float:
 
 def l1(layer: Layer, mask: Tensor | None) -> Tensor:
     """The mean magnitude of the kept weights, the MPT code's gain: sum(M abs(W)) / K. A 0-dim tensor of W's dtype."""
-    weight = as_layer(layer).weight
+    # In one layout, as it bears on the order of a sum.
+    weight, mask = as_layer(layer).weight.contiguous(), None if mask is None else mask.contiguous()
     kept = _kept(weight, mask)
     if mask is not None and weight.dtype == torch.float32 and kernels.suit(weight, mask):
         # In whole units of 2^-30 of the largest magnitude: such a sum is the same in whatever order it is taken.
@@ -84,7 +85,7 @@ def as_layer(layer: Layer | Tensor) -> Layer:
 
 def takes_weight(scale: Scale) -> bool:
     """Whether a scale has the form of before, (weight, mask): its first argument is not called `layer`."""
-    return next(iter(signature(scale).parameters), "") != "layer"
+    return next(iter(signature(getattr(scale, "forward", scale)).parameters), "") != "layer"
 
 
 def scale_of(scale: Scale, layer: Layer, mask: Tensor | None) -> Tensor:

@@ -18,6 +18,7 @@ Flags = list[bool]
 BIT_RATIO_METHODS = ("bihalf", "mpt-bihalf", "mpt-balanced", "magnitude-bihalf")
 SCORE_METHODS = ("mpt-sign", "mpt-bihalf", "mpt-balanced")
 MASKED_METHODS = (*SCORE_METHODS, "magnitude-sign", "magnitude-bihalf")
+KNOWN = {"sign", "irnet", "bop", *BIT_RATIO_METHODS, *MASKED_METHODS}
 
 
 def half_up(x: Any, n: int) -> int:
@@ -87,6 +88,8 @@ def decide(
     method: str, weights: Sequence[Tensor], scores: Sequence[Tensor], prune_rate: Any, p_pos: Any, scope: str = "layer"
 ) -> list[tuple[Tensor, Tensor]]:
     """For each layer what a method keeps and where it has +1, would-be signs included: bool tensors."""
+    if method not in KNOWN:
+        raise NotImplementedError(f"say here what {method} keeps and where it has +1")
     if method in ("mpt-sign", "mpt-bihalf"):
         masks = score_masks(scores, prune_rate, scope)
     elif method == "magnitude-sign":

@@ -52,7 +52,9 @@ def test_latent_weights_get_the_scaled_gradient_by_default(method: str, device: 
     layer, c = layer_with(method, device)
     (layer.weight * c).sum().backward()
     mask, _ = decide(method, [latent_of(layer)], [], 0.4, 0.35)[0]
-    assert torch.allclose(latent_of(layer).grad, kaiming_scale(mask) * c, rtol=1e-12, atol=0)
+    assert torch.allclose(
+        latent_of(layer).grad, scale_of(method, latent_of(layer).detach(), mask) * c, rtol=1e-12, atol=0
+    )
 
 
 def ede(weight: Tensor, g: Tensor, alpha: Tensor | float, t: float) -> Tensor:

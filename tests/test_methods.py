@@ -11,18 +11,7 @@ from torch import Tensor, nn
 from mpt_bihalf import BINARIZERS, MASKS, METHODS, SCALES, Method, binarize_weights, binary_weights
 from mpt_bihalf.layer import Layer
 from mpt_bihalf.methods import find_method
-from tests.reference import BIT_RATIO_METHODS, MASKED_METHODS, SCORE_METHODS, one_line_error
-
-
-@pytest.mark.parametrize("name", list(METHODS))
-def test_each_method_trains_masks_and_scales_as_specified(name: str) -> None:
-    method = METHODS[name]
-    assert method.name == name
-    assert method.trains == ("scores" if name in SCORE_METHODS else "signs" if name == "bop" else "weights")
-    assert (method.mask is not None) == (name in MASKED_METHODS)
-    assert method.balanced == (name in BIT_RATIO_METHODS)
-    assert method.scoped == (name in ("mpt-sign", "mpt-bihalf"))
-    assert method.scale is SCALES[{"mpt-sign": "l1", "irnet": "power-of-two"}.get(name, "kaiming")]
+from tests.reference import BIT_RATIO_METHODS, MASKED_METHODS, one_line_error
 
 
 def test_the_methods_of_the_paper_and_its_baselines_are_there() -> None:

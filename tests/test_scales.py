@@ -42,6 +42,26 @@ def test_no_mask_is_a_mask_of_ones(name: str) -> None:
     assert torch.allclose(SCALES[name](Layer(weight), None), SCALES[name](Layer(weight), everything), rtol=1e-14)
 
 
+@pytest.mark.parametrize("masked", [True, False])
+@pytest.mark.parametrize("name", list(SCALES))
+def test_the_layout_in_memory_does_not_matter(name: str, masked: bool) -> None:
+    for seed in range(20):
+        weight = torch.randn(6, 4, 3, 3, generator=torch.Generator().manual_seed(seed))
+        mask = weight.abs() > 0.5 if masked else None
+        last, mask_last = (
+            None if t is None else t.contiguous(memory_format=torch.channels_last) for t in (weight, mask)
+        )
+        assert torch.equal(SCALES[name](Layer(last), mask_last), SCALES[name](Layer(weight), mask)), seed
+
+
+def test_a_module_is_a_scale_too() -> None:
+    class Half(torch.nn.Module):
+        def forward(self, layer: Layer, mask: Tensor | None) -> Tensor:
+            return layer.weight.new_full((), 0.5)
+
+    assert float(scale_of(Half(), Layer(torch.randn(2, 3)), None)) == 0.5
+
+
 def test_kaiming_is_the_root_of_two_over_the_connections_when_nothing_is_pruned() -> None:
     assert float(SCALES["kaiming"](Layer(torch.zeros(8, 2, 3, 3, dtype=torch.float64)), None)) == sqrt(2 / 18)
 

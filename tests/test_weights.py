@@ -30,6 +30,7 @@ from mpt_bihalf import (
     set_prune_rate,
     shuffle_scores,
 )
+from mpt_bihalf.layer import Layer
 from mpt_bihalf.parametrization import BinaryWeight
 from tests.reference import (
     BIT_RATIO_METHODS,
@@ -171,9 +172,9 @@ def test_counts_and_sums_of_a_large_layer_do_not_overflow_in_half_precision(
 class Rows(nn.Module):
     """A scale that an autocast would round: a sum by a matrix product."""
 
-    def forward(self, weight: Tensor, mask: Tensor | None) -> Tensor:
-        rows = weight.abs().flatten(1)
-        return (rows @ rows.new_ones(rows.shape[1], 1)).sum() / weight.numel()
+    def forward(self, layer: Layer, mask: Tensor | None) -> Tensor:
+        rows = layer.weight.abs().flatten(1)
+        return (rows @ rows.new_ones(rows.shape[1], 1)).sum() / rows.numel()
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

@@ -1,7 +1,8 @@
 """Data sets by name.
 
 To add one, write a file with a loader, a function (data_root: Path, image_size: int | None) -> Dataset that raises
-DataError for whatever a user can put right, and enter it in DATASETS, and in AUGMENTED what it does to training images.
+DataError for whatever a user can put right, and enter it in DATASETS, in AUGMENTED what it does to training images, and
+in EMBEDDED if it takes no files, or in IS_HERE if it takes some.
 """
 
 from __future__ import annotations

@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+import inspect
 import json
+import re
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from mpt_bihalf import LATENT_GRADIENTS, METHODS, MODELS, SCALES, SCORE_GRADIENTS
+from mpt_bihalf.data import DATASETS
 from mpt_bihalf.training import Run, config, train
 from mpt_bihalf.training.config import ADDED, DEFAULTS
 from tests.reference import one_line_error
@@ -54,6 +58,12 @@ DEPENDS = {
     "crop_padding": ({}, "auto", "on"),
     "compile": ({}, False, True),
 }
+
+
+@pytest.mark.parametrize("known", [METHODS, MODELS, DATASETS, SCALES, LATENT_GRADIENTS, SCORE_GRADIENTS])
+def test_the_help_names_all_that_may_be_chosen(known: dict[str, object]) -> None:
+    told = inspect.getsource(Run)
+    assert [name for name in known if not re.search(rf"\b{re.escape(name)}\b", told)] == []
 
 
 def test_every_field_is_said_to_bear_on_the_result_or_not() -> None:
