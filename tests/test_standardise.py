@@ -19,7 +19,7 @@ def by_hand(row: list[float], kept: list[bool]) -> tuple[float, float, float]:
 
 @pytest.mark.parametrize("pruned", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("shape", [(5, 7), (3, 2, 3, 3), (3, 70_000), (700, 2, 3, 3)])
+@pytest.mark.parametrize("shape", [(5, 7), (3, 2, 3, 3), (3, 20_000), (100, 2, 3, 3)])
 def test_each_filter_is_standardised_by_itself(shape: tuple[int, ...], dtype: torch.dtype, pruned: bool) -> None:
     g = torch.Generator().manual_seed(0)
     weight = (torch.randn(shape, generator=g) * 3 + 5).to(dtype)

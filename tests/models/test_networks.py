@@ -20,6 +20,7 @@ CONV = ("conv2", "conv4", "conv6", "conv8")
 DEEP = [name for name in MODELS if name not in CONV]
 # One of each kind; torch takes a millisecond for each shape that it works out.
 QUICK = ("conv2", "resnet18", "resnet20", "vgg_small", "shufflenet")
+KINDS = [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in MODELS]
 METHODS = ("bihalf", "mpt-bihalf", "mpt-balanced")
 ACTIVATIONS = ("real", "binary")
 
@@ -115,9 +116,7 @@ def test_a_training_step_moves_all_that_is_trained(name: str, activations: str, 
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("activations", ACTIVATIONS)
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in MODELS]
-)
+@pytest.mark.parametrize("name", KINDS)
 def test_a_training_step_runs_where_nothing_has_values(name: str, activations: str, method: str) -> None:
     with torch.device("meta"):
         run = small(name, method, activations)
@@ -154,7 +153,7 @@ def test_real_networks_have_no_sign_and_binary_ones_no_relu(name: str) -> None:
 
 
 @pytest.mark.parametrize("train_affine", [False, True])
-@pytest.mark.parametrize("name", list(MODELS))
+@pytest.mark.parametrize("name", KINDS)
 def test_norms_and_slopes_are_frozen_with_the_weights_unless_asked_for(name: str, train_affine: bool) -> None:
     kinds = (nn.BatchNorm1d, nn.BatchNorm2d, nn.PReLU)
     for method, trained in (("bihalf", True), ("mpt-bihalf", train_affine), ("mpt-balanced", train_affine)):

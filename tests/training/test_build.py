@@ -18,6 +18,8 @@ from mpt_bihalf.training import Run, train
 from mpt_bihalf.training.build import build_model, build_optimizer, check_compiles, check_fits, check_network
 from tests.reference import one_line_error
 
+SLOW = pytest.mark.slow
+
 
 def test_methods_of_one_seed_begin_with_the_same_draw(small: Dataset, make_run: Callable[..., Run]) -> None:
     draws: dict[str, dict[str, Tensor]] = {}
@@ -90,7 +92,8 @@ def test_mixed_precision_decides_the_same_signs_and_masks(small: Dataset, make_r
 
 
 @pytest.mark.parametrize(
-    "fields", [{"method": "mpt-bihalf", "prune_rate": 0.8, "prune_epochs": 2}, {"method": "irnet"}]
+    "fields",
+    [{"method": "mpt-bihalf", "prune_rate": 0.8, "prune_epochs": 2}, pytest.param({"method": "irnet"}, marks=SLOW)],
 )
 def test_a_compiled_run_decides_as_any_other(
     fields: dict[str, Any],
