@@ -20,6 +20,9 @@ from mpt_bihalf.weights import set_prune_rate
 from tests.test_parametrization import CASES, X, Y, binarized
 
 TWO = [("mpt-bihalf", "global"), ("irnet", "layer")]
+# One of each way to what is kept, its sign, its scale and its gradient; the other methods put these together.
+KINDS = [*TWO, ("bop", "layer"), ("mpt-sign", "filter"), ("mpt-balanced", "layer"), ("magnitude-bihalf", "layer")]
+COMPILED = [pytest.param(*case, marks=() if case in KINDS else pytest.mark.slow) for case in CASES]
 
 
 @pytest.fixture(autouse=True)
@@ -39,7 +42,7 @@ def same_step(graph: Any, model: nn.Module, eager: nn.Module) -> bool:
     return all(torch.equal(one, other) for one, other in [outputs, *gradients] if one is not None)
 
 
-@pytest.mark.parametrize(("method", "scope"), CASES)
+@pytest.mark.parametrize(("method", "scope"), COMPILED)
 def test_a_compiled_step_is_one_graph_with_eagers_bits(method: str, scope: str) -> None:
     model, eager = binarized(method, scope), binarized(method, scope)
     # Its graphs run as they are: what a compiler of graphs rounds otherwise is not ours.

@@ -77,7 +77,7 @@ def test_width_multiplies_all_hidden_channels(name: str, width: float) -> None:
     assert filters[-1] == (10, 10)
 
 
-@pytest.mark.parametrize("name", list(MODELS))
+@pytest.mark.parametrize("name", KINDS)
 def test_all_but_the_first_the_last_and_downsampling_layers_of_deep_networks_are_binarized(name: str) -> None:
     for activations in ACTIVATIONS:
         for method in ("bihalf", "mpt-balanced"):
@@ -114,7 +114,7 @@ def test_a_training_step_moves_all_that_is_trained(name: str, activations: str, 
         assert trained.grad is not None and trained.grad.any(), layer
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ["bihalf", pytest.param("mpt-bihalf", marks=pytest.mark.slow), "mpt-balanced"])
 @pytest.mark.parametrize("activations", ACTIVATIONS)
 @pytest.mark.parametrize("name", KINDS)
 def test_a_training_step_runs_where_nothing_has_values(name: str, activations: str, method: str) -> None:
