@@ -24,7 +24,7 @@ with starting(__name__):
     from .sweep.survey import OVER, survey
     from .tickets.command import add_ticket
     from .training import Run, train
-    from .training.build import check_begins, check_fits, check_network, what_stays_real
+    from .training.build import check_begins, check_compiles, check_fits, check_network, what_stays_real
     from .training.recorded_data import check_asked, check_data, has_begun
     from .training.run_data import load_run_data
 
@@ -86,6 +86,7 @@ def do_train(options: Any) -> None:
     folder = out / run.name
     refuse_links(folder, out)
     check_network(run)
+    check_compiles(run)
     dataset = load_run_data(run)
     model = check_fits(run, dataset)
     if not has_begun(folder):

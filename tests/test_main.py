@@ -145,6 +145,18 @@ def test_a_bad_option_ends_in_one_line_and_changes_nothing(
     assert not cache_folder.exists()
 
 
+def test_where_torch_cannot_compile_nothing_is_begun(
+    tmp_path: Path, command: Callable[..., int], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(function: object) -> object:
+        raise RuntimeError("no compiler")
+
+    monkeypatch.setattr(torch, "compile", broken)
+    assert command("train", *VALID, "--compile", "--out", str(tmp_path / "out")) == 2
+    assert "torch.compile does not work here (no compiler)" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("place", ["file", "file/below", "/proc/nowhere", "/dev/null/x", "a\0b", "n" * 300, ""])
 def test_an_output_folder_that_cannot_be_made_ends_in_one_line(
     place: str,
