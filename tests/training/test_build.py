@@ -15,7 +15,7 @@ from torch.optim import SGD
 from mpt_bihalf import METHODS, binary_layers
 from mpt_bihalf.data import Dataset
 from mpt_bihalf.training import Run, train
-from mpt_bihalf.training.build import build_model, build_optimizer, check_compiles, check_fits, check_network
+from mpt_bihalf.training.build import build_model, build_optimizer, check_compiles, check_fits, check_network, compiled
 from tests.reference import one_line_error
 
 SLOW = pytest.mark.slow
@@ -109,6 +109,14 @@ def test_a_compiled_run_decides_as_any_other(
         compiled = train(make_run(compile=True, **fields), tmp_path / "compiled", small, print)
     assert compiled == eager
     assert make_run(compile=True, **fields).name != make_run(**fields).name
+
+
+def test_each_rate_of_a_rising_one_may_have_a_graph(
+    make_run: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 8)
+    compiled(make_run(compile=True, prune_rate=0.9, prune_epochs=30), torch.nn.Linear(2, 2))
+    assert torch._dynamo.config.recompile_limit > 30
 
 
 def test_where_torch_cannot_compile_the_run_is_refused_in_one_line(
