@@ -118,7 +118,7 @@ def binary_weight_backward(*asked: Any) -> Tensor:
     """The gradient of what the method trains, W or S, of the gradient g of the loss at alpha * B."""
     *_, progress, positive, alpha, g = asked
     method, layer = _layer(asked)
-    layer.progress = progress.item()
+    layer.progress = progress.item()  # of the host: no device is waited for
     return _like_trained(*asked).copy_(method.gradient(g, layer, positive, alpha))  # never g itself
 
 
