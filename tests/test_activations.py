@@ -127,3 +127,17 @@ def test_functional_gradients_are_those_of_backward(activations: str) -> None:
     for name, expected in trained.items():
         torch.testing.assert_close(found[name], expected)
         torch.testing.assert_close(each[name].mean(0), expected, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("estimator", list(ACTIVATION_GRADIENTS))
+def test_in_a_graph_signs_and_gradients_are_eagers(estimator: str) -> None:
+    torch._dynamo.reset()
+    sign, x = BinaryActivation(estimator), torch.linspace(-2, 2, 9)
+    sign.progress = 0.25
+    found = []
+    for one in (sign, torch.compile(sign, backend="aot_eager", fullgraph=True)):
+        given = x.clone().requires_grad_()
+        out = one(given)
+        out.sum().backward()
+        found.append((out, given.grad))
+    assert all(map(torch.equal, *found))
