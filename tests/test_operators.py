@@ -105,7 +105,7 @@ def test_another_progress_compiles_nothing_anew() -> None:
 
 
 @pytest.mark.parametrize(
-    ("method", "scope", "strict"), [*((*case, False) for case in CASES), ("mpt-bihalf", "global", True)]
+    ("method", "scope", "strict"), [*((*case, False) for case in KINDS), ("mpt-bihalf", "global", True)]
 )
 def test_an_exported_model_has_eagers_bits(method: str, scope: str, strict: bool) -> None:
     model = binarized(method, scope)
