@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from fractions import Fraction
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -44,7 +43,6 @@ def rule_of(method: Method, prune_rate: Number, p_pos: Number, scope: str) -> st
     return json.dumps({"name": method.name, "trains": method.trains, **parts, **numbers, "scope": scope})
 
 
-@lru_cache(maxsize=1000)
 def method_of(rule: str) -> tuple[Method, Fraction, Fraction, str]:
     """The method, prune_rate, p_pos and scope of a rule.
 

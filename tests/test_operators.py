@@ -149,6 +149,13 @@ def test_a_rule_is_read_back_as_what_it_was() -> None:
         assert [*map(str, settings)] == ["3/10", "1/3", "filter"]
 
 
+def test_a_part_that_takes_anothers_name_takes_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    for part in (kept_alone, lambda g, layer, positive, alpha: g):
+        monkeypatch.setitem(SCORE_GRADIENTS, "mine", part)
+        mine = replace(METHODS["mpt-sign"], name="mine", score_gradient=part)
+        assert method_of(rule_of(mine, 0.5, 0.5, "layer"))[0].score_gradient is part
+
+
 def test_a_part_that_is_not_registered_here_is_named() -> None:
     rule = rule_of(replace(METHODS["bihalf"], latent_gradient=kept_alone), 0, 0.5, "layer")
     for other in ("own-999999", "thermodynamic"):

@@ -113,7 +113,7 @@ class TrainingExperiment(Experiment, EngineOptions):
     """folder for runs, tables and figures"""
 
     def results(self, out: Path) -> Results:
-        """Those of all runs, after what is missing of them is done."""
+        """Do the runs that are missing; the results of all."""
         runs = self.runs()
         run_all(runs, out, self, self.needs)
         return Results(out, runs)
