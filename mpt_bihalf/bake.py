@@ -11,6 +11,7 @@ from torch.nn.utils import parametrize
 
 from .affine import affine_parameters
 from .given_masks import has_fixed_mask
+from .output_scale import layers_on_output, put_scales_behind, split
 from .parametrization import binary_parts, is_binarized, one_pass, refuse_nan
 from .ranking import GlobalRanking
 
@@ -20,12 +21,27 @@ Model = TypeVar("Model", bound=nn.Module)
 def bake_weights(model: Model) -> Model:
     """A plain copy of a binarized model: its weights are alpha * B, and it gives the same outputs to the last bit.
 
+    A layer whose scale is on its output becomes a `Sequential` of `layer`, whose weight is B, and `scale`, which
+    multiplies by alpha and adds the bias.
+
     Binary weights are frozen in it. What the method froze beside them, biases and norms, is trainable again, and all
     else as it was. Real-valued weights under a fixed mask (`fix_masks`) are those in use, 0 where pruned. Nothing of
-    this package is left in the copy; it can be pickled and exported. `model` stays as it is.
+    this package is in the copy but what the network itself was made of, `BinaryActivation` say; it can be pickled and
+    exported. `model` stays as it is.
 
     Raises ValueError, naming the layer, for a NaN in latent weights or scores, and for a sharded model.
     """
+    baked = plain_copy(model)
+    weights = {name: cast(Tensor, baked.get_submodule(name).weight) for name in layers_on_output(model)}
+    parts = {id(weight): split(weight.detach()) for weight in weights.values()}  # one for layers that share a weight
+    for weight in weights.values():
+        weight.data = parts[id(weight)][0]
+    put_scales_behind(baked, {name: parts[id(weight)][1] for name, weight in weights.items()})
+    return baked
+
+
+def plain_copy(model: Model) -> Model:
+    """As `bake_weights`, but with alpha * B for the weight of each layer, wherever its scale is."""
     refuse_nan(model)
     baked = deepcopy(model)
     parts = [part for _, part, _ in binary_parts(baked)]

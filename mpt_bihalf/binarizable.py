@@ -102,7 +102,7 @@ def check_use(layers: Mapping[str, nn.Module], seen: Usage | None = None) -> Non
     for name, layer in layers.items():
         use, own = seen, name
         if use is None or name not in use.used:
-            if _as_torch_has_it(layer):
+            if as_torch_has_it(layer):
                 continue
             try:
                 use, own = alone(layer), ""
@@ -147,7 +147,7 @@ def _told(name: str, layer: nn.Module) -> str:
     return f"{name!r} ({type(layer).__name__})"
 
 
-def _as_torch_has_it(layer: nn.Module) -> bool:
+def as_torch_has_it(layer: nn.Module) -> bool:
     """Whether the layer's forward pass is that of torch's class, which gives the weight itself to the operator."""
     base = next(kind for kind in BINARIZABLE if isinstance(layer, kind))
     own = [name for name in ("forward", "_conv_forward") if hasattr(base, name)]

@@ -44,6 +44,8 @@ class BinaryWeight(nn.Module):
     prune_rate: the one in force; given_prune_rate: that of `binarize_weights`.
     progress: how far the training is (`set_progress`), for gradients with a schedule.
     together: those of the layers that are ranked together, of which this is the `index`-th; none under other scopes.
+    scale_on: `weight`, or `output` where alpha multiplies what the layer gives with B (`output_scale`); the weight in
+    use reads alpha * B either way. has_binary_input: whether a binary activation feeds the layer, so that it may be.
 
     What it keeps from pass to pass, to save time: `selections`, `frozen`, `ranking` (see `layer.Layer`).
     """
@@ -57,6 +59,7 @@ class BinaryWeight(nn.Module):
         self.prune_rate, self.given_prune_rate, self.p_pos, self.scope = prune_rate, prune_rate, p_pos, scope
         self.together: Sequence[BinaryWeight] = ()
         self.index = 0
+        self.scale_on, self.has_binary_input = "weight", False
         self.shares_scores = False  # with the part of a layer before
         self.freezes_affine = False  # whether biases and norms were frozen with W
         self.frozen_before: list[nn.Parameter] = []  # which biases and norms the user had frozen before
@@ -161,8 +164,11 @@ class BinaryWeight(nn.Module):
         return Provenance.of(self).to_tensor()
 
     def set_extra_state(self, state: Tensor) -> None:
-        """Take on the pruning rate in force when the state was made: one that rises goes on from there."""
-        rate = Provenance.from_tensor(state).prune_rate
+        """Go on as the state was made: with its pruning rate, if that rises, and with the scale where it was."""
+        told = Provenance.from_tensor(state)
+        rate = told.prune_rate
+        if self.has_binary_input:
+            self.scale_on = "output" if told.scale_on == "output" else "weight"
         if rate is not None and Fraction(rate) != as_fraction(self.prune_rate):
             as_float = float(Fraction(rate))
             self.set_prune_rate(as_float if as_fraction(as_float) == Fraction(rate) else Fraction(rate))
@@ -172,7 +178,8 @@ class BinaryWeight(nn.Module):
     ) -> None:
         told = state_dict.get(prefix + EXTRA_STATE)
         if told is None:  # of before it was written, and taken for one of this model's method
-            told = state_dict[prefix + EXTRA_STATE] = self.get_extra_state()
+            told = replace(Provenance.of(self), scale_on="weight").to_tensor()
+            state_dict[prefix + EXTRA_STATE] = told
             fault = SCORES_APART if self.scores is not None and self.shares_scores else ""
         else:
             try:
@@ -200,7 +207,8 @@ class BinaryWeight(nn.Module):
         raise RuntimeError("a binarized model decides its weights anew in each pass: script bake_weights(model)")
 
     def extra_repr(self) -> str:
-        return f"{self.method.name}, prune_rate={self.prune_rate}, p_pos={self.p_pos}, scope={self.scope}"
+        on_output = ", scale_on=output" if self.scale_on == "output" else ""
+        return f"{self.method.name}, prune_rate={self.prune_rate}, p_pos={self.p_pos}, scope={self.scope}{on_output}"
 
 
 @contextmanager

@@ -35,7 +35,7 @@ class Provenance:
 
     method: its name, for messages; what counts is what it trains and its parts, by name.
     prune_rate: the one in force, and what `binarize_weights` was `given`; p_pos: each as an exact fraction, "3/10".
-    fixed_mask: "given" where `fix_masks` gave one.
+    fixed_mask: "given" where `fix_masks` gave one. scale_on: where the scale is, `weight` in states of before.
 
     In the tensor a sum of all it says stands beside it, which an average of states that say different things lacks.
     """
@@ -50,6 +50,7 @@ class Provenance:
     p_pos: str | None
     scope: str | None
     fixed_mask: str | None = None
+    scale_on: str = "weight"
 
     @classmethod
     def of(cls, part: BinaryWeight) -> Provenance:
@@ -70,6 +71,7 @@ class Provenance:
             str(as_fraction(part.p_pos)) if method.balanced or not known else None,
             part.scope if method.scoped or not known else None,
             None if part.fixed_mask is None else "given",
+            part.scale_on,
         )
 
     def to_tensor(self) -> Tensor:

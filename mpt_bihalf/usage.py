@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from .activations import BinaryActivation
 from .devices import random_state_kept
 
 META = torch.device("meta")
@@ -29,6 +31,14 @@ OPERATORS = frozenset(
 )
 # What gives the same values in other memory, or in another dtype, where two values stay two values.
 COPIES = frozenset(("clone", "_to_copy"))
+# What gives signs, and what gives signs, or means of some, where it is given signs; views are in the same memory.
+SIGNS = frozenset(("sign", "sgn"))
+KEEP_SIGNS = COPIES | frozenset(
+    ("max_pool1d", "max_pool2d_with_indices", "max_pool3d_with_indices", "adaptive_max_pool2d", "adaptive_max_pool3d")
+    + ("cat", "stack", "repeat", "index_select", "channel_shuffle", "native_channel_shuffle")
+    + ("pixel_shuffle", "pixel_unshuffle", "flip", "roll")
+    + ("avg_pool1d", "avg_pool2d", "avg_pool3d", "_adaptive_avg_pool2d", "_adaptive_avg_pool3d", "mean")
+)
 
 
 class Usage(NamedTuple):
@@ -37,12 +47,14 @@ class Usage(NamedTuple):
     first: those that the input comes to before any other. last: those after which no other comes.
     used: those whose weight any call was given, as it is or not.
     changed: of these, those whose operators were given something else than the weight, or that had none.
+    binary_inputs: those that were called, each time with signs, and whose weight nothing else used.
     """
 
     first: list[str]
     last: list[str]
     used: list[str]
     changed: list[str]
+    binary_inputs: list[str]
 
 
 def usage(model: nn.Module, layers: Mapping[str, nn.Module], example: Any) -> Usage:
@@ -85,6 +97,7 @@ class _Trace:
 
     layers: those upstream. from_input: whether the input is. weights: layers of whose weights, and of no input, the
     values are made, other than by an operator. whole: how many values a weight has here that is kept as it is; 0: none.
+    signs: whether all values are -1, 0 or +1, as of a binary activation, or means of such.
     """
 
     memory: torch.UntypedStorage  # held, lest other values come to stand at its address
@@ -92,6 +105,7 @@ class _Trace:
     from_input: bool = False
     weights: set[str] = field(default_factory=set)
     whole: int = 0
+    signs: bool = False
 
 
 class _Watch(TorchDispatchMode):
@@ -103,6 +117,8 @@ class _Watch(TorchDispatchMode):
         self._used: dict[str, None] = {}
         self._whole: set[str] = set()
         self._changed: set[str] = set()
+        self._called: list[str] = []
+        self._binary_inputs: dict[str, bool] = {}
         for tensor in _tensors(arguments):
             self._trace(tensor).from_input = True
         for name, layer in layers.items():
@@ -112,6 +128,22 @@ class _Watch(TorchDispatchMode):
                 trace = self._trace(tensor)
                 trace.weights.add(name)
                 trace.whole = tensor.numel()
+            layer.register_forward_pre_hook(partial(self._enter, name), with_kwargs=True)
+            layer.register_forward_hook(self._leave)
+
+    def _enter(self, name: str, layer: nn.Module, args: Any, kwargs: Any) -> None:
+        self._called.append(name)
+        self._judge(name, all(self._trace(tensor).signs for tensor in _tensors((args, kwargs))))
+
+    def _leave(self, layer: nn.Module, args: Any, output: Any) -> None:
+        self._called.pop()
+
+    def _judge(self, name: str, binary: bool) -> None:
+        self._binary_inputs[name] = self._binary_inputs.get(name, True) and binary
+
+    def signs_of(self, activation: nn.Module, args: Any, output: Tensor) -> None:
+        """A hook of binary activations: what they give are signs."""
+        self._trace(output).signs = True
 
     def usage(self) -> Usage:
         in_use = [name for name in self._used if name in self._whole | self._changed]
@@ -120,6 +152,7 @@ class _Watch(TorchDispatchMode):
             last=[name for name in in_use if name not in self._followed],
             used=list(self._used),
             changed=[name for name in self._used if name not in self._whole or name in self._changed],
+            binary_inputs=[name for name, binary in self._binary_inputs.items() if binary],
         )
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -132,12 +165,17 @@ class _Watch(TorchDispatchMode):
         weights: set[str] = set().union(*(trace.weights for _, trace in given))
         from_input = any(trace.from_input for _, trace in given)
         self._used.update(dict.fromkeys(sorted(weights)))
+        for used in weights.difference(self._called[-1:]):
+            self._judge(used, False)
+        signs = name in SIGNS or (name in KEEP_SIGNS and all(trace.signs for _, trace in given))
         if name in OPERATORS and weights:
             self._apply(given, weights, layers, from_input)
             layers, weights = layers | weights, set()
         copied = name in COPIES and _whole(*given[0])
         for tensor in _tensors(result):
+            new = tensor.untyped_storage()._cdata not in self._traces
             trace = self._trace(tensor)
+            trace.signs = signs if new else trace.signs and not func._schema.is_mutable
             trace.layers |= layers
             trace.from_input |= from_input
             trace.weights |= set() if from_input else weights
@@ -185,6 +223,9 @@ def _run(model: nn.Module, layers: Mapping[str, nn.Module], arguments: Any, devi
         copy = deepcopy(model, memo).eval()
         arguments = deepcopy(arguments, {id(t): _copy(t, device) for t in _tensors(arguments)})
         watch = _Watch({name: copy.get_submodule(name) for name in layers}, arguments)
+        for module in copy.modules():
+            if isinstance(module, BinaryActivation):
+                module.register_forward_hook(watch.signs_of)
         with device or nullcontext(), watch:
             copy(**arguments) if isinstance(arguments, dict) else copy(*arguments)
     return watch.usage()

@@ -13,19 +13,22 @@ from torch.nn.utils import parametrize
 from .activations import BinaryActivation
 from .affine import affine_parameters
 from .binarizable import check_use, layers_of, layers_to_binarize
+from .binary_inputs import layers_with_binary_input
 from .counts import Number, fraction_within
 from .filters import filters
 from .gradients import LATENT_GRADIENTS, SCORE_GRADIENTS, Gradient
 from .initialise import INITS, draw_latent, draw_scores
 from .masks import SCOPES, MaskRule, check_places, edge_popup, refuse_empty
 from .methods import Method, find_method
+from .output_scale import put_on_output
 from .parametrization import BinaryWeight, binary_layers, binary_parts, one_pass, refuse_nan, refuse_sharded
 from .ranking import GlobalRanking
 from .real_valued import warn_of_real_matrices
-from .scales import SCALES, Scale
+from .scales import SCALES, Scale, scale_of
 from .transport import check_rankable
 from .usage import usage
 
+SCALE_ON = ("output", "weight")
 Model = TypeVar("Model", bound=nn.Module)
 Part = TypeVar("Part")
 
@@ -41,6 +44,7 @@ def binarize_weights(
     seed: int | None = None,
     *,
     scale: str | Scale | None = None,
+    scale_on: str = "output",
     latent_gradient: str | Gradient | None = None,
     score_gradient: str | Gradient | None = None,
     train_affine: bool = False,
@@ -71,6 +75,12 @@ def binarize_weights(
     seed: of the draws; None draws from torch's global generator. A seed gives the same values on every device, and
         under every default dtype.
     scale, latent_gradient, score_gradient: other parts than the method's own, by name or as a function.
+    scale_on: `output`: a layer that a `BinaryActivation` feeds gives alpha conv(s, B) + bias, of which conv(s, B) is a
+        whole number; `weight`: it gives conv(s, alpha B) + bias, the same but for rounding noise where sums cancel.
+        Between the two may stand flattening, identities and pooling. Other layers have the scale on their weight in any
+        case: of other inputs, used without being called, with a forward pass of their own, or under a scale of your
+        own that is neither one for the layer nor one for each filter. `layer.weight` reads alpha B either way. A state
+        dictionary of before, or made under `weight`, goes on with that.
     train_affine: under the frozen-weight methods, train biases and the affine parameters of norms too ('+BN').
         By default those are frozen, of torch's norms and of modules whose class has `norm` in its name, and so is what
         is called `gain`; the layers in `skip` stay as they are, trainable.
@@ -97,10 +107,7 @@ def binarize_weights(
     method = _with_parts(find_method(method), scale, latent_gradient, score_gradient)
     kept = 1 - fraction_within(prune_rate, "prune_rate", below_one=True)
     fraction_within(p_pos, "p_pos")
-    if scope not in SCOPES:
-        raise ValueError(f"unknown scope {scope!r}; known: {', '.join(SCOPES)}")
-    if init not in INITS:
-        raise ValueError(f"unknown init {init!r}; known: {', '.join(INITS)}")
+    _check_known(scope=(scope, SCOPES), init=(init, INITS), scale_on=(scale_on, SCALE_ON))
     use = None if example is None else usage(model, layers_of(model), example)
     layers = layers_to_binarize(model, skip, use)
     weights: dict[int, nn.Parameter] = {id(layer.weight): layer.weight for layer in layers.values()}
@@ -115,6 +122,8 @@ def binarize_weights(
     if method.binarizer is not None:
         check_use(layers, use)
         warn_of_real_matrices(model)
+    to_output = scale_on == "output" and method.binarizer is not None
+    fed = layers_with_binary_input(model, layers, use) if to_output else set()
 
     generator = torch.default_generator if seed is None else torch.Generator().manual_seed(seed)
     for weight in weights.values():
@@ -126,11 +135,20 @@ def binarize_weights(
         if part.scores is not None:
             draw_scores(part.scores, generator)
             part.scores.requires_grad_(learn_mask)
+    for name, part, latent in binary_parts(model):
+        if name in fed and _one_a_filter(part, latent):
+            put_on_output(layers[name], part)
     if together:
         _rank_together(model, parts)
     if method.trains == "scores" and not train_affine:
         _freeze(affine_parameters(model, layers.values()), [part for _, part, _ in binary_layers(model)])
     return model
+
+
+def _check_known(**choices: tuple[str, Iterable[str]]) -> None:
+    for name, (choice, known) in choices.items():
+        if choice not in known:
+            raise ValueError(f"unknown {name} {choice!r}; known: {', '.join(known)}")
 
 
 def _begin(weight: nn.Parameter, method: Method, init: str, kept: float, generator: torch.Generator) -> None:
@@ -154,6 +172,13 @@ def _put_on(layers: Mapping[str, Any], *settings: Any) -> dict[int, BinaryWeight
         # unsafe: shape and dtype are right by construction, and layers that are ranked together need all scores.
         parametrize.register_parametrization(layer, "weight", part, unsafe=True)
     return parts
+
+
+def _one_a_filter(part: BinaryWeight, weight: Tensor) -> bool:
+    """Whether the scale is one for the layer, or one for each filter, so that it can be taken out of a sum."""
+    layer = part.layer(weight, part.scores)
+    alpha = scale_of(part.method.scale, layer, torch.ones_like(layer.weight, dtype=torch.bool))
+    return alpha.numel() == 1 or alpha.shape == (len(weight), *[1] * (weight.dim() - 1))
 
 
 def _rank_together(model: nn.Module, parts: Mapping[int, BinaryWeight]) -> None:

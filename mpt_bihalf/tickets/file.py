@@ -30,7 +30,8 @@ from .coding import Decoder, bound, encode
 from .images import ImageSpec
 from .ticket import BinaryLayer, Ticket, with_defaults
 
-FORMAT, VERSION = "mpt_bihalf ticket", 1
+# Version 2 says which layers have their scale on the output; a ticket in which none has is of version 1.
+FORMAT, VERSIONS = "mpt_bihalf ticket", ("1", "2")
 FORMS = ("bits", "seed")
 SIZES = ("num_classes", "in_channels", "image_size")
 # Reading measures what a file claims before it makes anything of it. All layers together have at most
@@ -112,6 +113,9 @@ def write_ticket(ticket: Ticket, path: Path | str, form: str = "bits") -> None:
         "channels_last": ticket.channels_last,
         "about": ticket.about,
     }
+    on_output = [name for name, layer in ticket.layers.items() if layer.scale_on == "output"]
+    if on_output:
+        header["scale_on_output"] = on_output
     if form == "seed":
         masks = {name: layer.binary != 0 for name, layer in ticket.layers.items()}
         signs = {name: layer.binary for name, layer in drawn_layers(ticket, masks).items()}
@@ -128,7 +132,7 @@ def write_ticket(ticket: Ticket, path: Path | str, form: str = "bits") -> None:
         text = json.dumps(header, separators=(",", ":"))
     except TypeError as fault:
         raise ValueError(f"a ticket holds plain values only: {fault}") from None
-    metadata = {"format": FORMAT, "version": str(VERSION), "header": text}
+    metadata = {"format": FORMAT, "version": VERSIONS[bool(on_output)], "header": text}
     metadata["sha256"] = _digest(metadata, tensors)
     content = safetensors.torch.save(tensors, metadata)
     write_whole(Path(path), lambda file: file.write(content))
@@ -145,7 +149,10 @@ def read_ticket(path: Path | str, into: nn.Module | None = None, model: str | No
         find_network(model)
     metadata, tensors = _open(path)
     try:
-        return _ticket(parse_json(metadata["header"].encode(), Path("its header")), tensors, into, model)
+        header = parse_json(metadata["header"].encode(), Path("its header"))
+        if ("scale_on_output" in header) != (metadata["version"] == VERSIONS[1]):
+            raise ValueError("its header is of another version than it says")
+        return _ticket(header, tensors, into, model)
     except Exception as fault:  # whatever comes of a header that says something else than a ticket's
         reason = " ".join(str(fault).split())
         if not isinstance(fault, ValueError):
@@ -171,9 +178,10 @@ def _open(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
             if metadata.get("format") != FORMAT:
                 raise ValueError(f"{str(path)!r} is no ticket of mpt_bihalf")
             version = metadata.get("version", "")[:9]
-            if version != str(VERSION):
+            if version not in VERSIONS:
                 raise ValueError(
-                    f"{str(path)!r} is a ticket of version {version!r}, and this mpt_bihalf reads {VERSION}: update it"
+                    f"{str(path)!r} is a ticket of version {version!r}, and this mpt_bihalf reads "
+                    f"{' and '.join(VERSIONS)}: update it"
                 )
             names = file.keys()
             if any(len(file.get_slice(name).get_shape()) > DIMENSIONS for name in names):
@@ -198,22 +206,14 @@ def _ticket(header: dict[str, Any], tensors: dict[str, Tensor], into: nn.Module 
     kinds = {f"{kind}/{name}" for name in header["layers"] for kind in ("bits", "alpha")}
     if kinds | {f"rest/{name}" for name in rest} != tensors.keys():
         raise ValueError("its parts are not those that it names")
-    outlines, counts = {}, {}
-    for name, (shape, kept, positive) in header["layers"].items():
-        # Each is looked at before any two are multiplied.
-        numbers = (*shape, kept, positive)
-        if len(shape) > DIMENSIONS or not all(type(n) is int and 0 <= n <= MOST_WEIGHTS for n in numbers):
-            raise ValueError(f"layer {name!r} has an impossible size")
-        if not positive <= kept <= prod(shape):
-            raise ValueError(f"layer {name!r} keeps more than it has")
-        alpha, bits = tensors[f"alpha/{name}"], tensors[f"bits/{name}"]
-        if not alpha.is_floating_point() or torch.broadcast_shapes(alpha.shape, shape) != torch.Size(shape):
-            raise ValueError(f"the scale of layer {name!r} does not fit it")
-        least = bound(prod(shape), kept) + (bound(kept, positive) if form == "bits" else 0)
-        if bits.dtype != torch.uint8 or bits.dim() != 1 or 8 * len(bits) < least - SLACK:
-            raise ValueError(f"layer {name!r} has fewer bits than so many weights take")
-        outlines[name] = BinaryLayer(torch.empty(shape, dtype=torch.int8, device="meta"), alpha)
-        counts[name] = kept, positive
+    outlines: dict[str, BinaryLayer] = {}
+    counts: dict[str, list[int]] = {}
+    on_output = header.get("scale_on_output", [])
+    if not isinstance(on_output, list) or not all(name in header["layers"] for name in on_output):
+        raise ValueError("it names a layer that it does not have")
+    for name, told in header["layers"].items():
+        scale_on = "output" if name in on_output else "weight"
+        outlines[name], *counts[name] = _outline(name, told, tensors, form, scale_on)
     _check_total(outlines, tensors)
     architecture = header["architecture"]
     if architecture is not None:
@@ -239,7 +239,29 @@ def _ticket(header: dict[str, Any], tensors: dict[str, Tensor], into: nn.Module 
             )
     else:
         signs = {name: _unpack(packed[name], layer.binary.shape, *counts[name]) for name, layer in outlines.items()}
-    return replace(ticket, layers={name: BinaryLayer(signs[name], layer.alpha) for name, layer in outlines.items()})
+    return replace(ticket, layers={name: replace(layer, binary=signs[name]) for name, layer in outlines.items()})
+
+
+def _outline(
+    name: str, told: Any, tensors: dict[str, Tensor], form: str, scale_on: str
+) -> tuple[BinaryLayer, int, int]:
+    """The layer without its bits, and how many it keeps and has at +1. ValueError for one that cannot be."""
+    shape, kept, positive = told
+    # Each is looked at before any two are multiplied.
+    numbers = (*shape, kept, positive)
+    if len(shape) > DIMENSIONS or not all(type(n) is int and 0 <= n <= MOST_WEIGHTS for n in numbers):
+        raise ValueError(f"layer {name!r} has an impossible size")
+    if not positive <= kept <= prod(shape):
+        raise ValueError(f"layer {name!r} keeps more than it has")
+    alpha, bits = tensors[f"alpha/{name}"], tensors[f"bits/{name}"]
+    if not alpha.is_floating_point() or torch.broadcast_shapes(alpha.shape, shape) != torch.Size(shape):
+        raise ValueError(f"the scale of layer {name!r} does not fit it")
+    if scale_on == "output" and alpha.numel() != 1 and [*alpha.shape] != [shape[0], *[1] * (len(shape) - 1)]:
+        raise ValueError(f"the scale of layer {name!r} is on its output, and not one for each filter")
+    least = bound(prod(shape), kept) + (bound(kept, positive) if form == "bits" else 0)
+    if bits.dtype != torch.uint8 or bits.dim() != 1 or 8 * len(bits) < least - SLACK:
+        raise ValueError(f"layer {name!r} has fewer bits than so many weights take")
+    return BinaryLayer(torch.empty(shape, dtype=torch.int8, device="meta"), alpha, scale_on), kept, positive
 
 
 def _check_total(layers: dict[str, BinaryLayer], tensors: dict[str, Tensor]) -> None:
@@ -302,7 +324,10 @@ def drawn_layers(ticket: Ticket, masks: dict[str, Tensor], seed: int | None = No
     if parts.keys() != masks.keys():
         raise ValueError("its layers are not those of its run")
     drawn = {name: part.scaled_binary(weight, masks[name]) for name, (part, weight) in parts.items()}
-    return {name: BinaryLayer(binary.to(torch.int8), alpha) for name, (binary, alpha) in drawn.items()}
+    return {
+        name: BinaryLayer(binary.to(torch.int8), alpha, parts[name][0].scale_on)
+        for name, (binary, alpha) in drawn.items()
+    }
 
 
 def _sum_of_signs(signs: dict[str, Tensor]) -> str:

@@ -1,4 +1,7 @@
-"""A smaller network with the same outputs: batch norms folded into the layers before them, dead filters removed.
+"""A smaller network with the same outputs: batch norms folded into what is before or behind, dead filters removed.
+
+A batch norm goes into the layer or the scale before it. Where a sign follows it, and the layer before gives whole
+numbers (`output_scale`), scale and batch norm become a threshold of whole numbers, which changes no output.
 
 A filter is dead where all its weights are zero: what it gives is a constant. It is unused where every weight that reads
 it is zero. Either goes where one layer follows another through operations on each channel by itself; where a map
@@ -9,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
 from operator import attrgetter
@@ -23,13 +27,19 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 from ..activations import BinaryActivation
 from ..batch_norm import SyncBatchNorm
 from ..binarizable import BINARIZABLE
+from ..binary_inputs import fed_by_signs
+from ..output_scale import is_output_scale, output_scale, per_channel
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, SyncBatchNorm)
 NOTHING = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)  # in evaluation
 ELEMENTWISE = (BinaryActivation, nn.ReLU, nn.Hardtanh, nn.ReLU6, nn.LeakyReLU, nn.SiLU, nn.Hardswish, nn.GELU, F.relu)
 AVERAGES = (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)
+MAXIMA = (
+    *(nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d),
+    *(nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d),
+)
 POOLINGS = (
-    *(nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d),
+    *MAXIMA,
     *(nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d, F.adaptive_avg_pool2d, *AVERAGES),
 )
 FLATTENINGS = (nn.Flatten, torch.flatten)
@@ -54,15 +64,15 @@ def fold(model: nn.Module, example: Tensor) -> tuple[nn.Module, Removed]:
     Outputs are equal but for rounding: to within 1e-5 of the largest in float32, 1e-12 in float64, unless the network
     itself makes more of it, and then is as far from its own outputs in another precision. With binary activations a
     sign may fall the other way where its input is at rounding distance from 0; a batch norm that a sign follows
-    anywhere is therefore not folded. A filter has no more distinct weight values than before: it is scaled as a whole.
-    Of a layer at least one filter stays.
+    anywhere is therefore folded into a threshold or not at all. A filter has no more distinct weight values than
+    before: it is scaled as a whole. Of a layer at least one filter stays.
 
     Raises ValueError, in one line, for a model with parametrized weights (`bake_weights` gives a plain one), one that
     torch.fx cannot trace, and an example that it does not take.
     """
     network = _traced(model, example)
     before = _parameters(network)
-    norms = _fold_norms(network)
+    norms = _fold_thresholds(network) + _fold_norms(network)
     chains, dead, unused = _chains(network), 0, 0
     # Until none is left, as one that goes may leave others behind.
     while any(gone := [sum(counts) for counts in zip(*(chain.trim() for chain in chains), strict=True)]):
@@ -74,7 +84,8 @@ def fold(model: nn.Module, example: Tensor) -> tuple[nn.Module, Removed]:
 
 class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, (BinaryActivation, SyncBatchNorm)) or super().is_leaf_module(m, module_qualified_name)
+        whole = isinstance(m, (BinaryActivation, SyncBatchNorm)) or is_output_scale(m)
+        return whole or super().is_leaf_module(m, module_qualified_name)
 
 
 class _Shapes(fx.Interpreter):
@@ -153,6 +164,13 @@ class _Layers:
         layer = _operation(self.network, node)
         return layer if len(node.meta["shape"]) == layer.weight.dim() else None
 
+    def scale_at(self, node: fx.Node) -> Any:
+        """The scale behind a layer that the node calls, if it is one of dimension 1 of what it gives; else None."""
+        scale = _operation(self.network, node)
+        if node.op != "call_module" or not is_output_scale(scale) or not self.alone(node):
+            return None
+        return scale if len(node.meta["shape"]) == scale.alpha.dim() + 1 else None
+
     def alone(self, node: fx.Node) -> bool:
         module = _operation(self.network, node)
         return all(self.uses[id(tensor)] == 1 for tensor in (*module.parameters(), *module.buffers()))
@@ -166,15 +184,68 @@ def _fold_norms(network: fx.GraphModule) -> int:
         if not _is(network, node, NORMS) or not layers.alone(node):
             continue
         source, norm = node.all_input_nodes[0], _operation(network, node)
-        layer = layers.at(source)
-        if layer is not None and len(source.users) == 1 and norm.running_mean is not None:
-            statistics = norm.running_mean, norm.running_var, norm.eps
+        layer, scale = layers.at(source), layers.scale_at(source)
+        if len(source.users) > 1 or norm.running_mean is None or (layer is None and scale is None):
+            continue
+        statistics = norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
+        if layer is not None:
             # Of linear layers too: fuse_linear_bn_weights takes no norm without an affine map.
-            weight, bias = fuse_conv_bn_weights(layer.weight, layer.bias, *statistics, norm.weight, norm.bias)
+            weight, bias = fuse_conv_bn_weights(layer.weight, layer.bias, *statistics)
             layer.weight, layer.bias = weight, bias.requires_grad_()
-            _skip(node)
-            folded += 1
+        else:
+            alpha, shift = scale.alpha.flatten(), scale.bias.flatten() if hasattr(scale, "bias") else None
+            alpha, shift = fuse_conv_bn_weights(alpha[:, None], shift, *statistics)
+            network.set_submodule(str(source.target), output_scale(alpha, shift, scale.alpha[:, None]))
+        _skip(node)
+        folded += 1
     return folded
+
+
+def _fold_thresholds(network: fx.GraphModule) -> int:
+    """Make scale and batch norm between a layer that gives whole numbers and a sign a threshold; how many norms."""
+    layers, whole, folded = _Layers(network), fed_by_signs(network.graph, network), 0
+    for node in list(network.graph.nodes):
+        norm = _operation(network, node)
+        alone = _is(network, node, NORMS) and norm.running_mean is not None and layers.alone(node)
+        if not alone or not all(_is(network, user, (BinaryActivation,)) for user in node.users):
+            continue
+        source = node.all_input_nodes[0]
+        while _is(network, source, MAXIMA) and len(source.users) == 1:
+            source = source.all_input_nodes[0]
+        scale, before = layers.scale_at(source), source.all_input_nodes
+        layer = layers.at(before[0]) if scale is not None and len(source.users) == 1 else None
+        if layer is None or layer.bias is not None or layer not in whole:
+            continue
+        if layer.weight.flatten(1).abs().sum(1).max() > 1 / torch.finfo(layer.weight.dtype).eps:
+            continue  # such sums are rounded
+        threshold = _threshold(layer.weight, nn.Sequential(scale, norm))
+        network.set_submodule(str(node.target), output_scale(*threshold, layer.weight))
+        _skip(source)
+        folded += 1
+    return folded
+
+
+def _threshold(weight: Tensor, value: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+    """d in {-1, 0, +1} and whole c with sign(d z + c) = sign(value(z)), for each channel and each z that it may have.
+
+    weight: B [F, ...]. value: what is between z [1, F, ...] and the sign, rising in z or falling, with its rounding.
+    """
+    most = weight.flatten(1).abs().sum(1)
+
+    def positive(z: Tensor) -> Tensor:
+        return value(per_channel(z, weight)[None]).flatten() >= 0
+
+    at_least, at_most = positive(-most), positive(most)
+    rising = ~at_least & at_most
+    below, above = -most, most  # the sign changes between them
+    while (above - below).max() > 1:
+        middle = ((below + above) / 2).floor()
+        upper = positive(middle) == at_most
+        below, above = torch.where(upper, below, middle), torch.where(upper, middle, above)
+    constant = at_least == at_most
+    direction = torch.where(rising, 1.0, -1.0).to(weight.dtype).masked_fill(constant, 0)
+    shift = torch.where(rising, -above, below)
+    return direction, torch.where(constant, torch.where(at_least, 1, -1), shift).to(weight.dtype)
 
 
 @dataclass(frozen=True)
@@ -201,10 +272,16 @@ class _Link:
 
     def keep(self, channels: Tensor) -> Tensor:
         """Drop the parameters of the other channels; which of the outputs belong to those kept."""
+        operation = _operation(self.network, self.node)
         if _is(self.network, self.node, NORMS):
-            norm = _operation(self.network, self.node)
-            _select(norm, ("weight", "bias", "running_mean", "running_var"), channels)
-            norm.num_features = int(channels.sum())
+            _select(operation, ("weight", "bias", "running_mean", "running_var"), channels)
+            operation.num_features = int(channels.sum())
+        if is_output_scale(operation):
+            _select(
+                operation,
+                tuple(name for name, _ in (*operation.named_parameters(), *operation.named_buffers())),
+                channels,
+            )
         return channels.repeat_interleave(self.positions)
 
 
@@ -310,5 +387,7 @@ def _link(layers: _Layers, node: fx.Node, user: fx.Node) -> _Link | None:
     if _is(network, user, NORMS):
         norm = _operation(network, user)
         return _Link(network, user) if norm.running_mean is not None and layers.alone(user) else None
+    if layers.scale_at(user) is not None:
+        return _Link(network, user)
     each_channel = _is(network, user, (*ELEMENTWISE, *POOLINGS)) and len(after) == len(before)
     return _Link(network, user) if each_channel else None

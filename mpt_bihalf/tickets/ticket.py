@@ -10,9 +10,11 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
-from ..bake import bake_weights
+from ..bake import plain_copy
+from ..binarizable import BINARIZABLE
 from ..dtypes import float32_by_default
 from ..models import create_model
+from ..output_scale import layers_on_output, per_channel, put_scales_behind
 from ..parametrization import binary_layers, refuse_sharded
 from ..weights import forget
 from .images import ImageSpec
@@ -27,15 +29,18 @@ class BinaryLayer:
     """The weight alpha * B of a layer.
 
     binary: B, int8 in the weight's shape: -1, 0 (pruned), +1. alpha: of the weight's dtype, broadcasts over it.
+    scale_on: `weight`, or `output` where the layer's weight is B and a module behind it multiplies by alpha.
     """
 
     binary: Tensor
     alpha: Tensor
+    scale_on: str = "weight"
 
     @property
     def weight(self) -> Tensor:
-        """alpha * B, the very bits that training used."""
-        return self.alpha * self.binary.to(self.alpha.dtype)
+        """What the plain layer has for a weight: alpha * B, the very bits that training used, or B."""
+        binary = self.binary.to(self.alpha.dtype)
+        return binary if self.scale_on == "output" else self.alpha * binary
 
     @property
     def kept(self) -> int:
@@ -76,13 +81,14 @@ class Ticket:
         and where the architecture is not the model's.
         """
         refuse_sharded(model)
-        layers = {}
+        layers, on_output = {}, layers_on_output(model)
         forget(model)
         with torch.no_grad():
             for name, part, weight in binary_layers(model):
                 binary, alpha = part.scaled_binary(weight)
-                layers[name] = BinaryLayer(binary.cpu().to(torch.int8).contiguous(), alpha.detach().cpu())
-        state = _state(bake_weights(model))
+                binary = binary.cpu().to(torch.int8).contiguous()
+                layers[name] = BinaryLayer(binary, alpha.detach().cpu(), "output" if name in on_output else "weight")
+        state = _state(plain_copy(model))
         last = any(
             value.dim() == 4 and value.is_contiguous(memory_format=torch.channels_last) and not value.is_contiguous()
             for value in state.values()
@@ -99,6 +105,22 @@ class Ticket:
 
     def state_dict(self) -> dict[str, Tensor]:
         """The state of the plain network, as `bake_weights` would leave it, in tensors of its own."""
+        state, scales = self._state_before_scales(), self._scales()
+        for name, alpha in scales.items():
+            weight = state.pop(weight_of(name))
+            bias = state.pop(f"{name}.bias", None)
+            state |= {f"{name}.layer.weight": weight, f"{name}.scale.alpha": per_channel(alpha, weight).clone()}
+            state |= {} if bias is None else {f"{name}.scale.bias": per_channel(bias, weight).clone()}
+        return state
+
+    def _scales(self) -> dict[str, Tensor]:
+        """alpha of the layers that have it on their output, by name, further names of their weights too."""
+        names = {weight_of(name): name for name in self.layers}
+        names |= {name: names[earlier] for name, earlier in self.shared.items() if earlier in names}
+        first = {weight.removesuffix(".weight"): self.layers[name] for weight, name in names.items()}
+        return {name: layer.alpha for name, layer in first.items() if layer.scale_on == "output"}
+
+    def _state_before_scales(self) -> dict[str, Tensor]:
         weights = {weight_of(name): layer.weight for name, layer in self.layers.items()}
         state = weights | {name: value.clone() for name, value in self.rest.items()}
         return state | {name: state[earlier] for name, earlier in self.shared.items()}
@@ -120,6 +142,9 @@ class Ticket:
                     f"the ticket is for another network: {name!r} is {list(shape)} of {dtype} in it, "
                     f"not {list(own[name].shape)} of {own[name].dtype}"
                 )
+        for name in self._scales():
+            if not isinstance(model.get_submodule(name), BINARIZABLE):
+                raise ValueError(f"the ticket is for another network: in this one {name!r} is no layer")
 
     def shapes(self) -> dict[str, tuple[torch.Size, torch.dtype]]:
         """Shape and dtype of each part of the plain network's state."""
@@ -133,7 +158,7 @@ class Ticket:
         Raises ValueError for a network that it does not fit, and then leaves it as it was.
         """
         self.check_fits(model)
-        state = self.state_dict()
+        state = self._state_before_scales()
         for name, earlier in _shared(_state(model)).items():
             if not torch.equal(state[name], state[earlier]):
                 raise ValueError(
@@ -144,13 +169,16 @@ class Ticket:
         return self._as_it_was(model).eval()
 
     def _as_it_was(self, model: Model) -> Model:
-        """The model with its weights as they lay in memory, and those frozen that training would make real-valued."""
+        """The model with its weights as they lay in memory, those frozen that training would make real-valued, and
+        scales behind the layers that had them on their outputs.
+        """
         layout = torch.channels_last if self.channels_last else torch.contiguous_format
         for tensor in (*model.parameters(), *model.buffers()):
             if tensor.dim() == 4:
                 tensor.data = tensor.data.contiguous(memory_format=layout)
         for name in self.layers:
             cast(Tensor, model.get_submodule(name).weight).requires_grad_(False)
+        put_scales_behind(model, self._scales())
         return model
 
     def told(self, part: str) -> dict[str, Any]:
@@ -190,7 +218,7 @@ class Ticket:
         Raises ValueError where the ticket does not know its architecture.
         """
         model = self.outline()
-        model.load_state_dict(self.state_dict(), assign=True)
+        model.load_state_dict(self._state_before_scales(), assign=True)
         if any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers())):  # some that is no part of a state
             with float32_by_default():
                 return self.put_into(create_model(**cast(Any, self.architecture), seed=0))

@@ -83,6 +83,7 @@ def build_network(run: Run, num_classes: int, in_channels: int, image_size: int)
             run.init,
             run.seed,
             scale=run.scale,
+            scale_on=run.scale_on,
             latent_gradient=latent_gradient,
             score_gradient=run.score_gradient,
             train_affine=run.train_affine,

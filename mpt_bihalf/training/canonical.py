@@ -18,6 +18,7 @@ from ..masks import SCOPES
 from ..methods import METHODS, Method, find_method
 from ..models import find_network
 from ..scales import SCALES
+from ..weights import SCALE_ON
 
 if TYPE_CHECKING:
     from .config import Run
@@ -35,6 +36,7 @@ def check(run: Run) -> None:
         ("scope", SCOPES),
         ("init", [init for init in INITS if init != "keep"]),
         ("scale", ["", *SCALES]),
+        ("scale_on", ["", *SCALE_ON]),
         ("latent_gradient", ["", *LATENT_GRADIENTS]),
         ("score_gradient", ["", *SCORE_GRADIENTS]),
         ("optimizer", ["sgd", "adam"]),
@@ -126,6 +128,8 @@ def canonical(run: Run) -> dict[str, Any]:
         found |= {"score_gradient": "latent", "train_affine": False, "learn_mask": True}
     else:
         found["latent_gradient"] = "scaled"
+    real = method.binarizer is None or found["activations"] == "real"
+    found["scale_on"] = "weight" if real else run.scale_on or "output"
     if method.binarizer is None:
         found |= {"scale": own["scale"], "skip": (), "latent_gradient": "scaled"}
     if run.optimizer != "sgd":

@@ -35,6 +35,7 @@ ADDED = {
     "flip": "auto",
     "crop_padding": "auto",
     "compile": False,
+    "scale_on": "weight",
 }
 
 
@@ -83,6 +84,9 @@ class Run:
     """how latent weights begin: kaiming_normal, signed_constant or equal_bits (pairs w, -w: half of the signs +1)"""
     scale: str = ""
     """size of a binary weight: kaiming, l1 or power-of-two; empty: the method's own"""
+    scale_on: str = ""
+    """of binary activations, where the scale of the layers that they feed is: output, so that sums are whole numbers
+    without rounding noise, or weight; empty: output, and with real activations weight"""
     latent_gradient: str = ""
     """gradient of trained latent weights: scaled (alpha g), unscaled (g) or ede (IR-Net's); empty: the method's own"""
     ede_t0: float = 0.0
