@@ -11,7 +11,7 @@ from torch.nn.utils import parametrize
 
 from .affine import affine_parameters
 from .given_masks import has_fixed_mask
-from .output_scale import layers_on_output, put_scales_behind, split
+from .output_scale import is_on_output, put_scales_behind
 from .parametrization import binary_parts, is_binarized, one_pass, refuse_nan
 from .ranking import GlobalRanking
 
@@ -31,20 +31,23 @@ def bake_weights(model: Model) -> Model:
 
     Raises ValueError, naming the layer, for a NaN in latent weights or scores, and for a sharded model.
     """
-    baked = plain_copy(model)
-    weights = {name: cast(Tensor, baked.get_submodule(name).weight) for name in layers_on_output(model)}
-    parts = {id(weight): split(weight.detach()) for weight in weights.values()}  # one for layers that share a weight
-    for weight in weights.values():
-        weight.data = parts[id(weight)][0]
-    put_scales_behind(baked, {name: parts[id(weight)][1] for name, weight in weights.items()})
+    baked, scales = plain_copy(model)
+    for name in scales:
+        weight: Any = baked.get_submodule(name).weight
+        weight.data = weight.detach().sign()
+    put_scales_behind(baked, scales)
     return baked
 
 
-def plain_copy(model: Model) -> Model:
-    """As `bake_weights`, but with alpha * B for the weight of each layer, wherever its scale is."""
+def plain_copy(model: Model) -> tuple[Model, dict[str, Tensor]]:
+    """As `bake_weights`, but with alpha * B for the weight of each layer; and alpha of those with it on the output.
+
+    alpha is by the layer's name, as the method's scale gives it.
+    """
     refuse_nan(model)
     baked = deepcopy(model)
-    parts = [part for _, part, _ in binary_parts(baked)]
+    named = [*binary_parts(baked)]
+    parts = [part for _, part, _ in named]
     binarized: list[Any] = [module for module in baked.modules() if is_binarized(module)]
     layers = [*binarized, *(module for module in baked.modules() if has_fixed_mask(module))]
     with torch.no_grad(), one_pass(baked):
@@ -52,6 +55,8 @@ def plain_copy(model: Model) -> Model:
             id(_latent(layer)): nn.Parameter(layer.weight.clone(), requires_grad=layer not in binarized)
             for layer in layers
         }
+        on_output = [(name, part, w) for name, part, w in named if is_on_output(baked.get_submodule(name))]
+        scales = {name: part.scaled_binary(latent)[1] for name, part, latent in on_output}
     for layer, weight in [(layer, used[id(_latent(layer))]) for layer in layers]:
         # deepcopy shares the class that torch made for the parametrized layer, and removal edits the class.
         parametrized = type(layer)
@@ -66,7 +71,7 @@ def plain_copy(model: Model) -> Model:
         before = {parameter for part in parts for parameter in part.frozen_before}
         for parameter in affine_parameters(baked, binarized):
             parameter.requires_grad_(parameter not in before)
-    return baked
+    return baked, scales
 
 
 def _forget_passes(baked: nn.Module) -> None:

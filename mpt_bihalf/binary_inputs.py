@@ -6,6 +6,7 @@ average pooling, behind which sums are whole in units of one over its window.
 
 from __future__ import annotations
 
+import operator
 import warnings
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Set
@@ -26,9 +27,9 @@ KEEP_SIGNS = frozenset(
     + (nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d)
     + (F.max_pool1d, F.max_pool2d, F.max_pool3d)
     + (F.adaptive_max_pool1d, F.adaptive_max_pool2d, F.adaptive_max_pool3d)
-    + (F.channel_shuffle, F.pixel_shuffle, F.pixel_unshuffle, torch.channel_shuffle, getattr)
+    + (F.channel_shuffle, F.pixel_shuffle, F.pixel_unshuffle, torch.channel_shuffle)
     + (torch.flatten, torch.reshape, torch.permute, torch.transpose, torch.squeeze, torch.unsqueeze)
-    + (torch.cat, torch.concat, torch.stack, torch.chunk, torch.split, torch.clone)
+    + (torch.cat, torch.concat, torch.stack, torch.chunk, torch.split, torch.clone, operator.getitem)
     + ("flatten", "reshape", "view", "permute", "transpose", "squeeze", "unsqueeze", "expand", "repeat", "unflatten")
     + ("contiguous", "clone", "chunk", "split", "detach", "float", "double", "half", "to")
 )

@@ -95,7 +95,7 @@ def _linear(self: nn.Linear, x: Tensor) -> Tensor:
     weight = self.weight
     if not is_on_output(self):
         return F.linear(x, weight, self.bias)
-    return _scaled(x, weight, self.bias, None)
+    return _scaled(x[None], weight, self.bias, None)[0] if x.dim() == 1 else _scaled(x, weight, self.bias, None)
 
 
 def _convolution(self: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -136,11 +136,6 @@ def is_on_output(layer: nn.Module) -> bool:
     """Whether a layer's scale is on its output now; not if something else has come between B and the layer."""
     parts = parametrizations(layer)
     return len(parts) > 0 and getattr(parts[-1], "scale_on", "weight") == "output"
-
-
-def layers_on_output(model: nn.Module) -> list[str]:
-    """The names of the layers whose scale is on their output now, each module once."""
-    return [name for name, module in model.named_modules() if is_on_output(module)]
 
 
 def put_scales_behind(model: nn.Module, scales: Mapping[str, Tensor]) -> None:

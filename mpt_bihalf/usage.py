@@ -165,8 +165,9 @@ class _Watch(TorchDispatchMode):
         weights: set[str] = set().union(*(trace.weights for _, trace in given))
         from_input = any(trace.from_input for _, trace in given)
         self._used.update(dict.fromkeys(sorted(weights)))
-        for used in weights.difference(self._called[-1:]):
-            self._judge(used, False)
+        for _, trace in given:
+            for used in trace.weights if trace.weights.isdisjoint(self._called[-1:]) else ():
+                self._judge(used, False)
         signs = name in SIGNS or (name in KEEP_SIGNS and all(trace.signs for _, trace in given))
         if name in OPERATORS and weights:
             self._apply(given, weights, layers, from_input)

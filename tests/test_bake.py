@@ -1,12 +1,18 @@
 from __future__ import annotations
 
+import pickle
+import subprocess
+import sys
 from copy import deepcopy
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
 from mpt_bihalf import METHODS, bake_weights, binarize_weights, binary_layers
+from mpt_bihalf.activations import BinaryActivation
+from mpt_bihalf.output_scale import is_output_scale
 
 
 def network() -> nn.Sequential:
@@ -49,6 +55,24 @@ def test_fine_tuning_what_is_baked_leaves_its_binary_weights(method: str) -> Non
     optimizer.step()
     for parameter, old in zip(baked.parameters(), before, strict=True):
         assert torch.equal(parameter, old) != parameter.requires_grad
+
+
+def test_a_baked_layer_and_its_scale_are_torchs_own(tmp_path: Path) -> None:
+    model = nn.Sequential(BinaryActivation(), nn.Conv2d(4, 6, 3))
+    baked = bake_weights(binarize_weights(model, "mpt-bihalf", 0.5, seed=0)).eval()
+    x = torch.randn(2, 4, 7, 7)
+    pair = baked[1]
+    assert [type(module).__module__.partition(".")[0] for module in pair.modules()] == ["torch"] * 3
+    s = torch.where(x >= 0, 1.0, -1.0)
+    torch.save((pair, s, pair(s).detach()), tmp_path / "pair.pt")
+    program = (
+        "import sys, torch; pair, s, y = torch.load(sys.argv[1], weights_only=False)\n"
+        "assert torch.equal(pair(s), y) and 'mpt_bihalf' not in sys.modules\n"
+        "torch.export.export(pair, (s,)); torch.jit.script(pair)"
+    )
+    done = subprocess.run([sys.executable, "-c", program, str(tmp_path / "pair.pt")], capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert is_output_scale(pickle.loads(pickle.dumps(pair)).scale)
 
 
 def test_a_method_that_trains_weights_trains_those_of_a_baked_model() -> None:

@@ -208,8 +208,8 @@ def _ticket(header: dict[str, Any], tensors: dict[str, Tensor], into: nn.Module 
         raise ValueError("its parts are not those that it names")
     outlines: dict[str, BinaryLayer] = {}
     counts: dict[str, list[int]] = {}
-    on_output = header.get("scale_on_output", [])
-    if not isinstance(on_output, list) or not all(name in header["layers"] for name in on_output):
+    on_output = set(header.get("scale_on_output", []))
+    if not on_output <= header["layers"].keys():
         raise ValueError("it names a layer that it does not have")
     for name, told in header["layers"].items():
         scale_on = "output" if name in on_output else "weight"

@@ -14,7 +14,7 @@ from ..bake import plain_copy
 from ..binarizable import BINARIZABLE
 from ..dtypes import float32_by_default
 from ..models import create_model
-from ..output_scale import layers_on_output, per_channel, put_scales_behind
+from ..output_scale import per_channel, put_scales_behind
 from ..parametrization import binary_layers, refuse_sharded
 from ..weights import forget
 from .images import ImageSpec
@@ -81,14 +81,15 @@ class Ticket:
         and where the architecture is not the model's.
         """
         refuse_sharded(model)
-        layers, on_output = {}, layers_on_output(model)
+        layers = {}
+        plain, on_output = plain_copy(model)
         forget(model)
         with torch.no_grad():
             for name, part, weight in binary_layers(model):
                 binary, alpha = part.scaled_binary(weight)
                 binary = binary.cpu().to(torch.int8).contiguous()
                 layers[name] = BinaryLayer(binary, alpha.detach().cpu(), "output" if name in on_output else "weight")
-        state = _state(plain_copy(model))
+        state = _state(plain)
         last = any(
             value.dim() == 4 and value.is_contiguous(memory_format=torch.channels_last) and not value.is_contiguous()
             for value in state.values()

@@ -51,6 +51,26 @@ def test_onnxruntime_gives_the_same_logits(tmp_path: Path, name: str, activation
         assert most_distinct(path) == 3
 
 
+def test_a_folded_binary_network_gives_the_very_logits_elsewhere(tmp_path: Path) -> None:
+    """From its first sign on it has whole numbers only, until the last scale."""
+    model: Any = create_model("conv4", seed=0, width=0.125, activations="clip")
+    model = binarize_weights(model[2:], "mpt-bihalf", 0.7, seed=0)
+    example = torch.zeros(2, 8, 32, 32)
+    x = torch.randn(20, *example.shape[1:], generator=torch.Generator().manual_seed(0))
+    for shift in (0.5, 0.2, -0.3):
+        model(x + shift)
+    model = bake_weights(model).eval()
+    folded, removed = fold(model, example)
+    assert removed.norms == 5
+    export_onnx(folded, example, tmp_path / "a.onnx")
+    export_torch(folded, example, tmp_path / "a.pt2")
+    with torch.no_grad():
+        expected = model(x)
+        assert torch.equal(torch.export.load(tmp_path / "a.pt2").module()(x), expected)
+    (logits,) = onnxruntime.InferenceSession(tmp_path / "a.onnx").run(["logits"], {"images": x.numpy()})
+    assert np.array_equal(logits, expected.numpy())
+
+
 def most_distinct(path: Path) -> int:
     """Distinct values in a filter of the graph's binary layers, at most."""
     graph = onnx.load(path).graph

@@ -18,6 +18,7 @@ from scipy.stats import bernoulli
 from torch import Tensor, nn
 
 from mpt_bihalf import METHODS, Method, bake_weights, binarize_weights, create_model
+from mpt_bihalf.activations import BinaryActivation
 from mpt_bihalf.data import evaluation_batches
 from mpt_bihalf.tickets import (
     BinaryLayer,
@@ -101,6 +102,74 @@ def test_every_method_round_trips_at_every_rate(tmp_path: Path, name: str, metho
 def test_networks_with_binary_activations_and_torchvisions_round_trip(tmp_path: Path, name: str) -> None:
     choices = {} if ":" in name else {"width": 0.25, "activations": "clip"}
     assert_round_trip(binarized(name, "mpt-bihalf", 0.7, **choices), tmp_path / "a", {"name": name, **choices})
+
+
+def version(path: Path) -> str:
+    with safetensors.safe_open(path, "pt") as file:
+        return str(file.metadata()["version"])
+
+
+def test_a_ticket_with_scales_on_outputs_is_of_version_2_and_any_other_of_version_1(tmp_path: Path) -> None:
+    path, x = tmp_path / "a", torch.randn(4, 3, 32, 32)
+    for activations, scale_on, expected in (("clip", "output", "2"), ("clip", "weight", "1"), ("real", "output", "1")):
+        architecture = {"name": "conv2", "width": 0.25, "activations": activations}
+        model = create_model(**architecture, seed=0)
+        binarize_weights(model, "mpt-bihalf", 0.5, seed=0, scale_on=scale_on).eval()
+        save_ticket(model, path, architecture)
+        assert version(path) == expected
+        for loaded in (load_ticket(path), load_ticket(path, into=create_model(**architecture, seed=1))):
+            assert torch.equal(loaded(x), model(x))
+        assert hasattr(loaded[-1], "scale") == (expected == "2")
+
+
+def test_a_scale_on_the_output_and_a_bias_round_trip_into_a_network_of_ones_own(tmp_path: Path) -> None:
+    def network(seed: int) -> nn.Module:
+        torch.manual_seed(seed)
+        layers = nn.Conv2d(3, 8, 3), BinaryActivation(), nn.MaxPool2d(2), nn.Conv2d(8, 4, 3), nn.PReLU(), nn.Flatten()
+        return nn.Sequential(*layers, BinaryActivation(), nn.Linear(16, 5))
+
+    path, x = tmp_path / "a", torch.randn(2, 3, 10, 10)
+    for method in ("irnet", "mpt-sign"):
+        model = binarize_weights(network(0), method, 0.5, seed=0).eval()
+        save_ticket(model, path)
+        loaded: Any = load_ticket(path, into=network(1))
+        assert torch.equal(loaded(x), model(x))
+        assert not loaded[7].layer.weight.requires_grad and loaded[7].scale.bias.requires_grad
+        assert torch.equal(ticket_weights(path)["7"].float(), loaded[7].layer.weight)
+    with one_line_error("'0' is no layer"):
+        resigned(path, lambda header, _: header.__setitem__("scale_on_output", ["0"]), path.read_bytes())
+        load_ticket(path, into=nn.Sequential(NotALayer(), *network(1)[1:]))
+
+
+class NotALayer(nn.Module):
+    """With the parameters of one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.ones(8, 3, 3, 3)), nn.Parameter(torch.ones(8))
+
+
+def test_a_header_of_another_version_than_it_says_is_refused(tmp_path: Path, ticket_bytes: bytes) -> None:
+    path = tmp_path / "forged"
+    for names in ([], ["3"], ["nothing"]):
+        resigned(path, lambda header, _, names=names: header.__setitem__("scale_on_output", names), ticket_bytes)
+        with one_line_error("of another version"):
+            read_ticket(path)
+    second = ticket_bytes.replace(b'"version":"1"', b'"version":"2"')
+    resigned(path, lambda header, _: None, second)
+    with one_line_error("of another version"):
+        read_ticket(path)
+    for names, message in ((["nothing"], "does not have"), ([["2"]], "none of a ticket"), (7, "none of a ticket")):
+        resigned(path, lambda header, _, names=names: header.__setitem__("scale_on_output", names), second)
+        with one_line_error(message):
+            read_ticket(path)
+
+    def each_weight(header: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+        header["scale_on_output"], tensors["alpha/2"] = ["2"], torch.ones(header["layers"]["2"][0])
+
+    resigned(path, each_weight, second)
+    with one_line_error("not one for each filter"):
+        read_ticket(path)
 
 
 def test_a_trained_conv4_at_90_percent_is_a_fiftieth_and_classifies_alike(

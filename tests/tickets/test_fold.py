@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from mpt_bihalf import bake_weights, binarize_weights, create_model
+from mpt_bihalf.activations import BinaryActivation
+from mpt_bihalf.output_scale import is_output_scale
 from mpt_bihalf.tickets import fold
 from tests.reference import one_line_error
 
@@ -125,10 +129,102 @@ def test_channels_of_a_residual_sum_stay() -> None:
         torch.testing.assert_close(folded(images()), model(images()), rtol=1e-10, atol=1e-12)
 
 
-def test_no_norm_that_a_sign_follows_is_folded() -> None:
+def test_a_norm_that_a_sign_follows_is_folded_only_behind_whole_numbers() -> None:
     model = plain("vgg_small", 0.5, "clip")
-    _, removed = fold(model, images(2))
+    folded, removed = fold(model, images(2))
+    assert removed.norms == 5  # all but that of the first layer, whose inputs are real
+    assert sum(isinstance(module, nn.BatchNorm2d) for module in folded.modules()) == 1
+    choices: dict[str, Any] = {"skip": ("first", "last"), "seed": 0, "scale_on": "weight"}
+    on_weights = binarize_weights(create_model("vgg_small", seed=0, width=0.125, activations="clip"), "sign", **choices)
+    _, removed = fold(lived_in(bake_weights(on_weights)), images(2))
     assert removed.norms == 0
+
+
+def of_both_signs(model: nn.Module) -> nn.Module:
+    """Batch norms that rise and fall, and some that are constant."""
+    for module in lived_in(model).modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            with torch.no_grad():
+                module.weight[::2] *= -1
+                module.weight[1::5] = 0
+                module.running_mean.mul_(10)
+    return model
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    ("name", "method", "rate"),
+    [("conv4", "bihalf", 0), ("conv4", "mpt-bihalf", 0.97), ("vgg16", "irnet", 0), ("vgg_small", "mpt-sign", 0.5)],
+)
+def test_scale_and_norm_become_a_threshold_that_changes_no_output(
+    name: str, method: str, rate: float, dtype: torch.dtype
+) -> None:
+    model = create_model(name, seed=0, width=0.25, activations="clip")
+    skip = () if name == "conv4" else ("first", "last")
+    binarize_weights(model, method, rate, skip=skip, seed=0, train_affine=True)
+    model = of_both_signs(bake_weights(model)).to(dtype)
+    x = images(64).to(dtype)
+    folded, removed = fold(model, x[:2])
+    assert removed.norms == sum(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules()) - 1
+    with torch.no_grad():
+        assert torch.equal(folded(x), model(x))
+    scales = [module for module in folded.modules() if is_output_scale(module)]
+    whole = [all((t == t.round()).all() for t in scale.state_dict().values()) for scale in scales]
+    assert whole.count(True) == removed.norms
+    for layout in (torch.channels_last, torch.contiguous_format):
+        with torch.no_grad():
+            assert torch.equal(folded.to(memory_format=layout)(x), folded(x))
+
+
+def test_a_threshold_lies_where_the_sign_turns() -> None:
+    """Against all sums that a filter of nine weights may have."""
+    g = torch.Generator().manual_seed(0)
+    layer = binarize_weights(nn.Sequential(BinaryActivation(), nn.Linear(9, 200)), "sign", seed=0)
+    model = nn.Sequential(*bake_weights(layer), nn.BatchNorm1d(200), BinaryActivation(), nn.Linear(200, 1)).eval()
+    norm: Any = model[2]
+    with torch.no_grad():
+        norm.weight.copy_(torch.randn(200, generator=g))
+        norm.bias.copy_(torch.randn(200, generator=g))
+        norm.bias[:50] = 0
+        norm.running_mean.copy_(2 * torch.randn(200, generator=g))
+        norm.running_mean[:20] = 0
+    folded, removed = fold(model, torch.randn(3, 9))
+    assert removed.norms == 1
+    signs = torch.cartesian_prod(*[torch.tensor([-1.0, 1.0])] * 9)
+    taken = nn.Sequential(*[m for m in folded.children()][:-1])
+    with torch.no_grad():
+        assert torch.equal(folded(signs), model(signs))
+        threshold = next(m for m in folded.modules() if is_output_scale(m))
+        layer_of = folded.get_submodule("1.layer")
+        assert torch.equal(threshold(layer_of(signs)) >= 0, norm(model[1](signs)) >= 0)
+    assert len(taken) >= 1
+
+
+def test_a_norm_behind_a_scale_is_folded_into_it() -> None:
+    layers = nn.Conv2d(3, 8, 3), BinaryActivation(), nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten()
+    torch.manual_seed(0)
+    model = binarize_weights(nn.Sequential(*layers, nn.Linear(8 * 16, 4)).double(), "sign", skip=["0", "6"], seed=0)
+    model = lived_in(bake_weights(model))
+    folded, removed = fold(model, images(2, 8))
+    assert removed.norms == 1
+    assert torch.equal(folded.get_submodule("2.layer").weight, model[2].layer.weight)
+    with torch.no_grad():
+        torch.testing.assert_close(folded(images(4, 8)), model(images(4, 8)), rtol=1e-12, atol=1e-12)
+
+
+def test_dead_filters_behind_a_scale_go() -> None:
+    """Their sign is that of their threshold, whatever the image."""
+    layers = nn.Linear(12, 8), BinaryActivation(), nn.Linear(8, 8), nn.BatchNorm1d(8), BinaryActivation()
+    torch.manual_seed(0)
+    model = binarize_weights(nn.Sequential(*layers, nn.Linear(8, 4)), "sign", skip=["0", "5"], seed=0)
+    model = lived_in(bake_weights(model)).float()
+    with torch.no_grad():
+        model[2].layer.weight[[1, 4]] = 0
+    x = torch.randn(20, 12)
+    folded, removed = fold(model, x[:2])
+    assert removed[:3] == (1, 2, 0)
+    with torch.no_grad():
+        torch.testing.assert_close(folded(x), model(x))
 
 
 def test_what_cannot_be_folded_is_refused_in_one_line() -> None:

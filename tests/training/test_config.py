@@ -57,6 +57,7 @@ DEPENDS = {
     "flip": ({}, "auto", "on"),
     "crop_padding": ({}, "auto", "on"),
     "compile": ({}, False, True),
+    "scale_on": ({"activations": "binary"}, "weight", "output"),
 }
 
 
