@@ -29,6 +29,7 @@ from mpt_bihalf.parametrization import binary_layers
 from mpt_bihalf.training.build import build_network, build_optimizer
 from mpt_bihalf.training.config import Run
 from mpt_bihalf.training.step import train_step
+from mpt_bihalf.weights import SCALE_ON
 
 CONTROL = "dense again"
 
@@ -41,6 +42,8 @@ class StepCost:
     """networks"""
     methods: list[str] = field(default_factory=lambda: [name for name in METHODS if name != "dense"])
     """methods"""
+    activations: str = "real"
+    """of the networks; with binary ones each method is timed with its scales on the outputs and on the weights"""
     prune_rate: float = 0.9
     """fraction pruned"""
     batch_size: int = 128
@@ -92,19 +95,28 @@ def main() -> None:
         last = x.contiguous(memory_format=torch.channels_last)
         tasks, methods_alone = {}, {}
         methods = [method for method in options.methods if method != "dense"]  # that one is there anyway
-        for method in ["dense", CONTROL, *methods]:
-            run = Run(model=name, method="dense" if method == CONTROL else method, prune_rate=options.prune_rate)
+        arms = {method: (method, "") for method in methods}
+        if options.activations != "real":
+            arms = {f"{method}, scale on {on}": (method, on) for method in methods for on in SCALE_ON}
+        for arm, (method, scale_on) in ({"dense": ("dense", ""), CONTROL: ("dense", "")} | arms).items():
+            run = Run(
+                model=name,
+                method=method,
+                prune_rate=options.prune_rate,
+                activations=options.activations,
+                scale_on=scale_on,
+            )
             model = build_network(run, 10, 3, 32)
             optimizer = build_optimizer(run, model)
-            tasks[method] = partial(train_step, model, optimizer, last, y)
-            methods_alone[method] = partial(alone, model, optimizer)
-            if options.plain and method in methods:
+            tasks[arm] = partial(train_step, model, optimizer, last, y)
+            methods_alone[arm] = partial(alone, model, optimizer)
+            if options.plain and arm in methods:
                 slow = plain(create_model(name, seed=0), method, options.prune_rate)
                 tasks["plain " + method] = partial(plain_step, slow, plain_optimizer(slow), x, y)
         seconds, dense = against(tasks.pop("dense"), tasks, options.rounds)
         typical = statistics.median(chain(*dense.values()))
         rows.append({"model": name, "method": "dense", "ms": 1000 * typical, "ratio to dense": 1.0})
-        for method in [CONTROL, *methods]:
+        for method in [CONTROL, *arms]:
             row: dict[str, object] = {
                 "model": name,
                 "method": method,
@@ -114,7 +126,7 @@ def main() -> None:
             if method != CONTROL:
                 own = methods_alone[method]()
                 row |= {"alone, ms": 1000 * own, "alone / dense": own / typical}
-            if options.plain and method != CONTROL:
+            if options.plain and method in methods:
                 row["plain, ratio to dense"] = median_ratio(seconds["plain " + method], dense["plain " + method])
             rows.append(row)
     show(rows, options.json)

@@ -87,7 +87,7 @@ def assert_near(one: dict[str, Tensor], other: dict[str, Tensor], bound: float) 
 
 
 def in_both_layouts(model: nn.Module, x: Tensor, y: Tensor) -> tuple[list[dict[str, Tensor]], bool]:
-    """Loss and gradients; and whether the first layer, of real inputs, rounds values to the same sides of -1, 0 and 1."""
+    """Loss and gradients; and whether the first layer, of real inputs, rounds to the same sides of -1, 0 and 1."""
     activation, sides, found = next(m for m in model.modules() if isinstance(m, BinaryActivation)), [], []
     activation.register_forward_hook(lambda m, args, s: sides.append(torch.stack([args[0] > t for t in (-1, 0, 1)])))
     for layout in (torch.contiguous_format, torch.channels_last):
