@@ -306,6 +306,9 @@ def _about(ticket: Ticket) -> list[str]:
     if ticket.architecture is not None:
         chosen = {name: value for name, value in ticket.architecture.items() if name != "name"}
         lines.append(f"network: {ticket.architecture['name']}, {', '.join(f'{n} {v}' for n, v in chosen.items())}")
+    on_output = [name for name, layer in ticket.layers.items() if layer.scale_on == "output"]
+    if on_output:
+        lines.append(f"scales: on the outputs of {', '.join(on_output)}")
     run, result = ticket.told("run"), ticket.told("result")
     if run:
         rate = run.get("prune_rate")

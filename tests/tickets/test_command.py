@@ -127,6 +127,14 @@ def test_show_tells_what_was_trained_and_where_the_bytes_are(ticket: Command, ma
     assert '"classes"' in ticket("show", made, "--json")
 
 
+def test_show_and_verify_know_of_scales_on_outputs(ticket: Command, tmp_path: Path) -> None:
+    architecture = {"name": "conv2", "width": 0.05, "activations": "clip"}
+    model = binarize_weights(create_model(**architecture, seed=0), "bihalf", seed=0)
+    write_ticket(Ticket.of(model, architecture), tmp_path / "a")
+    assert "\nscales: on the outputs of 3, 8, 11, 14\n" in ticket("show", tmp_path / "a")
+    assert "conv2 takes all of it" in ticket("verify", tmp_path / "a")
+
+
 def test_free_text_of_strangers_is_shown_in_plain_lines(ticket: Command, tmp_path: Path) -> None:
     name, text = tmp_path / "a", "\x1b[2Jgone\nresult: 100 %"
     model = binarize_weights(create_model("conv2", 5, width=0.05, seed=0), "bihalf", seed=0)
