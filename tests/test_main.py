@@ -78,7 +78,7 @@ BAD = {
     "--processes": [*WHOLE, "0", "2", "9" * 30],
     "--sync-bn": ["maybe", "2"],
     "--compile": ["maybe", "2"],
-    "--scale-on": NAMES,
+    "--scale-on": NAMES[1:],
     "--colour": ["red"],
     "--rates": ["0.5"],
     "--prune": ["0.5"],

@@ -101,9 +101,9 @@ def test_first_and_last_are_by_the_way_from_input_to_output(
 def test_attention_uses_the_weight_of_its_output_without_calling_that(batch_first: bool) -> None:
     attention = nn.MultiheadAttention(4, 2, batch_first=batch_first)
     seen = used(attention, (torch.randn(3, 2, 4),) * 3)
-    assert seen == (["out_proj"], ["out_proj"], ["out_proj"], [])
+    assert seen == (["out_proj"], ["out_proj"], ["out_proj"], [], [])
     block = nn.TransformerEncoderLayer(4, 2, 8, batch_first=batch_first)
-    assert used(block, torch.randn(3, 2, 4)) == (["self_attn.out_proj"], ["linear2"], list(layers_of(block)), [])
+    assert used(block, torch.randn(3, 2, 4)) == (["self_attn.out_proj"], ["linear2"], list(layers_of(block)), [], [])
 
 
 def test_two_inputs_each_have_a_first_layer() -> None:
@@ -170,7 +170,7 @@ CHANGED: list[Callable[[Any, Tensor], Tensor]] = [
 
 @pytest.mark.parametrize("index", range(len(AS_THEY_ARE)))
 def test_a_weight_in_any_layout_is_used_as_it_is(index: int) -> None:
-    assert alone(Own(AS_THEY_ARE[index])) == ([""], [""], [""], [])
+    assert alone(Own(AS_THEY_ARE[index])) == ([""], [""], [""], [], [])
 
 
 @pytest.mark.parametrize("index", range(len(CHANGED)))
@@ -183,7 +183,7 @@ def test_a_weight_of_which_something_is_made_is_changed(index: int) -> None:
     "layer", [nn.Conv1d(4, 6, 3), nn.Conv2d(4, 6, (3, 1), groups=2), nn.Conv3d(2, 3, 2), nn.Linear(3, 2)]
 )
 def test_every_kind_of_layer_is_tried_alone(layer: nn.Module) -> None:
-    assert alone(layer) == ([""], [""], [""], [])
+    assert alone(layer) == ([""], [""], [""], [], [])
 
 
 # No trace
