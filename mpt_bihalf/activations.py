@@ -25,7 +25,7 @@ def clip(g: Tensor, x: Tensor, progress: float) -> Tensor:
 
 def approx(g: Tensor, x: Tensor, progress: float) -> Tensor:
     """dL/dx = g (2 - 2 abs(x)) where abs(x) < 1, else 0: of a piecewise quadratic (Bi-Real net, Liu et al. 2018)."""
-    return x.abs().mul_(-2).add_(2).relu_().mul_(g)
+    return x.abs().mul_(-2).add_(2).relu_() * g
 
 
 @dataclass(frozen=True)

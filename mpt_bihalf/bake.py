@@ -21,8 +21,8 @@ Model = TypeVar("Model", bound=nn.Module)
 def bake_weights(model: Model) -> Model:
     """A plain copy of a binarized model: its weights are alpha * B, and it gives the same outputs to the last bit.
 
-    A layer whose scale is on its output becomes a `Sequential` of `layer`, whose weight is B, and `scale`, which
-    multiplies by alpha and adds the bias.
+    A layer whose scale is on its output holds B, and what it gives goes through its `output_scale`, which multiplies by
+    alpha and adds the bias.
 
     Binary weights are frozen in it. What the method froze beside them, biases and norms, is trainable again, and all
     else as it was. Real-valued weights under a fixed mask (`fix_masks`) are those in use, 0 where pruned. Nothing of
@@ -56,7 +56,7 @@ def plain_copy(model: Model) -> tuple[Model, dict[str, Tensor]]:
             for layer in layers
         }
         on_output = [(name, part, w) for name, part, w in named if is_on_output(baked.get_submodule(name))]
-        scales = {name: part.scaled_binary(latent)[1] for name, part, latent in on_output}
+        scales = {name: part.scaled_binary(latent)[1].abs() for name, part, latent in on_output}
     for layer, weight in [(layer, used[id(_latent(layer))]) for layer in layers]:
         # deepcopy shares the class that torch made for the parametrized layer, and removal edits the class.
         parametrized = type(layer)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import operator
 import warnings
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -18,20 +18,34 @@ from torch.nn import functional as F
 
 from .activations import BinaryActivation
 from .binarizable import as_torch_has_it
-from .usage import Usage
+from .devices import HOST, random_state_kept
+from .usage import META, Usage, copied
 
 SIGNS = frozenset((torch.sign, torch.sgn, "sign", "sgn"))
 KEEP_SIGNS = frozenset(
     (nn.Identity, nn.Flatten, nn.Unflatten, nn.ChannelShuffle, nn.PixelShuffle, nn.PixelUnshuffle)
     + (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)
     + (nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d)
-    + (F.max_pool1d, F.max_pool2d, F.max_pool3d)
+    + (F.max_pool1d, F.max_pool2d, F.max_pool3d, torch.max_pool1d, torch.max_pool2d, torch.max_pool3d)
     + (F.adaptive_max_pool1d, F.adaptive_max_pool2d, F.adaptive_max_pool3d)
     + (F.channel_shuffle, F.pixel_shuffle, F.pixel_unshuffle, torch.channel_shuffle)
-    + (torch.flatten, torch.reshape, torch.permute, torch.transpose, torch.squeeze, torch.unsqueeze)
-    + (torch.cat, torch.concat, torch.stack, torch.chunk, torch.split, torch.clone, operator.getitem)
-    + ("flatten", "reshape", "view", "permute", "transpose", "squeeze", "unsqueeze", "expand", "repeat", "unflatten")
-    + ("contiguous", "clone", "chunk", "split", "detach", "float", "double", "half", "to")
+    + (torch.flatten, torch.reshape, torch.permute, torch.transpose, torch.swapaxes, torch.movedim, torch.t)
+    + (torch.squeeze, torch.unsqueeze, torch.flip, torch.roll, torch.clone, torch.index_select)
+    + (torch.cat, torch.concat, torch.stack, torch.chunk, torch.split, operator.getitem)
+    + (
+        "flatten",
+        "reshape",
+        "reshape_as",
+        "view",
+        "view_as",
+        "unflatten",
+        "permute",
+        "transpose",
+        "swapaxes",
+        "movedim",
+    )
+    + ("t", "T", "mT", "squeeze", "unsqueeze", "expand", "expand_as", "repeat", "flip", "roll", "index_select")
+    + ("contiguous", "clone", "chunk", "split", "unbind", "detach", "float", "double", "half", "to", "type_as")
 )
 MEANS = frozenset(
     (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)
@@ -39,6 +53,7 @@ MEANS = frozenset(
     + (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d, torch.mean, "mean")
     + (F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d)
 )
+ALTERING = frozenset((operator.setitem, *(getattr(operator, f"i{name}") for name in ("add", "sub", "mul", "truediv"))))
 
 
 class ScaleStays(UserWarning):
@@ -73,7 +88,10 @@ class _Tracer(fx.Tracer):
 
 def _traced(model: nn.Module, layers: Mapping[str, nn.Module]) -> set[str]:
     try:
-        graph = _Tracer(layers.values()).trace(model)
+        with random_state_kept(HOST):
+            copy = copied(model, META)  # lest the trace be seen in the model: its forward pass is run on stand-ins
+            names = {copy.get_submodule(name): name for name in layers}
+            graph = _Tracer(names).trace(copy)
     except Exception as fault:  # whatever the network's own code raises when it is given a stand-in for values
         reason = str(fault).strip().partition("\n")[0]
         warnings.warn(
@@ -83,28 +101,60 @@ def _traced(model: nn.Module, layers: Mapping[str, nn.Module]) -> set[str]:
             stacklevel=4,
         )
         return set()
-    names = {layer: name for name, layer in layers.items()}
-    return {names[layer] for layer in fed_by_signs(graph, model, KEEP_SIGNS | MEANS) if layer in names}
+    return {names[layer] for layer in fed_by_signs(graph, copy, means=True) if layer in names}
 
 
-def fed_by_signs(graph: fx.Graph, root: nn.Module, keep: Set[Any] = KEEP_SIGNS) -> set[nn.Module]:
+def fed_by_signs(graph: fx.Graph, root: nn.Module, means: bool = False) -> set[nn.Module]:
     """The modules of a traced network that each call gives signs, and whose tensors nothing else uses.
 
-    keep: modules, functions and methods that may stand between.
+    means: means of signs do too, and what a `BinaryActivation` gives that has a forward pass of its own.
     """
-    signs: set[fx.Node] = set()
-    fed: dict[nn.Module, bool] = {}
+    keep = KEEP_SIGNS | MEANS if means else KEEP_SIGNS
+    made_of: dict[fx.Node, set[fx.Node]] = {}  # for what is signs, the activations that they come from
+    fed: dict[nn.Module, set[fx.Node] | None] = {}
+    altered: set[fx.Node] = set()
     for node in graph.nodes:
-        given = node.all_input_nodes
-        all_signs = bool(given) and signs.issuperset(given)
+        given = _given(node)
+        sources = set().union(*(made_of.get(one, set()) for one in given)) if made_of.keys() >= given else None
         operation: Any = node.target
         if node.op == "call_module":
-            module = root.get_submodule(str(node.target))
-            fed[module] = fed.get(module, True) and all_signs
-            operation = BinaryActivation if isinstance(module, BinaryActivation) else type(module)
+            operation = root.get_submodule(str(node.target))
+            before = fed.get(operation, set())
+            fed[operation] = None if before is None or not sources else before | sources
         elif node.op == "get_attr":
-            owner = root.get_submodule(str(node.target).rpartition(".")[0])
-            fed[owner] = False
-        if operation is BinaryActivation or operation in SIGNS or (all_signs and operation in keep):
-            signs.add(node)
-    return {module for module, always in fed.items() if always}
+            fed[root.get_submodule(str(node.target).rpartition(".")[0])] = None
+        if _alters(node, operation):
+            altered |= set().union(*(made_of.get(one, set()) for one in node.all_input_nodes))
+        elif _makes_signs(operation, means):
+            made_of[node] = {node}
+        elif sources and _kind(node, operation) in keep:
+            made_of[node] = sources
+    return {module for module, sources in fed.items() if sources and not sources & altered}
+
+
+def _given(node: fx.Node) -> set[fx.Node]:
+    """What the node works on, be it one value or several; not the sizes and indices beside it."""
+    if node.op == "call_module" or not node.args:
+        return set(node.all_input_nodes)
+    first = node.args[0]
+    return {one for one in (first if isinstance(first, list | tuple) else [first]) if isinstance(one, fx.Node)}
+
+
+def _kind(node: fx.Node, operation: Any) -> Any:
+    if node.op == "call_module":
+        return type(operation)
+    return node.args[1] if operation is getattr else operation
+
+
+def _makes_signs(operation: Any, means: bool) -> bool:
+    if isinstance(operation, BinaryActivation):
+        return means or type(operation).forward is BinaryActivation.forward
+    return not isinstance(operation, nn.Module) and operation in SIGNS
+
+
+def _alters(node: fx.Node, operation: Any) -> bool:
+    """Whether the node may write into what it is given."""
+    name = getattr(operation, "__name__", operation if isinstance(operation, str) else "")
+    in_place = name.endswith("_") and not name.endswith("__")
+    written = node.kwargs.get("inplace") or "out" in node.kwargs or getattr(operation, "inplace", False)
+    return bool(in_place or written) or (not isinstance(operation, nn.Module) and operation in ALTERING)

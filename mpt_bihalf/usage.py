@@ -33,9 +33,10 @@ OPERATORS = frozenset(
 COPIES = frozenset(("clone", "_to_copy"))
 # What gives signs, and what gives signs, or means of some, where it is given signs; views are in the same memory.
 SIGNS = frozenset(("sign", "sgn"))
+SEVERAL = ("cat", "stack")
 KEEP_SIGNS = COPIES | frozenset(
     ("max_pool1d", "max_pool2d_with_indices", "max_pool3d_with_indices", "adaptive_max_pool2d", "adaptive_max_pool3d")
-    + ("cat", "stack", "repeat", "index_select", "channel_shuffle", "native_channel_shuffle")
+    + (*SEVERAL, "repeat", "index_select", "channel_shuffle", "native_channel_shuffle")
     + ("pixel_shuffle", "pixel_unshuffle", "flip", "roll")
     + ("avg_pool1d", "avg_pool2d", "avg_pool3d", "_adaptive_avg_pool2d", "_adaptive_avg_pool3d", "mean")
 )
@@ -168,7 +169,8 @@ class _Watch(TorchDispatchMode):
         for _, trace in given:
             for used in trace.weights if trace.weights.isdisjoint(self._called[-1:]) else ():
                 self._judge(used, False)
-        signs = name in SIGNS or (name in KEEP_SIGNS and all(trace.signs for _, trace in given))
+        of = given if name in SEVERAL else given[:1]
+        signs = name in SIGNS or (name in KEEP_SIGNS and all(trace.signs for _, trace in of))
         if name in OPERATORS and weights:
             self._apply(given, weights, layers, from_input)
             layers, weights = layers | weights, set()
@@ -218,10 +220,7 @@ def _run(model: nn.Module, layers: Mapping[str, nn.Module], arguments: Any, devi
         # Torch's attention layers are to make a call for each weight, not one for all.
         after.callback(torch.backends.mha.set_fastpath_enabled, torch.backends.mha.get_fastpath_enabled())
         torch.backends.mha.set_fastpath_enabled(False)
-        memo: dict[int, Any] = {}
-        for module in model.modules():
-            _memorise(module, device, memo)
-        copy = deepcopy(model, memo).eval()
+        copy = copied(model, device)
         arguments = deepcopy(arguments, {id(t): _copy(t, device) for t in _tensors(arguments)})
         watch = _Watch({name: copy.get_submodule(name) for name in layers}, arguments)
         for module in copy.modules():
@@ -230,6 +229,14 @@ def _run(model: nn.Module, layers: Mapping[str, nn.Module], arguments: Any, devi
         with device or nullcontext(), watch:
             copy(**arguments) if isinstance(arguments, dict) else copy(*arguments)
     return watch.usage()
+
+
+def copied(model: nn.Module, device: torch.device | None) -> nn.Module:
+    """A copy in evaluation mode, without hooks, its tensors on this device; None: where they are."""
+    memo: dict[int, Any] = {}
+    for module in model.modules():
+        _memorise(module, device, memo)
+    return deepcopy(model, memo).eval()
 
 
 def _memorise(module: nn.Module, device: torch.device | None, memo: dict[int, Any]) -> None:

@@ -20,7 +20,7 @@ from .gradients import LATENT_GRADIENTS, SCORE_GRADIENTS, Gradient
 from .initialise import INITS, draw_latent, draw_scores
 from .masks import SCOPES, MaskRule, check_places, edge_popup, refuse_empty
 from .methods import Method, find_method
-from .output_scale import put_on_output
+from .output_scale import put_on_output, take_scales_off
 from .parametrization import BinaryWeight, binary_layers, binary_parts, one_pass, refuse_nan, refuse_sharded
 from .ranking import GlobalRanking
 from .real_valued import warn_of_real_matrices
@@ -125,6 +125,7 @@ def binarize_weights(
     to_output = scale_on == "output" and method.binarizer is not None
     fed = layers_with_binary_input(model, layers, use) if to_output else set()
 
+    take_scales_off(model, layers)  # of a model that was baked
     generator = torch.default_generator if seed is None else torch.Generator().manual_seed(seed)
     for weight in weights.values():
         _begin(weight, method, init, 1.0 if method.mask is None else float(kept), generator)

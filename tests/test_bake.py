@@ -61,18 +61,20 @@ def test_a_baked_layer_and_its_scale_are_torchs_own(tmp_path: Path) -> None:
     model = nn.Sequential(BinaryActivation(), nn.Conv2d(4, 6, 3))
     baked = bake_weights(binarize_weights(model, "mpt-bihalf", 0.5, seed=0)).eval()
     x = torch.randn(2, 4, 7, 7)
-    pair = baked[1]
-    assert [type(module).__module__.partition(".")[0] for module in pair.modules()] == ["torch"] * 3
+    layer = baked[1]
+    assert [type(module).__module__.partition(".")[0] for module in layer.modules()] == ["torch"] * 2
     s = torch.where(x >= 0, 1.0, -1.0)
-    torch.save((pair, s, pair(s).detach()), tmp_path / "pair.pt")
+    torch.save((layer, s, layer(s).detach()), tmp_path / "layer.pt")
     program = (
-        "import sys, torch; pair, s, y = torch.load(sys.argv[1], weights_only=False)\n"
-        "assert torch.equal(pair(s), y) and 'mpt_bihalf' not in sys.modules\n"
-        "torch.export.export(pair, (s,)); torch.jit.script(pair)"
+        "import sys, torch; layer, s, y = torch.load(sys.argv[1], weights_only=False)\n"
+        "assert torch.equal(layer(s), y) and 'mpt_bihalf' not in sys.modules\n"
+        "with torch.no_grad(): layer.output_scale.alpha.mul_(2); layer.output_scale.bias.mul_(2)\n"
+        "assert torch.equal(layer(s), 2 * y)\n"
+        "torch.export.export(layer, (s,)); torch.jit.trace(layer, (s,))"
     )
-    done = subprocess.run([sys.executable, "-c", program, str(tmp_path / "pair.pt")], capture_output=True, check=False)
+    done = subprocess.run([sys.executable, "-c", program, str(tmp_path / "layer.pt")], capture_output=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert is_output_scale(pickle.loads(pickle.dumps(pair)).scale)
+    assert is_output_scale(pickle.loads(pickle.dumps(layer)).output_scale)
 
 
 def test_a_method_that_trains_weights_trains_those_of_a_baked_model() -> None:

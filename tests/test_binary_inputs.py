@@ -80,6 +80,9 @@ KEPT = {
     "torch.cat": lambda s: torch.cat([s[:, :3], s[:, 3:]], 1),
     "halves": lambda s: torch.cat(s.chunk(2, 1)[::-1], 1),
     "torch.sign": lambda s: (s * 0.3).sign(),
+    "flattened by its size": lambda s: s.view(s.size(0), 4, 2).reshape(s.shape[0], -1).view_as(s),
+    "moved": lambda s: s.movedim(1, 0).swapaxes(0, 1).flip(1).roll(1, 1).mT.mT,
+    "picked": lambda s: s.index_select(1, torch.arange(8)),
 }
 LOST = {
     "a sum": lambda s: s + s,
@@ -218,6 +221,28 @@ def test_a_network_that_cannot_be_traced_keeps_its_scales_and_says_so() -> None:
         assert scales_of(model) == {"layer": "output"}
         assert scales_of(binarize_weights(Branching(), "sign", seed=0, scale_on="weight")) == {"layer": "weight"}
         binarize_weights(Branching(), "dense", seed=0)
+
+
+def test_the_trace_of_a_model_leaves_nothing_in_it() -> None:
+    class Keeps(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.sign, self.layer, self.seen, self.calls = BinaryActivation(), nn.Linear(4, 4), [], 0
+            self.register_buffer("mean", torch.ones(()))
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls += 1
+            self.mean.mul_(0.9)
+            self.seen.append(x)
+            return self.layer(self.sign(x + torch.rand(4)))
+
+    model, state = Keeps(), torch.random.get_rng_state()
+    hooked: list[Any] = []
+    model.layer.register_forward_hook(lambda *told: hooked.append(told))
+    assert layers_with_binary_input(model, layers_of(model), None) == {"layer"}
+    assert (model.seen, model.calls, float(model.mean), hooked) == ([], 0, 1, [])
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert model.training
 
 
 def test_a_model_is_left_as_it_was_by_the_look_at_it() -> None:

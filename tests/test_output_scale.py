@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 
 from mpt_bihalf import METHODS, bake_weights, binarize_weights, binary_layers, binary_weights, create_model
 from mpt_bihalf.activations import BinaryActivation
-from mpt_bihalf.output_scale import is_on_output, output_scale, put_scales_behind, split
+from mpt_bihalf.output_scale import is_on_output, output_scale, put_scales_behind, split, take_scales_off
 from mpt_bihalf.parametrization import binary_parts
 
 BINARY = [method for method in METHODS if method != "dense"]
@@ -40,7 +40,7 @@ class Sums(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        if func in (torch.convolution, F.linear, F.conv2d):
+        if func in (F.linear, F.conv2d):
             self.found.append(result.detach().clone())
         return result
 
@@ -67,9 +67,9 @@ def test_of_a_baked_layer_a_hook_sees_the_whole_number(name: str, method: str) -
     baked, found = bake_weights(model), []
     for layer, part, _ in binary_layers(model):
         if part.scale_on == "output":
-            pair: Any = baked.get_submodule(layer)
-            pair.layer.register_forward_hook(lambda module, args, z: found.append(z))
-            assert set(pair.layer.weight.unique().tolist()) <= {-1.0, 0.0, 1.0}
+            plain: Any = baked.get_submodule(layer)
+            plain.register_forward_hook(lambda module, args, z: found.append(z), prepend=True)
+            assert set(plain.weight.unique().tolist()) <= {-1.0, 0.0, 1.0}
     assert torch.equal(baked(x), model(x))
     assert found and all((z == z.round()).all() for z in found)
 
@@ -356,7 +356,7 @@ def test_layers_that_share_a_weight_bake_as_they_are() -> None:
     baked: Any = bake_weights(model)
     assert torch.equal(baked(x), model(x))
     assert baked.again is baked.one
-    assert baked.one.layer.weight is baked.other.layer.weight
+    assert baked.one.weight is baked.other.weight
 
 
 @contextmanager
@@ -377,22 +377,107 @@ def test_hooks_see_a_layers_output_in_training_and_baked() -> None:
     assert all(torch.equal(of_hook, y) for of_hook in seen)
 
 
-def test_a_pair_is_the_layer_that_was_there() -> None:
+def test_a_scale_is_put_behind_a_layer_and_taken_off() -> None:
     layer, x = nn.Conv2d(3, 4, 3), torch.randn(2, 3, 5, 5)
-    model = nn.Sequential(layer, nn.ReLU())
-    holder = [layer]
+    model, bias = nn.Sequential(layer, nn.ReLU()), layer.bias
     with torch.no_grad():
         layer.weight.sign_()
         expected = F.conv2d(x, layer.weight * 0.5, layer.bias)
     put_scales_behind(model, {"0": torch.tensor(0.5)})
-    assert holder[0] is model[0]
-    torch.testing.assert_close(holder[0](x), expected)
-    assert [name for name, _ in model.named_parameters()] == ["0.layer.weight", "0.scale.bias"]
-    assert [name for name, _ in model.named_buffers()] == ["0.scale.alpha"]
+    torch.testing.assert_close(layer(x), expected)
+    assert [name for name, _ in model.named_parameters()] == ["0.weight", "0.output_scale.bias"]
+    assert [name for name, _ in model.named_buffers()] == ["0.output_scale.alpha"]
+    assert layer.output_scale.bias is bias
+    take_scales_off(model, ["0", "1"])
+    assert layer.bias is bias
+    assert not layer._forward_hooks and not [*layer.children()]
+    torch.testing.assert_close(layer(x), expected)
+
+
+def test_what_is_baked_is_binarized_again_from_its_weights_in_use() -> None:
+    _, model = pair(lambda: nn.Linear(12, 5), "bihalf")
+    x = torch.randn(6, 12, dtype=torch.float64)
+    again = binarize_weights(bake_weights(model), "sign", init="keep", scale=a_layer(0.25))
+    expected = {name: 0.25 * bits for name, bits in binary_weights(model).items()}
+    torch.testing.assert_close(again[1].weight, expected["1"])
+    torch.testing.assert_close(again(x), F.linear(model[0](x), expected["1"], model[1].bias))
+
+
+def test_a_network_that_looks_at_its_own_layers_bakes() -> None:
+    class Looks(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.sign, self.fc = BinaryActivation(), nn.Linear(12, 5)
+            self.fc.gain = nn.Parameter(torch.tensor(2.0))
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.sign(x).view(-1, self.fc.in_features).to(self.fc.weight.dtype)
+            layers = [module for module in self.children() if isinstance(module, nn.Linear)]
+            return layers[0](input=x) * layers[0].gain
+
+    model = binarize_weights(Looks(), "sign", seed=0, scale=a_layer(0.3), example=torch.zeros(4, 3, 4))
+    assert is_on_output(model.fc)
+    x = torch.randn(2, 3, 4)
+    baked = bake_weights(model)
+    assert torch.equal(baked(x), model(x))
+    assert [name for name, _ in baked.named_parameters()] == ["fc.weight", "fc.gain", "fc.output_scale.bias"]
+
+
+def test_layers_that_share_a_bias_share_it_baked() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(BinaryActivation(), nn.Linear(6, 6), BinaryActivation(), nn.Linear(6, 6))
+    model[3].bias = model[1].bias
+    baked: Any = bake_weights(binarize_weights(model, "sign", seed=0))
+    assert baked[1].output_scale.bias is baked[3].output_scale.bias
+    assert torch.equal(baked(torch.ones(2, 6)), model(torch.ones(2, 6)))
+
+
+def test_a_bias_that_is_computed_keeps_the_scale_on_the_weight() -> None:
+    class Halved(nn.Module):
+        def forward(self, bias: Tensor) -> Tensor:
+            return bias / 2
+
+    one, other = pair(lambda: nn.Linear(12, 5), "sign")
+    for model in (one, other):
+        parametrize.register_parametrization(model[1], "bias", Halved())
+    assert not is_on_output(other[1])
+    x = torch.randn(6, 12, dtype=torch.float64)
+    assert torch.equal(other(x), one(x))
+    assert torch.equal(bake_weights(other)(x), other(x))
+
+
+@pytest.mark.parametrize("setting", ["stride", "padding", "dilation"])
+def test_a_number_may_stand_for_all_dimensions(setting: str) -> None:
+    one, other = pair(lambda: nn.Conv2d(4, 6, 3), "sign")
+    for model in (one, other):
+        setattr(model[1], setting, 2)
+    assert_alike(one, other, torch.randn(2, 4, 9, 9, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_convolutions_in_mixed_precision(dtype: torch.dtype) -> None:
+    model = network("conv2", "bihalf")
+    x, y = images(count=4)
+    with torch.autocast("cpu", dtype):
+        logits = model(x)
+        F.cross_entropy(logits.float(), y).backward()
+    assert logits.dtype == dtype
+    assert all(p.grad.dtype == torch.float32 and p.grad.isfinite().all() for p in model.parameters())
+    with Sums() as sums, torch.autocast("cpu", dtype):
+        model(x)
+    assert [torch.equal(z, z.round()) for z in sums.found] == [False, *[True] * 4]
+
+
+def test_a_scale_below_zero_is_one_of_the_other_sign() -> None:
+    model = binarize_weights(nn.Sequential(BinaryActivation(), nn.Linear(12, 5)), "sign", seed=0, scale=a_layer(-0.3))
+    x = torch.randn(6, 12)
+    torch.testing.assert_close(bake_weights(model)(x), model(x))
+    torch.testing.assert_close(model(x), F.linear(model[0](x), model[1].weight, model[1].bias))
 
 
 def test_an_output_scale_keeps_the_dtype() -> None:
-    scale = output_scale(torch.tensor([0.5, 2]), torch.tensor([1.0, 0]), torch.ones(2, 3, 1, 1))
+    shift = nn.Parameter(torch.tensor([1.0, 0]))
+    scale = output_scale(torch.tensor([0.5, 2]), shift, torch.ones(2, 3, 1, 1), hook=False)
     z = torch.ones(1, 2, 1, 1)
     for dtype in (torch.bfloat16, torch.float32, torch.float64):
         y = scale(z.to(dtype))

@@ -28,7 +28,7 @@ from ..activations import BinaryActivation
 from ..batch_norm import SyncBatchNorm
 from ..binarizable import BINARIZABLE
 from ..binary_inputs import fed_by_signs
-from ..output_scale import is_output_scale, output_scale, per_channel
+from ..output_scale import bias_of, is_output_scale, output_scale, per_channel, remove_scale, scale_behind
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, SyncBatchNorm)
 NOTHING = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)  # in evaluation
@@ -84,7 +84,7 @@ def fold(model: nn.Module, example: Tensor) -> tuple[nn.Module, Removed]:
 
 class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        whole = isinstance(m, (BinaryActivation, SyncBatchNorm)) or is_output_scale(m)
+        whole = isinstance(m, (BinaryActivation, SyncBatchNorm)) or scale_behind(m) is not None
         return whole or super().is_leaf_module(m, module_qualified_name)
 
 
@@ -109,6 +109,7 @@ def _traced(model: nn.Module, example: Tensor) -> fx.GraphModule:
     except Exception as fault:  # whatever the network's own code raises when it is given a stand-in for values
         raise ValueError(f"torch.fx cannot trace {name}, so it cannot be folded: {_first_line(fault)}") from fault
     network = fx.GraphModule(tracer.root, graph, name)
+    _part_scales(network)
     try:
         _Shapes(network).run(example)
     except (RuntimeError, ValueError, TypeError, AssertionError) as fault:
@@ -117,6 +118,19 @@ def _traced(model: nn.Module, example: Tensor) -> fx.GraphModule:
         if _is(network, node, NOTHING):
             _skip(node)
     return network
+
+
+def _part_scales(network: fx.GraphModule) -> None:
+    """Make a node of its own of each scale behind a layer."""
+    scales = {module: remove_scale(module) for module in list(network.modules()) if scale_behind(module) is not None}
+    for node in list(network.graph.nodes):
+        layer = _operation(network, node)
+        if node.op == "call_module" and layer in scales:
+            place, scale = f"{node.target}_scale", scales[layer]
+            network.add_submodule(place, output_scale(scale.alpha, bias_of(scale), layer.weight, hook=False))
+            with network.graph.inserting_after(node):
+                node.replace_all_uses_with(scaled := network.graph.call_module(place, ()))
+            scaled.args = (node,)
 
 
 def _first_line(fault: Exception) -> str:
@@ -193,9 +207,9 @@ def _fold_norms(network: fx.GraphModule) -> int:
             weight, bias = fuse_conv_bn_weights(layer.weight, layer.bias, *statistics)
             layer.weight, layer.bias = weight, bias.requires_grad_()
         else:
-            alpha, shift = scale.alpha.flatten(), scale.bias.flatten() if hasattr(scale, "bias") else None
-            alpha, shift = fuse_conv_bn_weights(alpha[:, None], shift, *statistics)
-            network.set_submodule(str(source.target), output_scale(alpha, shift, scale.alpha[:, None]))
+            alpha, shift = fuse_conv_bn_weights(scale.alpha.reshape(-1, 1), bias_of(scale), *statistics)
+            alone = output_scale(alpha, shift, scale.alpha[:, None], hook=False)
+            network.set_submodule(str(source.target), alone)
         _skip(node)
         folded += 1
     return folded
@@ -216,10 +230,11 @@ def _fold_thresholds(network: fx.GraphModule) -> int:
         layer = layers.at(before[0]) if scale is not None and len(source.users) == 1 else None
         if layer is None or layer.bias is not None or layer not in whole:
             continue
-        if layer.weight.flatten(1).abs().sum(1).max() > 1 / torch.finfo(layer.weight.dtype).eps:
-            continue  # such sums are rounded
-        threshold = _threshold(layer.weight, nn.Sequential(scale, norm))
-        network.set_submodule(str(node.target), output_scale(*threshold, layer.weight))
+        size = layer.weight.abs()
+        if (size != size.sign()).any() or size.flatten(1).sum(1).max() > 1 / torch.finfo(size.dtype).eps:
+            continue  # its sums are not whole, or rounded
+        direction, shift = _threshold(layer.weight, nn.Sequential(scale, norm))
+        network.set_submodule(str(node.target), output_scale(direction, nn.Parameter(shift), layer.weight, hook=False))
         _skip(source)
         folded += 1
     return folded

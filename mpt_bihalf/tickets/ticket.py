@@ -14,7 +14,7 @@ from ..bake import plain_copy
 from ..binarizable import BINARIZABLE
 from ..dtypes import float32_by_default
 from ..models import create_model
-from ..output_scale import per_channel, put_scales_behind
+from ..output_scale import BEHIND, per_channel, put_scales_behind, take_scales_off
 from ..parametrization import binary_layers, refuse_sharded
 from ..weights import forget
 from .images import ImageSpec
@@ -89,6 +89,7 @@ class Ticket:
                 binary, alpha = part.scaled_binary(weight)
                 binary = binary.cpu().to(torch.int8).contiguous()
                 layers[name] = BinaryLayer(binary, alpha.detach().cpu(), "output" if name in on_output else "weight")
+        take_scales_off(plain, [name for name, _ in plain.named_modules()])  # of layers baked before
         state = _state(plain)
         last = any(
             value.dim() == 4 and value.is_contiguous(memory_format=torch.channels_last) and not value.is_contiguous()
@@ -106,18 +107,18 @@ class Ticket:
 
     def state_dict(self) -> dict[str, Tensor]:
         """The state of the plain network, as `bake_weights` would leave it, in tensors of its own."""
-        state, scales = self._state_before_scales(), self._scales()
-        for name, alpha in scales.items():
-            weight = state.pop(weight_of(name))
+        state = self._state_before_scales()
+        for name, alpha in self._scales().items():
             bias = state.pop(f"{name}.bias", None)
-            state |= {f"{name}.layer.weight": weight, f"{name}.scale.alpha": per_channel(alpha, weight).clone()}
-            state |= {} if bias is None else {f"{name}.scale.bias": per_channel(bias, weight).clone()}
+            state |= {} if bias is None else {f"{name}.{BEHIND}.bias": bias}
+            state[f"{name}.{BEHIND}.alpha"] = per_channel(alpha, state[weight_of(name)]).clone()
         return state
 
     def _scales(self) -> dict[str, Tensor]:
         """alpha of the layers that have it on their output, by name, further names of their weights too."""
         names = {weight_of(name): name for name in self.layers}
-        names |= {name: names[earlier] for name, earlier in self.shared.items() if earlier in names}
+        further = {name: earlier for name, earlier in self.shared.items() if name.endswith(".weight")}
+        names |= {name: names[earlier] for name, earlier in further.items() if earlier in names}
         first = {weight.removesuffix(".weight"): self.layers[name] for weight, name in names.items()}
         return {name: layer.alpha for name, layer in first.items() if layer.scale_on == "output"}
 

@@ -119,7 +119,7 @@ def test_a_ticket_with_scales_on_outputs_is_of_version_2_and_any_other_of_versio
         assert version(path) == expected
         for loaded in (load_ticket(path), load_ticket(path, into=create_model(**architecture, seed=1))):
             assert torch.equal(loaded(x), model(x))
-        assert hasattr(loaded[-1], "scale") == (expected == "2")
+        assert hasattr(loaded[-1], "output_scale") == (expected == "2")
 
 
 def test_a_scale_on_the_output_and_a_bias_round_trip_into_a_network_of_ones_own(tmp_path: Path) -> None:
@@ -134,8 +134,8 @@ def test_a_scale_on_the_output_and_a_bias_round_trip_into_a_network_of_ones_own(
         save_ticket(model, path)
         loaded: Any = load_ticket(path, into=network(1))
         assert torch.equal(loaded(x), model(x))
-        assert not loaded[7].layer.weight.requires_grad and loaded[7].scale.bias.requires_grad
-        assert torch.equal(ticket_weights(path)["7"].float(), loaded[7].layer.weight)
+        assert not loaded[7].weight.requires_grad and loaded[7].output_scale.bias.requires_grad
+        assert torch.equal(ticket_weights(path)["7"].float(), loaded[7].weight)
     with one_line_error("'0' is no layer"):
         resigned(path, lambda header, _: header.__setitem__("scale_on_output", ["0"]), path.read_bytes())
         load_ticket(path, into=nn.Sequential(NotALayer(), *network(1)[1:]))

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from mpt_bihalf import bake_weights, binarize_weights, create_model
 from mpt_bihalf.activations import BinaryActivation
-from mpt_bihalf.output_scale import is_output_scale
+from mpt_bihalf.output_scale import is_output_scale, put_scales_behind, scale_behind
 from mpt_bihalf.tickets import fold
 from tests.reference import one_line_error
 
@@ -191,13 +191,51 @@ def test_a_threshold_lies_where_the_sign_turns() -> None:
     folded, removed = fold(model, torch.randn(3, 9))
     assert removed.norms == 1
     signs = torch.cartesian_prod(*[torch.tensor([-1.0, 1.0])] * 9)
-    taken = nn.Sequential(*[m for m in folded.children()][:-1])
     with torch.no_grad():
         assert torch.equal(folded(signs), model(signs))
         threshold = next(m for m in folded.modules() if is_output_scale(m))
-        layer_of = folded.get_submodule("1.layer")
+        layer_of = folded.get_submodule("1")
         assert torch.equal(threshold(layer_of(signs)) >= 0, norm(model[1](signs)) >= 0)
-    assert len(taken) >= 1
+
+
+def test_no_threshold_is_made_of_sums_that_are_not_whole() -> None:
+    class Scaling(BinaryActivation):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) * 0.37
+
+    class Altering(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return nn.functional.leaky_relu(x, 0.3, inplace=True)
+
+    class Aside(nn.Module):
+        """Whose signs are written over, though the value of that is not what goes on."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.sign = BinaryActivation()
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.sign(x)
+            x.mul_(0.3)
+            return x
+
+    x = torch.randn(50, 12)
+    kinds = {"scaling": Scaling(), "altering": nn.Sequential(BinaryActivation(), Altering()), "aside": Aside()}
+    for kind, activation in {"whole": BinaryActivation(), "trained": BinaryActivation(), **kinds}.items():
+        torch.manual_seed(0)
+        rest = nn.Linear(12, 8), nn.BatchNorm1d(8), BinaryActivation(), nn.Linear(8, 4)
+        model = nn.Sequential(nn.Linear(12, 12), activation, *rest)
+        binarize_weights(model, "sign", skip=["0", "5"], seed=0, example=x)
+        model = lived_in(bake_weights(model)).float()
+        if scale_behind(model[2]) is None:  # as if signs had fed it
+            put_scales_behind(model, {"2": torch.tensor(0.3)})
+        with torch.no_grad():
+            model[2].weight.sign_()
+            if kind == "trained":
+                model[2].weight.mul_(torch.rand(8, 12))
+            folded, removed = fold(model, x[:2])
+            assert removed.norms == (1 if kind == "whole" else 0), kind
+            assert torch.equal(folded(x), model(x)), kind
 
 
 def test_a_norm_behind_a_scale_is_folded_into_it() -> None:
@@ -207,7 +245,7 @@ def test_a_norm_behind_a_scale_is_folded_into_it() -> None:
     model = lived_in(bake_weights(model))
     folded, removed = fold(model, images(2, 8))
     assert removed.norms == 1
-    assert torch.equal(folded.get_submodule("2.layer").weight, model[2].layer.weight)
+    assert torch.equal(folded.get_submodule("2").weight, model[2].weight)
     with torch.no_grad():
         torch.testing.assert_close(folded(images(4, 8)), model(images(4, 8)), rtol=1e-12, atol=1e-12)
 
@@ -219,7 +257,7 @@ def test_dead_filters_behind_a_scale_go() -> None:
     model = binarize_weights(nn.Sequential(*layers, nn.Linear(8, 4)), "sign", skip=["0", "5"], seed=0)
     model = lived_in(bake_weights(model)).float()
     with torch.no_grad():
-        model[2].layer.weight[[1, 4]] = 0
+        model[2].weight[[1, 4]] = 0
     x = torch.randn(20, 12)
     folded, removed = fold(model, x[:2])
     assert removed[:3] == (1, 2, 0)
