@@ -151,12 +151,15 @@ def put_scales_behind(model: nn.Module, scales: Mapping[str, Tensor]) -> None:
 
 def take_scales_off(model: nn.Module, names: Iterable[str]) -> None:
     """The inverse of `put_scales_behind`, in place, of those of these layers that have a scale."""
+    alphas = {}
     for layer in {model.get_submodule(name) for name in names}:
         scale = remove_scale(layer)
         if scale is not None:
             weight = cast(nn.Parameter, layer.weight)
-            weight.data = weight.detach() * scale.alpha.reshape(-1, *[1] * (weight.dim() - 1))
+            alphas[weight] = scale.alpha.reshape(-1, *[1] * (weight.dim() - 1))  # once, if layers share it
             layer._parameters["bias"] = bias_of(scale)
+    for weight, alpha in alphas.items():
+        weight.data = weight.detach() * alpha
 
 
 def bias_of(scale: fx.GraphModule) -> nn.Parameter | None:

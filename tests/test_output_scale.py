@@ -357,6 +357,8 @@ def test_layers_that_share_a_weight_bake_as_they_are() -> None:
     assert torch.equal(baked(x), model(x))
     assert baked.again is baked.one
     assert baked.one.weight is baked.other.weight
+    take_scales_off(baked, ["one", "other", "again"])
+    torch.testing.assert_close(baked(x), model(x))
 
 
 @contextmanager

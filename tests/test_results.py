@@ -24,6 +24,7 @@ TABLES: dict[str, tuple[list[str], list[str], int]] = {
     "pruning_ablation": (["method", "prune_rate", "scope"], ["scale", "score_gradient"], 1),
     "learning_rates": (["method", "prune_rate"], ["lr"], 2),
     "latent_gradients": (["method", "latent_gradient"], [], 2),
+    "scale_on": (["model", "method"], ["scale_on"], 2),
 }
 
 Cells = dict[tuple[str, ...], str]
@@ -115,6 +116,42 @@ def test_bold_is_what_chance_does_not_explain(folder: str) -> None:
         assert f"{bound:.2f} points" in " ".join(section.split())
     if folder == "pruning_ablation":
         assert max(difference for difference, _ in best.values()) < 1
+
+
+def test_where_the_scale_is_makes_no_difference_that_shows() -> None:
+    frame = records("scale_on").pivot(index=["model", "method", "seed"], columns="scale_on", values="test_top1")
+    apart = frame["output"] - frame["weight"]
+    by_arm = apart.groupby(["model", "method"])
+    p = {arm: ttest_1samp(trials, 0).pvalue for arm, trials in by_arm}
+    lowest = min(p, key=p.__getitem__)
+    assert lowest == ("conv4", "mpt-sign") and 8 * p[lowest] > 0.05
+    assert f"it is {-by_arm.mean()[lowest]:.2f} behind, p = {p[lowest]:.3f}, of eight such tests" in TEXT
+    for model, told in (("conv4", "Conv4"), ("resnet18", "ResNet-18")):
+        of_model = apart[model]
+        mean, of_seeds = of_model.mean(), ttest_1samp(of_model.groupby("seed").mean(), 0).pvalue
+        assert f"{mean:+.2f} points in {told} (p = {of_seeds:.2f} by seeds)" in TEXT
+    assert f"ahead in {(apart > 0).sum()} of {len(apart)} pairs" in TEXT
+
+
+def test_the_table_of_rounding_is_that_of_its_file() -> None:
+    section = (RESULTS / "README.md").read_text().split("\n## scale_on:")[1].split("\n## ")[0]
+    lines = [line for line in section.splitlines() if line.startswith("| ") and "%" in line][-16:]
+    told = [[cell.strip() for cell in line.strip("| ").split(" | ")] for line in lines]
+    rows = json.loads((RESULTS / "scale_on" / "rounding.json").read_text())["rows"]
+    assert len(told) == len(rows) == 16
+    for cells, row in zip(told, rows, strict=True):
+        model, method, scale_on, *figures = row.values()
+        zeros, noise, *apart = figures
+        shown = [
+            f"{value:.0f} %" if value >= 1 else f"{value:.1g} %" if value else "0 %"
+            for value in apart_in_percent(apart)
+        ]
+        assert cells == [model, method, scale_on, f"{zeros:.1f} %", f"{noise:.0f} %", *shown]
+
+
+def apart_in_percent(figures: list[float]) -> list[float]:
+    """Of the gradients a share, of B percent, in float32 and in float64."""
+    return [100 * value if index % 2 == 0 else value for index, value in enumerate(figures)]
 
 
 def test_the_first_page_shows_rows_of_the_first_table() -> None:

@@ -292,11 +292,7 @@ class _Link:
             _select(operation, ("weight", "bias", "running_mean", "running_var"), channels)
             operation.num_features = int(channels.sum())
         if is_output_scale(operation):
-            _select(
-                operation,
-                tuple(name for name, _ in (*operation.named_parameters(), *operation.named_buffers())),
-                channels,
-            )
+            _select(operation, (*operation._parameters, *operation._buffers), channels)
         return channels.repeat_interleave(self.positions)
 
 

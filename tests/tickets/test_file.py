@@ -141,6 +141,20 @@ def test_a_scale_on_the_output_and_a_bias_round_trip_into_a_network_of_ones_own(
         load_ticket(path, into=nn.Sequential(NotALayer(), *network(1)[1:]))
 
 
+def test_a_baked_network_has_a_ticket_too(tmp_path: Path) -> None:
+    architecture = {"name": "conv2", "width": 0.25, "activations": "clip"}
+    model = binarize_weights(create_model(**architecture, seed=0), "bihalf", seed=0, scale=lambda layer, mask: HALF)
+    baked, x = bake_weights(model).eval(), torch.randn(4, 3, 32, 32)
+    before = baked(x)
+    save_ticket(baked, tmp_path / "a", architecture)
+    assert version(tmp_path / "a") == "1"  # all is real-valued in it
+    assert torch.equal(load_ticket(tmp_path / "a")(x), before)
+    assert torch.equal(baked(x), before)
+
+
+HALF = torch.tensor(0.5)
+
+
 class NotALayer(nn.Module):
     """With the parameters of one."""
 
