@@ -120,7 +120,9 @@ def a_filter(layer: Any, mask: Tensor | None) -> Tensor:
     return (2.0**-powers).to(weight.dtype).view(-1, *[1] * (weight.dim() - 1))
 
 
-@pytest.mark.parametrize(("dtype", "digits"), [(torch.float32, 6), (torch.float64, 12)])
+@pytest.mark.parametrize(
+    ("dtype", "digits"), [pytest.param(torch.float32, 6, marks=pytest.mark.slow), (torch.float64, 12)]
+)
 def test_no_scale_before_a_batch_norm_does_anything(dtype: torch.dtype, digits: int) -> None:
     """As the loss does not hang on it (eps aside), and `scaled` steps of W neither."""
     found = []

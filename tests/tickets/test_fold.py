@@ -151,7 +151,7 @@ def of_both_signs(model: nn.Module) -> nn.Module:
     return model
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.float64, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     ("name", "method", "rate"),
     [("conv4", "bihalf", 0), ("conv4", "mpt-bihalf", 0.97), ("vgg16", "irnet", 0), ("vgg_small", "mpt-sign", 0.5)],
