@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .devices import autocast, has_sync_batch_norm
+from .images_last import BatchNorm2d
 
 
 class SyncBatchNorm(_BatchNorm):
@@ -68,7 +69,7 @@ class _Mean(torch.autograd.Function):
 def synchronise_batch_norm(model: nn.Module) -> None:
     """Let every batch norm of `model` look at the batches of all processes, in place; its state keeps its names."""
     for module in model.modules():
-        if type(module) in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d):
+        if type(module) in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, BatchNorm2d):
             device = next(iter(module.state_dict().values()), torch.empty(0)).device
             module.__class__ = nn.SyncBatchNorm if has_sync_batch_norm(device) else SyncBatchNorm
             module.process_group = None  # type: ignore[assignment]

@@ -24,7 +24,7 @@ from .devices import host_reads_free
 # One is built for each, as an installation may be moved: torch says what this machine can run.
 FLAVOURS = {"AVX512": ("avx512", "avx2", "any"), "AVX2": ("avx2", "any")}
 
-SOURCE = Path(__file__).with_name("kernels.cpp")
+SOURCES = [Path(__file__).with_name(name) for name in ("kernels.cpp", "sparse.cpp")]
 
 HINT = 3  # numbers that say where to look in a row: a middle, a half width, how far that middle is from the last cut
 
@@ -45,7 +45,7 @@ def compiled() -> ctypes.CDLL | None:
 
 def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
     library.mpt_source.restype = ctypes.c_uint32
-    if library.mpt_source() != zlib.crc32(SOURCE.read_bytes()):
+    if library.mpt_source() != zlib.crc32(b"".join(source.read_bytes() for source in SOURCES)):
         warnings.warn("the compiled loops are not those of this source and are not used: install again", stacklevel=2)
         raise OSError
     pointer, count = ctypes.c_void_p, ctypes.c_int64
@@ -72,12 +72,12 @@ def suit(*tensors: Tensor | None) -> bool:
             and _has_memory(tensor)
         ):
             return False
-    return not _recorded()
+    return not recorded()
 
 
 def plain(tensor: Tensor) -> bool:
     """Whether this is a tensor with memory of its own, whose use no graph records; not one of vmap's or a trace's."""
-    return _has_memory(tensor) and not _recorded()
+    return _has_memory(tensor) and not recorded()
 
 
 def _has_memory(tensor: Tensor) -> bool:
@@ -90,7 +90,7 @@ def _has_memory(tensor: Tensor) -> bool:
     )
 
 
-def _recorded() -> bool:
+def recorded() -> bool:
     """Whether operations are recorded as a graph, which would not see what is written without torch."""
     return torch.jit.is_tracing() or torch.compiler.is_compiling() or by_proxies()
 

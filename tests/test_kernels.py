@@ -242,9 +242,9 @@ def test_a_model_can_come_back_from_another_device() -> None:
 def test_loops_built_from_another_source_are_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if kernels.compiled() is None:
         pytest.skip("no compiled loops here")
-    changed = tmp_path / "kernels.cpp"
-    changed.write_bytes(kernels.SOURCE.read_bytes() + b"\n")
-    monkeypatch.setattr(kernels, "SOURCE", changed)
+    changed = tmp_path / "sparse.cpp"
+    changed.write_bytes(kernels.SOURCES[1].read_bytes() + b"\n")
+    monkeypatch.setattr(kernels, "SOURCES", [kernels.SOURCES[0], changed])
     kernels.compiled.cache_clear()
     try:
         with pytest.warns(UserWarning, match="install again"):
