@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .binarizers import BINARIZERS as BINARIZERS
     from .bop import Bop as Bop
     from .bop import parameter_groups as parameter_groups
+    from .compute import set_compute as set_compute
     from .given_masks import fix_masks as fix_masks
     from .given_masks import start_scores as start_scores
     from .gradients import LATENT_GRADIENTS as LATENT_GRADIENTS
@@ -50,6 +51,7 @@ _HOMES = {
     "binarizers": ["BINARIZERS"],
     "bop": ["Bop", "parameter_groups"],
     "given_masks": ["fix_masks", "start_scores"],
+    "compute": ["set_compute"],
     "gradients": ["LATENT_GRADIENTS", "SCORE_GRADIENTS", "Ede"],
     "masks": ["MASKS", "global_score_masks", "score_mask"],
     "methods": ["METHODS", "Method"],

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from .affine import affine_parameters
+from .compute import torchs_modules
 from .given_masks import has_fixed_mask
 from .output_scale import is_on_output, put_scales_behind
 from .parametrization import binary_parts, is_binarized, one_pass, refuse_nan
@@ -20,6 +21,8 @@ Model = TypeVar("Model", bound=nn.Module)
 
 def bake_weights(model: Model) -> Model:
     """A plain copy of a binarized model: its weights are alpha * B, and it gives the same outputs to the last bit.
+
+    Those of a model that computes densely: of one under `set_compute(model, "sparse")` but for rounding.
 
     A layer whose scale is on its output holds B, and what it gives goes through its `output_scale`, which multiplies by
     alpha and adds the bias.
@@ -67,6 +70,7 @@ def plain_copy(model: Model) -> tuple[Model, dict[str, Tensor]]:
             if name != "weight":
                 layer._parameters[name] = layer._parameters.pop(name)
     _forget_passes(baked)
+    torchs_modules(baked)
     if any(part.freezes_affine for part in parts):
         before = {parameter for part in parts for parameter in part.frozen_before}
         for parameter in affine_parameters(baked, binarized):

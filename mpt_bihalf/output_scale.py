@@ -83,15 +83,20 @@ class _OnOutput(torch.autograd.Function):
         return (*(None if g is None else g.to(to.dtype) for g, to in zip(found, (x, weight), strict=True)), None)
 
 
-def _linear(self: nn.Linear, input: Tensor) -> Tensor:
-    weight = self.weight
+def linear_pass(self: nn.Linear, input: Tensor) -> Tensor:
+    return linear(self, input, self.weight)
+
+
+def linear(self: nn.Linear, input: Tensor, weight: Tensor) -> Tensor:
+    """What a linear layer gives with this weight in use, its scale being where it is."""
     if not is_on_output(self):
         return F.linear(input, weight, self.bias)
     y = _scaled(input[None] if input.dim() == 1 else input, weight, self.bias, None)
     return y[0] if input.dim() == 1 else y
 
 
-def _convolution(self: Any, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def convolution(self: Any, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """What a convolution gives with this weight in use, its scale being where it is."""
     if not is_on_output(self):
         return cast(Tensor, _torch_class(self)._conv_forward(self, input, weight, bias))
     x, padding = input, self.padding
@@ -121,9 +126,9 @@ def put_on_output(layer: nn.Module, part: BinaryWeight) -> None:
     part.scale_on, part.has_binary_input = "output", True
     kind: Any = type(layer)  # which torch made for this layer alone
     if isinstance(layer, nn.Linear):
-        kind.forward = _linear
+        kind.forward = linear_pass
     else:
-        kind._conv_forward = _convolution
+        kind._conv_forward = convolution
 
 
 def is_on_output(layer: nn.Module) -> bool:

@@ -47,6 +47,8 @@ class BinaryWeight(nn.Module):
     scale_on: `weight`, or `output` where alpha multiplies what the layer gives with B (`output_scale`); the weight in
     use reads alpha * B either way. has_binary_input: whether a binary activation feeds the layer, so that it may be.
 
+    compute: `dense` or `sparse`, how the layer computes (`compute.set_compute`).
+
     What it keeps from pass to pass, to save time: `selections`, `frozen`, `ranking` (see `layer.Layer`).
     """
 
@@ -60,6 +62,7 @@ class BinaryWeight(nn.Module):
         self.together: Sequence[BinaryWeight] = ()
         self.index = 0
         self.scale_on, self.has_binary_input = "weight", False
+        self.compute = "dense"
         self.shares_scores = False  # with the part of a layer before
         self.freezes_affine = False  # whether biases and norms were frozen with W
         self.frozen_before: list[nn.Parameter] = []  # which biases and norms the user had frozen before

@@ -78,6 +78,8 @@ def save_ticket(
 def load_ticket(path: Path | str, into: Model | None = None) -> nn.Module:
     """The plain network of a ticket, in evaluation mode, with the outputs of the trained one to the last bit.
 
+    Of one that computed sparsely but for rounding.
+
     into: a plain network of the user's own, which is given the ticket's state and returned; without it the network is
     made from its name. Binary weights are frozen (`requires_grad` is False), so that fine-tuning leaves them binary.
     All else is trainable; in a network of the user's own it stays trainable or frozen, as it was.
