@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from mpt_bihalf import MODELS
+from mpt_bihalf import MODELS, kernels
 from mpt_bihalf.__main__ import main
 from mpt_bihalf.endings import run_command
 from mpt_bihalf.models.design import Network
@@ -79,6 +79,7 @@ BAD = {
     "--sync-bn": ["maybe", "2"],
     "--compile": ["maybe", "2"],
     "--scale-on": NAMES[1:],
+    "--compute": NAMES,
     "--colour": ["red"],
     "--rates": ["0.5"],
     "--prune": ["0.5"],
@@ -158,6 +159,30 @@ def test_where_torch_cannot_compile_nothing_is_begun(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--precision", "bf16"], "compute sparse is in float32 and not compiled"),
+        (["--compile"], "compute sparse is in float32 and not compiled"),
+        ([], "compute sparse needs a processor with AVX2 and the compiled loops (install again with a C++ compiler)"),
+    ],
+)
+def test_where_sparse_compute_cannot_be_nothing_is_begun(
+    options: list[str],
+    told: str,
+    tmp_path: Path,
+    command: Callable[..., int],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(kernels, "compiled", lambda: None)
+    assert command("train", *VALID, *options, "--compute", "sparse", "--out", str(tmp_path / "out")) == 2
+    err = capsys.readouterr().err
+    assert_one_line(err)
+    assert told in err
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("place", ["file", "file/below", "/proc/nowhere", "/dev/null/x", "a\0b", "n" * 300, ""])
 def test_an_output_folder_that_cannot_be_made_ends_in_one_line(
     place: str,
@@ -199,7 +224,7 @@ class Training:
         settings: dict[str, Any] = {"epochs": 3, "batch_size": 32, "lr": 0.05, "device": "cpu", "threads": 1, **fields}
         settings["width"] = 0.25
         options = [text for name, value in settings.items() for text in (f"--{name.replace('_', '-')}", str(value))]
-        self.run, self.place = Run(**settings), place
+        self.run, self.place = Run(**settings).resolved(), place
         self.folder = place / "out" / self.run.name
         self.checkpoint = self.folder / "checkpoint.pt"
         self.command = ["mpt_bihalf", "train", *options, "--out", str(place / "out")]
@@ -342,7 +367,7 @@ def test_status_and_report_of_a_real_sweep(
     tmp_path: Path, told: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    run = Run(method="mpt-sign", epochs=2, width=0.1, device="cpu", threads=1)
+    run = Run(method="mpt-sign", epochs=2, width=0.1, device="cpu", threads=1).resolved()
     write_plan(tmp_path, [run, replace(run, seed=1)], ["python", "sweep.py"])
     train(run, tmp_path / "runs" / run.name)
     top1 = json.loads((tmp_path / "runs" / run.name / "result.json").read_text())["test_top1"]
@@ -353,7 +378,7 @@ def test_status_and_report_of_a_real_sweep(
 
 
 def test_status_is_drawn_again_until_the_sweep_is_done(tmp_path: Path) -> None:
-    run = Run(method="mpt-sign", epochs=1, width=0.1, device="cpu", threads=1)
+    run = Run(method="mpt-sign", epochs=1, width=0.1, device="cpu", threads=1).resolved()
     write_plan(tmp_path, [run])
     watching = Program(tmp_path, "mpt_bihalf", "status", str(tmp_path), "--watch", "0.1")
     wait_for(lambda: "0 done, 1 missing" in watching.out.read_text())
@@ -364,7 +389,7 @@ def test_status_is_drawn_again_until_the_sweep_is_done(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("signum", "status"), [(signal.SIGINT, 0), (signal.SIGTERM, 143)])
 def test_an_interrupt_ends_looking_and_termination_is_told(tmp_path: Path, signum: int, status: int) -> None:
-    write_plan(tmp_path, [Run(method="mpt-sign", epochs=1, device="cpu", threads=1)])
+    write_plan(tmp_path, [Run(method="mpt-sign", epochs=1, device="cpu", threads=1).resolved()])
     watching = Program(tmp_path, "mpt_bihalf", "status", str(tmp_path), "--watch")
     wait_for(lambda: "missing" in watching.out.read_text())
     os.kill(watching.process.pid, signum)
@@ -397,7 +422,7 @@ def test_a_sweep_that_cannot_be_shown_ends_in_one_line(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").write_text("mine")
-    run = Run(device="cpu", threads=1)
+    run = Run(device="cpu", threads=1).resolved()
     folder = tmp_path / "sweep" / "runs" / run.name
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(asdict(run)))
@@ -411,7 +436,7 @@ def test_a_sweep_that_cannot_be_shown_ends_in_one_line(
 def test_a_run_that_another_process_does_is_left_to_it(
     tmp_path: Path, command: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = Run(epochs=1, device="cpu", threads=1)
+    run = Run(epochs=1, device="cpu", threads=1).resolved()
     with claimed(tmp_path / run.name):
         assert command("train", *VALID, "--out", str(tmp_path)) == 2
     assert capsys.readouterr().err == f"error: another process is doing this run: {tmp_path / run.name}\n"

@@ -19,13 +19,13 @@ from .resnet20 import resnet20
 from .shufflenet import shufflenet
 
 MODELS: dict[str, Network] = {
-    **{f"conv{depth}": Network(conv_network(depth), skip=()) for depth in (2, 4, 6, 8)},
-    "resnet18": Network(resnet((2, 2, 2, 2))),
-    "resnet34": Network(resnet((3, 4, 6, 3))),
+    **{f"conv{depth}": Network(conv_network(depth), skip=(), sparse_from=0.5) for depth in (2, 4, 6, 8)},
+    "resnet18": Network(resnet((2, 2, 2, 2)), sparse_from=0.5),
+    "resnet34": Network(resnet((3, 4, 6, 3)), sparse_from=0.5),
     "wide_resnet34": Network(resnet((3, 4, 6, 3), widths=(64, 192, 384, 768))),
     "wide_resnet50": Network(resnet((3, 4, 6, 3), inner=2)),
-    "resnet20": Network(resnet20),
-    "vgg_small": Network(vgg.vgg(vgg.SMALL, bias=False, average=False)),
+    "resnet20": Network(resnet20, sparse_from=0.9),
+    "vgg_small": Network(vgg.vgg(vgg.SMALL, bias=False, average=False), sparse_from=0.5),
     "vgg16": Network(vgg.vgg(vgg.SIXTEEN, bias=True, average=True)),
     "inception_v3": Network(inception_v3),
     "shufflenet": Network(shufflenet),

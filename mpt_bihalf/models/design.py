@@ -48,8 +48,11 @@ class Network(NamedTuple):
     """An entry of `MODELS`: how the network is built, and which of its layers stay real-valued by default.
 
     image_size: one that suits it, in pixels, for where that of the data is not known.
+    sparse_from: the pruning rate from which it is the faster for computing by what its weights keep, as measured; 1:
+        none is known.
     """
 
     build: Callable[[Design], nn.Module]
     skip: tuple[str, ...] = ("first", "last", "downsample")
     image_size: int = 64
+    sparse_from: float = 1.0

@@ -19,6 +19,8 @@ from ..training.config import WHERE
 SETTING = tuple(field.name for field in fields(Run) if field.name not in ("seed", *WHERE))
 # Fields that stand in a title by their value alone, and each in tables of its own.
 LEADING = ("model", "data", "method")
+# Fields that follow from the others and from the machine, where nothing else is said.
+FOLLOWS = ("compute",)
 # What `summarise_trials` adds.
 SUMMARY = ("mean", "std", "finished", "diverged", "trials")
 # A planned run that has no result yet has this in the place of a record's status.
@@ -96,13 +98,19 @@ def varied_fields(frame: pd.DataFrame) -> list[str]:
     """The fields of a setting, of those that the frame has, that were varied.
 
     Network, data and method were if there are several; another field if one method has several values of it, as
-    methods differ by themselves in, say, their scale.
+    methods differ by themselves in, say, their scale. What follows from other fields was varied only if it has several
+    values where those have one.
     """
     leading = [name for name in LEADING if name in frame and frame[name].nunique() > 1]
     others = [name for name in SETTING if name in frame and name not in LEADING]
     methods = frame["method"] if "method" in frame else pd.Series("", index=frame.index)
     several = frame.groupby(methods, sort=False)[others].nunique(dropna=False) > 1 if others else pd.DataFrame()
-    return leading + [name for name in others if several[name].any()]
+    varied = [name for name in others if several[name].any()]
+    for name in set(FOLLOWS).intersection(varied):
+        rest = [other for other in frame if other in SETTING and other != name]
+        if frame.groupby(rest, sort=False, dropna=False)[name].nunique().max() == 1:
+            varied.remove(name)
+    return leading + varied
 
 
 def split_settings(summary: pd.DataFrame, view: View = PRUNING) -> list[tuple[str, pd.DataFrame]]:

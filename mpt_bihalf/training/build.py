@@ -10,8 +10,10 @@ import torch
 from torch import nn
 from torch.optim import SGD, Adam, Optimizer
 
+from .. import sparse
 from ..activations import EdeActivation, Estimator
 from ..bop import Bop, parameter_groups
+from ..compute import set_compute
 from ..data import Dataset
 from ..devices import fused_optimizers
 from ..dtypes import float32_by_default
@@ -38,6 +40,14 @@ def check_compiles(run: Run) -> None:
     except Exception as fault:
         reason = next(line for line in f"{fault}\n{type(fault).__name__}".splitlines() if line.strip())
         raise ValueError(f"torch.compile does not work here ({reason}): leave compile out") from fault
+
+
+def check_computes(run: Run) -> None:
+    """Raise ValueError where it is not decided how layers compute, or where they cannot compute so here."""
+    if run.compute == "auto":
+        raise ValueError("compute is auto: Run.resolved decides it for this machine")
+    if run.compute == "sparse" and not sparse.available(run.device):
+        raise ValueError(sparse.why_not(run.device))
 
 
 def compiled(run: Run, model: nn.Module) -> nn.Module:
@@ -73,7 +83,7 @@ def build_network(run: Run, num_classes: int, in_channels: int, image_size: int)
     image = torch.empty(1, in_channels, image_size, image_size, device="meta") if by_use else None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", StaysReal)
-        return binarize_weights(
+        model = binarize_weights(
             model,
             run.method,
             run.prune_rate,
@@ -91,6 +101,7 @@ def build_network(run: Run, num_classes: int, in_channels: int, image_size: int)
             allow_empty=True,
             example=image,
         )
+    return set_compute(model, "sparse") if run.compute == "sparse" else model
 
 
 def build_optimizer(run: Run, model: nn.Module) -> Optimizer | None:

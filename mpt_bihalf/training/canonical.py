@@ -9,6 +9,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from ..activations import ACTIVATION_GRADIENTS
+from ..compute import COMPUTE
 from ..counts import fraction_within
 from ..data import check_name, own_augmentation
 from ..files import expanded
@@ -39,6 +40,7 @@ def check(run: Run) -> None:
         ("scale_on", ["", *SCALE_ON]),
         ("latent_gradient", ["", *LATENT_GRADIENTS]),
         ("score_gradient", ["", *SCORE_GRADIENTS]),
+        ("compute", ["auto", *COMPUTE]),
         ("optimizer", ["sgd", "adam"]),
         ("schedule", ["cosine", "step", "constant"]),
         ("precision", ["fp32", "bf16", "fp16"]),
@@ -77,6 +79,8 @@ def check(run: Run) -> None:
         raise ValueError(f"width must lie in (0, 64], not {run.width}")
     if not 0 <= run.bop_gamma <= 1:
         raise ValueError(f"bop_gamma must lie in [0, 1], not {run.bop_gamma}")
+    if run.compute == "sparse" and (run.precision != "fp32" or run.compile):
+        raise ValueError("compute sparse is in float32 and not compiled: leave precision and compile, or compute, out")
     if run.method == "bop" and run.optimizer != "sgd":
         raise ValueError("bop flips its binary weights and trains the rest by sgd: leave --optimizer at sgd")
     if not 0 <= run.momentum < 1:
@@ -130,6 +134,10 @@ def canonical(run: Run) -> dict[str, Any]:
         found["latent_gradient"] = "scaled"
     real = method.binarizer is None or found["activations"] == "real"
     found["scale_on"] = "weight" if real else run.scale_on or "output"
+    pruned = 0.0 if method.mask is None else run.prune_rate
+    slower = pruned < find_network(run.model).sparse_from
+    if method.binarizer is None or (run.compute == "auto" and (slower or run.precision != "fp32" or run.compile)):
+        found["compute"] = "dense"
     if method.binarizer is None:
         found |= {"scale": own["scale"], "skip": (), "latent_gradient": "scaled"}
     if run.optimizer != "sgd":

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, fields, replace
 from sys import float_info
 from typing import Any, Literal
 
+from .. import sparse
 from ..data import short_data
 from ..devices import check_shared, pick_device
 from ..distributed import launched
@@ -36,6 +37,7 @@ ADDED = {
     "crop_padding": "auto",
     "compile": False,
     "scale_on": "weight",
+    "compute": "dense",
 }
 
 
@@ -131,6 +133,10 @@ class Run:
     fp32 either way"""
     compile: bool = False
     """compile the training step (torch.compile), which rounds otherwise; masks and signs are decided as ever"""
+    compute: str = "auto"
+    """how layers compute: sparse, by what their weights keep, faster the more are pruned, on a CPU with AVX2; dense, as
+    torch does; or auto, which is sparse where this machine can, at pruning rates at which this is faster with the
+    network. Sums round otherwise, in an order that depends on neither threads nor processor"""
     threads: int = 0
     """CPU threads of each process; 0: one a core, the cores divided among the processes of this machine"""
     processes: int = 1
@@ -156,10 +162,10 @@ class Run:
         return flip, crop
 
     def resolved(self, here: bool = True) -> Run:
-        """The run with this machine's device and thread count in the place of `auto` and 0, as its hash needs them.
+        """The run with this machine's device, compute and thread count for `auto` and 0, as its hash needs them.
 
-        And with the processes that torchrun has started, if it has. ValueError for a device that is not here, unless
-        the run is to be done elsewhere, and for another number of processes.
+        And with the processes that torchrun has started, if it has. ValueError for a device that is not here or a
+        compute that it has not got, unless the run is to be done elsewhere, and for another number of processes.
         """
         launch = launched()
         device = str(pick_device(self.device)) if here or self.device == "auto" else self.device
@@ -170,9 +176,12 @@ class Run:
             )
         if launch.processes > 1:
             check_shared(device, launch.local_processes)
+        if self.compute == "sparse" and here and not sparse.available(device):
+            raise ValueError(sparse.why_not(device))
         return replace(
             self,
             device=device,
+            compute=self.compute if self.compute != "auto" else "sparse" if sparse.available(device) else "dense",
             threads=self.threads or cores_for(1),
             processes=launch.processes,
             sync_bn=self.sync_bn and launch.processes > 1,

@@ -16,7 +16,7 @@ from ..devices import keep_freed_memory, reproducible_kernels
 from ..distributed import PartFailed, Team, launched, together
 from ..parametrization import find_nan
 from ..signals import Stopped, say_also, stop_when_asked
-from .build import build, check_begins, check_compiles, check_fits, check_network, compiled
+from .build import build, check_begins, check_compiles, check_computes, check_fits, check_network, compiled
 from .checkpoint import State, load_checkpoint
 from .config import Run
 from .progress import Progress, Tell, telling
@@ -80,6 +80,7 @@ def prepare(run: Run, dataset: Dataset | None = None) -> Dataset:
     reproducible_kernels()
     keep_freed_memory()
     check_compiles(run)
+    check_computes(run)
     check_network(run)
     dataset = (dataset or load_run_data(run)).to(torch.device(run.device)).decoded_by(decoders(run))
     check_fits(run, dataset)

@@ -96,8 +96,8 @@ def test_a_tuning_of_too_many_runs_is_refused_likewise() -> None:
         options.tuning_runs()
 
 
-# The names of all runs of the recipes, quick and paper, by their SHA-256: what is done under them is found again. Those
-# of 1/1 networks are of before scales moved to outputs, and have these names with scale_on="weight".
+# The names of all runs of the recipes, quick and paper, by their SHA-256: what is done under them is found again. They
+# are of before scales moved to outputs and layers computed sparsely: with scale_on="weight" and compute="dense".
 NAMES = {
     "activation_entropy": ("07b13d1a82322cdf", "6289b2e2858505d3"),
     "architectures": ("5e940e05127e1bb6", "56dc85e5f41bebeb"),
@@ -118,7 +118,7 @@ def test_the_runs_of_the_recipes_keep_their_names(name: str, experiment_of: Call
     found = []
     for recipe in ("quick", "paper"):
         runs = experiment_of(name)(recipe=recipe, device="cpu", threads=1).runs()
-        names = "\n".join(replace(run, scale_on="weight").name for run in runs)
+        names = "\n".join(replace(run, scale_on="weight", compute="dense").name for run in runs)
         found.append(hashlib.sha256(names.encode()).hexdigest()[:16])
     assert tuple(found) == NAMES[name]
 

@@ -24,7 +24,15 @@ from mpt_bihalf.training.record import ACTIVATIONS, LAYERS, METRICS, RESULT, SHU
 
 SERIAL = EngineOptions(engine="serial")
 RUN = Run(
-    method="mpt-sign", width=0.05, activations="binary", trace=1, batch_size=700, epochs=2, device="cpu", threads=1
+    compute="dense",
+    method="mpt-sign",
+    width=0.05,
+    activations="binary",
+    trace=1,
+    batch_size=700,
+    epochs=2,
+    device="cpu",
+    threads=1,
 )
 TABLES, DERIVED = (METRICS, LAYERS, TRACE), (SHUFFLED, ACTIVATIONS)
 Damage = Callable[[Path], None]

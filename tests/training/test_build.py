@@ -12,10 +12,19 @@ import torch
 from torch import Tensor
 from torch.optim import SGD
 
-from mpt_bihalf import METHODS, binary_layers
+from mpt_bihalf import METHODS, binary_layers, sparse
 from mpt_bihalf.data import Dataset
 from mpt_bihalf.training import Run, train
-from mpt_bihalf.training.build import build_model, build_optimizer, check_compiles, check_fits, check_network, compiled
+from mpt_bihalf.training.build import (
+    build_model,
+    build_network,
+    build_optimizer,
+    check_compiles,
+    check_fits,
+    check_network,
+    compiled,
+)
+from mpt_bihalf.training.step import train_step
 from tests.reference import one_line_error
 
 SLOW = pytest.mark.slow
@@ -133,3 +142,25 @@ def broken(function: object) -> Callable[..., object]:
         raise RuntimeError("no compiler\nand much else")
 
     return call
+
+
+@pytest.mark.parametrize("name", ["conv2", "conv4", "conv6", "conv8"])
+@pytest.mark.parametrize("method", ["mpt-sign", "magnitude-bihalf"])
+def test_steps_of_sparse_compute_have_the_same_bits_at_any_number_of_threads(name: str, method: str) -> None:
+    if not sparse.available():
+        pytest.skip("no compiled loops with AVX2 here")
+    run = Run(model=name, method=method, prune_rate=0.9, width=0.25, device="cpu", compute="sparse")
+    g = torch.Generator().manual_seed(0)
+    x, y = torch.randn(40, 3, 32, 32, generator=g), torch.randint(10, (40,), generator=g)
+    threads, ends = torch.get_num_threads(), []
+    try:
+        for count in (1, 2, 3, 8):
+            torch.set_num_threads(count)
+            model = build_network(run, 10, 3, 32)
+            optimizer = build_optimizer(run, model)
+            figures = [train_step(model, optimizer, x, y) for _ in range(3)]
+            ends.append([*figures, *(p.detach() for p in model.parameters())])
+    finally:
+        torch.set_num_threads(threads)
+    for end in ends[1:]:
+        assert all(torch.equal(one, other) for one, other in zip(end, ends[0], strict=True))

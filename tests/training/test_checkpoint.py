@@ -188,7 +188,17 @@ def told(place: Place, value: Any) -> str:
 @pytest.fixture(scope="session")
 def halfway(tmp_path_factory: pytest.TempPathFactory, small: Dataset) -> tuple[Run, Path, dict[str, bytes]]:
     """A run that was stopped after two of the four steps of its second epoch: what it had then, what it ends with."""
-    run = Run(batch_size=64, epochs=2, threads=1, device="cpu", method="bihalf", optimizer="adam", lr=0.01, trace=1)
+    run = Run(
+        compute="dense",
+        batch_size=64,
+        epochs=2,
+        threads=1,
+        device="cpu",
+        method="bihalf",
+        optimizer="adam",
+        lr=0.01,
+        trace=1,
+    )
     folder = tmp_path_factory.mktemp("halfway")
 
     def tell(progress: Progress) -> None:
@@ -409,7 +419,7 @@ def refused(folder: Path, run: Run, content: bytes) -> bool:
 @pytest.fixture
 def tiny(tmp_path: Path, small: Dataset) -> tuple[Run, Path]:
     """A finished run whose checkpoint has few bytes."""
-    run = Run(method="mpt-sign", width=0.05, batch_size=150, epochs=1, threads=1, device="cpu")
+    run = Run(method="mpt-sign", compute="dense", width=0.05, batch_size=150, epochs=1, threads=1, device="cpu")
     train(run, tmp_path / "tiny", small)
     return run, tmp_path / "tiny"
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from mpt_bihalf import LATENT_GRADIENTS, METHODS, MODELS, SCALES, SCORE_GRADIENTS
+from mpt_bihalf import LATENT_GRADIENTS, METHODS, MODELS, SCALES, SCORE_GRADIENTS, sparse
 from mpt_bihalf.data import DATASETS
 from mpt_bihalf.training import Run, config, train
 from mpt_bihalf.training.config import ADDED, DEFAULTS
@@ -58,6 +58,7 @@ DEPENDS = {
     "crop_padding": ({}, "auto", "on"),
     "compile": ({}, False, True),
     "scale_on": ({"activations": "binary"}, "weight", "output"),
+    "compute": ({}, "dense", "sparse"),
 }
 
 
@@ -93,6 +94,49 @@ def test_runs_made_before_there_were_more_fields_keep_their_names_and_can_be_rea
 
 def test_several_processes_are_needed_for_synchronised_batch_norm() -> None:
     assert Run(sync_bn=True, device="cpu").resolved() == Run(device="cpu").resolved()
+
+
+@pytest.mark.parametrize("loops", [True, False])
+def test_compute_is_decided_by_machine_network_and_rate(loops: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sparse, "available", lambda device="cpu": loops and device == "cpu")
+
+    def of(**fields: Any) -> str:
+        run = Run(device="cpu", **fields)
+        assert run.resolved().resolved() == run.resolved()
+        return run.resolved().compute
+
+    can = "sparse" if loops else "dense"
+    assert of() == of(prune_rate=0.9) == of(model="resnet18") == of(activations="binary") == can
+    assert of(prune_rate=0.9, prune_epochs=3) == of(model="resnet20", prune_rate=0.95) == can
+    for given in (
+        {"prune_rate": 0.49},
+        {"method": "bihalf", "prune_rate": 0.9},
+        {"method": "dense"},
+        {"method": "dense", "compute": "sparse"},
+        {"precision": "bf16"},
+        {"compile": True},
+        {"compute": "dense"},
+        {"model": "resnet20"},
+        {"model": "torchvision:resnet18", "prune_rate": 0.9},
+    ):
+        assert of(**given) == "dense"
+    assert Run().compute == "auto" and Run(prune_rate=0.1).compute == "dense"
+    if loops:
+        assert of(model="torchvision:resnet18", compute="sparse") == "sparse"
+    else:
+        with pytest.raises(ValueError, match="compute sparse needs a processor with AVX2"):
+            of(compute="sparse")
+
+
+def test_sparse_compute_is_refused_where_it_is_not_what_is_done(tmp_path: Path) -> None:
+    for given in ({"precision": "fp16"}, {"precision": "bf16"}, {"compile": True}):
+        with pytest.raises(ValueError, match="compute sparse is in float32 and not compiled"):
+            Run(compute="sparse", **given)  # type: ignore[arg-type]
+    assert "is for the CPU, not cuda" in sparse.why_not("cuda")
+    assert not sparse.available("cuda")
+    with pytest.raises(ValueError, match=r"compute is auto: Run\.resolved decides it"):
+        train(Run(device="cpu", threads=1), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.optim import SGD
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, MultiStepLR
 
-from mpt_bihalf import METHODS, binary_layers, binary_weights
+from mpt_bihalf import METHODS, binary_layers, binary_weights, sparse
 from mpt_bihalf.data import Dataset, batches, evaluation_batches, training_batches
 from mpt_bihalf.signals import Stopped
 from mpt_bihalf.training import Progress, Run, loop, step, train
@@ -362,6 +362,7 @@ STOPPED: dict[str, dict[str, Any]] = {
     "mpt-bihalf-adam": {"method": "mpt-bihalf", "scope": "global", "optimizer": "adam", "lr": 0.01, "trace": 4},
     "mpt-balanced-affine": {"method": "mpt-balanced", "train_affine": True, "skip": ("first",)},
     "magnitude-bihalf": {"method": "magnitude-bihalf", "trace": 1},
+    "sparse": {"method": "magnitude-bihalf", "compute": "sparse", "prune_rate": 0.9, "trace": 3},
     "a mask that never learns": {"method": "mpt-bihalf", "learn_mask": False, "trace": 1},
 }
 
@@ -375,6 +376,8 @@ def test_a_run_stopped_twice_in_mid_epoch_ends_with_the_same_bits(
     small: Dataset,
     curves_of: Callable[[Path], Any],
 ) -> None:
+    if options.get("compute") == "sparse" and not sparse.available():
+        pytest.skip("no compiled loops with AVX2 here")
     run, whole = trained("whole", epochs=3, **options)
     stopped(2, epochs=3, **options)
     _, folder = stopped(7, epochs=3, **options)
