@@ -37,6 +37,8 @@ class Epoch:
     """network"""
     method: str = "mpt-bihalf"
     """method"""
+    compute: str = "auto"
+    """how our layers compute: dense, sparse, or auto, as a run of this rate does on this machine"""
     prune_rate: float = 0.9
     """fraction pruned"""
     images: int = 2560
@@ -81,7 +83,8 @@ def main() -> None:
     labels = torch.randint(10, (options.images,), generator=g)
     classes = tuple("0123456789")
     dataset = Dataset("random", ImageSet(images, labels), ImageSet(images[:1], labels[:1]), classes, MEAN, STD, 4, True)
-    run = Run(model=options.model, method=options.method, prune_rate=options.prune_rate)
+    asked = {"model": options.model, "method": options.method, "prune_rate": options.prune_rate}
+    run = Run(**asked, compute=options.compute, device="cpu").resolved()
     model = build_network(run, 10, 3, 32)
     optimizer = build_optimizer(run, model)
     slow = plain(create_model(options.model, seed=0), options.method, options.prune_rate)

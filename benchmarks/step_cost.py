@@ -1,10 +1,11 @@
 """What a training step of each method costs, as a ratio to the dense step.
 
-The dense step is that of the plain module in the same layout with the same optimizer. "alone" is what the method itself
-does in a step, without the network: the weights in use and the gradient of what it trains, of every layer. It tells of
-a hundredth where the ratios of a disturbed machine do not; "alone / dense" is its share of a dense step. "dense again"
-is a second dense model: how far its ratio is from 1 tells how far to trust the others. With --plain the same step with
-the published algorithm written plainly (benchmarks/plain.py) stands beside it, as a ratio to the same dense step.
+The dense step is that of the plain module with the same optimizer, in the faster of torch's layouts. "alone" is what
+the method itself does in a step, without the network: the weights in use and the gradient of what it trains, of every
+layer. It tells of a hundredth where the ratios of a disturbed machine do not; "alone / dense" is its share of a dense
+step. "dense again" is a second dense model: how far its ratio is from 1 tells how far to trust the others. With
+--compute sparse the methods' layers compute by what their weights keep. With --plain the same step with the published
+algorithm written plainly (benchmarks/plain.py) stands beside it, as a ratio to the same dense step.
 """
 
 from __future__ import annotations
@@ -13,10 +14,10 @@ import statistics
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
-from typing import cast
+from typing import Any, cast
 
 import torch
-from measuring import against, median_ratio, seconds_of, show
+from measuring import against, in_turn, median_ratio, seconds_of, show
 from plain import plain, plain_optimizer, plain_step
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -26,7 +27,7 @@ from mpt_bihalf.commandline import parse
 from mpt_bihalf.devices import keep_freed_memory
 from mpt_bihalf.endings import run_command
 from mpt_bihalf.parametrization import binary_layers
-from mpt_bihalf.training.build import build_network, build_optimizer
+from mpt_bihalf.training.build import build_network, build_optimizer, check_computes
 from mpt_bihalf.training.config import Run
 from mpt_bihalf.training.step import train_step
 from mpt_bihalf.weights import SCALE_ON
@@ -44,6 +45,8 @@ class StepCost:
     """methods"""
     activations: str = "real"
     """of the networks; with binary ones each method is timed with its scales on the outputs and on the weights"""
+    compute: str = "dense"
+    """how the methods' layers compute: dense or sparse; the dense step is torch's in any case"""
     prune_rate: float = 0.9
     """fraction pruned"""
     batch_size: int = 128
@@ -93,7 +96,8 @@ def main() -> None:
         x = torch.randn(options.batch_size, 3, 32, 32, generator=g)
         y = torch.randint(10, (options.batch_size,), generator=g)
         last = x.contiguous(memory_format=torch.channels_last)
-        tasks, methods_alone = {}, {}
+        tasks: dict[str, Any] = {}
+        methods_alone = {}
         methods = [method for method in options.methods if method != "dense"]  # that one is there anyway
         arms = {method: (method, "") for method in methods}
         if options.activations != "real":
@@ -105,10 +109,17 @@ def main() -> None:
                 prune_rate=options.prune_rate,
                 activations=options.activations,
                 scale_on=scale_on,
+                compute=options.compute,
+                device="cpu",
             )
+            check_computes(run)
             model = build_network(run, 10, 3, 32)
             optimizer = build_optimizer(run, model)
-            tasks[arm] = partial(train_step, model, optimizer, last, y)
+            if method == "dense" and not tasks:  # in the faster of torch's layouts
+                layouts = {id(each): partial(train_step, model, optimizer, each, y) for each in (last, x)}
+                took = in_turn(layouts, 3, warm_up=2)
+                images = min(last, x, key=lambda each: statistics.median(took[id(each)]))
+            tasks[arm] = partial(train_step, model, optimizer, images if method == "dense" else last, y)
             methods_alone[arm] = partial(alone, model, optimizer)
             if options.plain and arm in methods:
                 slow = plain(create_model(name, seed=0), method, options.prune_rate)
