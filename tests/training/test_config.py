@@ -128,7 +128,9 @@ def test_compute_is_decided_by_machine_network_and_rate(loops: bool, monkeypatch
             of(compute="sparse")
 
 
-def test_sparse_compute_is_refused_where_it_is_not_what_is_done(tmp_path: Path) -> None:
+def test_sparse_compute_is_refused_where_it_is_not_what_is_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for given in ({"precision": "fp16"}, {"precision": "bf16"}, {"compile": True}):
         with pytest.raises(ValueError, match="compute sparse is in float32 and not compiled"):
             Run(compute="sparse", **given)  # type: ignore[arg-type]
@@ -136,6 +138,9 @@ def test_sparse_compute_is_refused_where_it_is_not_what_is_done(tmp_path: Path) 
     assert not sparse.available("cuda")
     with pytest.raises(ValueError, match=r"compute is auto: Run\.resolved decides it"):
         train(Run(device="cpu", threads=1), tmp_path / "run")
+    monkeypatch.setattr(sparse.kernels, "compiled", lambda: None)  # as of a worker without a compiler
+    with pytest.raises(ValueError, match="^compute sparse needs a processor with AVX2 and the compiled loops"):
+        train(Run(device="cpu", threads=1, compute="sparse"), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
