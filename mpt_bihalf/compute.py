@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, TypeVar, cast
 
 from torch import Tensor, nn
 
 from . import output_scale, sparse
 from .images_last import forget_layout, keep_layout
-from .parametrization import binary_parts, parametrizations
+from .parametrization import BinaryWeight, binary_parts, parametrizations
 
 COMPUTE = ("dense", "sparse")
 FEW = 64  # weights of a filter, for a real-valued convolution that is as fast in the layout of the sparse ones
@@ -29,18 +30,22 @@ def set_compute(model: Model, compute: str) -> Model:
     A pass goes torch's way where that is not so: other layers, devices and dtypes, mixed precision, traces, graphs of
     `torch.compile`, `torch.func`; and so does a weight that is used without calling its layer.
 
-    Raises ValueError for another word, and for `sparse` on a machine that has not got the compiled loops or AVX2.
+    Raises ValueError for another word, and for `sparse` on a machine that has not got the compiled loops or AVX2, and
+    of a model without a layer that can.
     """
     if compute not in COMPUTE:
         raise ValueError(f"unknown compute {compute!r}; known: {', '.join(COMPUTE)}")
     if compute == "sparse" and not sparse.available():
         raise ValueError(sparse.why_not())
-    for name, part, _ in binary_parts(model):
-        layer = model.get_submodule(name)
+    fitting = [(layer, part) for layer, part in _layers(model) if _fits(layer)]
+    if compute == "sparse" and not fitting:
+        raise ValueError(
+            "no layer can compute sparsely: of a binarized model Linear, and Conv2d of 1x1 or 3x3 weights, can"
+        )
+    for layer, part in fitting:
+        part.compute = compute
         of, ours = ("forward", _linear) if isinstance(layer, nn.Linear) else ("_conv_forward", _convolution)
-        if _as_torch(layer, "forward") and _as_torch(layer, of):
-            part.compute = compute
-            setattr(type(layer), of, ours)  # of the class that torch made for this layer alone
+        setattr(type(layer), of, ours)  # of the class that torch made for this layer alone
     if compute == "sparse":
         keep_layout(model)
         _change_class(model, nn.Conv2d, Conv2d)
@@ -61,10 +66,29 @@ def _change_class(model: nn.Module, before: type[nn.Module], after: type[nn.Modu
             module.__class__ = after
 
 
+def _layers(model: nn.Module) -> Iterator[tuple[nn.Module, BinaryWeight]]:
+    return ((model.get_submodule(name), part) for name, part, _ in binary_parts(model))
+
+
+def _fits(layer: Any) -> bool:
+    """Whether the loops are for a layer of this kind, with the forward pass of torch's class."""
+    if isinstance(layer, nn.Linear):
+        return _as_torch(layer, "forward")
+    return (
+        isinstance(layer, nn.Conv2d)
+        and _as_torch(layer, "forward")
+        and _as_torch(layer, "_conv_forward")
+        and _pair(layer.kernel_size) in ((1, 1), (3, 3))
+        and _pair(layer.stride) in ((1, 1), (2, 2))
+        and (_pair(layer.dilation), layer.groups, layer.padding_mode) == ((1, 1), 1, "zeros")
+        and _padding(layer) is not None
+    )
+
+
 def _as_torch(layer: nn.Module, method: str) -> bool:
     """Whether this method of a layer's forward pass does what that of `nn.Linear` or `nn.Conv2d` does."""
     theirs = nn.Linear.forward, nn.Conv2d.forward, nn.Conv2d._conv_forward
-    alike = *theirs, output_scale.linear_pass, output_scale.convolution, _linear, _convolution
+    alike = *theirs, output_scale.linear_pass, output_scale.convolution, _linear, _convolution, Conv2d._conv_forward
     return getattr(getattr(layer, method, None), "__func__", None) in alike
 
 
@@ -74,7 +98,8 @@ def _linear(self: nn.Linear, input: Tensor) -> Tensor:
     if not fits or input.dim() == 0 or input.shape[-1] != weight.shape[1]:
         return output_scale.linear(self, input, weight)
     y = sparse.multiply(input.reshape(-1, weight.shape[1]), weight, self.bias)
-    return y if input.dim() == 2 else y.view(*input.shape[:-1], len(weight))
+    # Of more dimensions as torch lays them out, for whoever views them in others.
+    return y if input.dim() == 2 else y.contiguous().view(*input.shape[:-1], len(weight))
 
 
 def _convolution(self: nn.Conv2d, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -100,11 +125,9 @@ def _sparse_convolution(
     single = input.dim() == 3
     x = input[None] if single else input
     if not (
-        weight.shape[2:] in ((1, 1), (3, 3))
-        and not (valued and weight[0].numel() > FEW and weight.shape[2:] != (1, 1))
-        and stride in ((1, 1), (2, 2))
-        and (_pair(self.dilation), self.groups, self.padding_mode) == ((1, 1), 1, "zeros")
+        _fits(self)
         and padding is not None
+        and not (valued and weight[0].numel() > FEW and weight.shape[2:] != (1, 1))
         and x.dim() == 4
         and x.shape[1] == weight.shape[1]
         and all(size + 2 * p >= k for size, p, k in zip(x.shape[2:], padding, weight.shape[2:], strict=True))

@@ -12,6 +12,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from .devices import HOST
 
@@ -66,8 +67,13 @@ def _own(view: Tensor) -> Tensor:
 
 
 def _suits(x: Tensor) -> bool:
-    graphs = torch.compiler.is_compiling() or torch.jit.is_tracing() or torch.autograd.forward_ad._current_level >= 0
-    return not graphs and are_last(x) and x.dim() == 4 and x.permute(1, 2, 3, 0).is_contiguous()
+    recorded = (
+        torch.compiler.is_compiling()
+        or torch.jit.is_tracing()
+        or torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is not None
+    )
+    transformed = torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
+    return not recorded and not transformed and are_last(x) and x.dim() == 4 and x.permute(1, 2, 3, 0).is_contiguous()
 
 
 class _Pooling:
@@ -137,7 +143,10 @@ class BatchNorm2d(nn.BatchNorm2d):
             return super().forward(x)
         if not self.training and self.running_mean is not None:
             images, channels, height, width = x.shape
-            return _own(super().forward(_rows(x)[..., None]).view(channels, height, width, images).permute(3, 0, 1, 2))
+            told = self.running_mean, self.running_var, self.weight, self.bias
+            # In three dimensions: of four torch 2.14's backward takes some gradients for laid out otherwise.
+            y = F.batch_norm(_rows(x), *told, training=False, eps=self.eps)
+            return _own(y.view(channels, height, width, images).permute(3, 0, 1, 2))
         y, mean, inverse = cast(tuple[Tensor, ...], _Normalised.apply(x, self.weight, self.bias, self.eps))
         if self.training and self.running_mean is not None and self.running_var is not None:
             self._follow(mean, inverse, x.numel() // x.shape[1])

@@ -43,9 +43,11 @@ def suits(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:
     """Whether a pass with these is one for the loops: float32, in memory, and recorded by autograd alone."""
     return (
         not kernels.recorded()
+        and not torch._C._are_functorch_transforms_active()
         and available()
         and all(
             type(tensor) in (Tensor, nn.Parameter)
+            and not torch._C._functorch.is_legacy_batchedtensor(tensor)
             and host_reads_free(tensor)
             and tensor.dtype == torch.float32
             and tensor.layout == torch.strided

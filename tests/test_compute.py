@@ -212,6 +212,45 @@ def test_graphs_transforms_and_other_dtypes_go_torchs_way() -> None:
     assert isinstance(fx.symbolic_trace(bake_weights(dense)), fx.GraphModule)
 
 
+def test_transforms_and_batched_gradients_are_those_of_the_dense_way() -> None:
+    dense = binarize_weights(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten()), "sign", seed=0).eval()
+    ours, x = set_compute(deepcopy(dense), "sparse").eval(), images(5, 8)
+    scales = torch.randn(3, 1, 1)
+
+    def mapped(model: nn.Module) -> Tensor:
+        return torch.func.vmap(lambda scale: (model(x) * scale).sum())(scales)
+
+    torch.testing.assert_close(mapped(ours), mapped(dense), rtol=1e-4, atol=1e-3)
+
+    def batched(model: nn.Module) -> Tensor:
+        given = x.clone().requires_grad_()
+        y = model(given)
+        several = torch.randn(4, *y.shape, generator=torch.Generator().manual_seed(0))
+        return torch.autograd.grad(y, given, several, is_grads_batched=True)[0]
+
+    torch.testing.assert_close(batched(ours), batched(dense), rtol=1e-4, atol=1e-4)
+
+
+def test_what_is_binarized_after_the_call_can_be_sparse_too() -> None:
+    model = create_model("conv2", seed=0, width=0.25, image_size=16)
+    with pytest.raises(ValueError, match=r"^no layer can compute sparsely: of a binarized model Linear, and Conv2d"):
+        set_compute(model, "sparse")
+    binarize_weights(model[0], "sign", seed=0)  # type: ignore[index]
+    set_compute(model, "sparse")
+    binarize_weights(model[2], "sign", seed=0)  # type: ignore[index]
+    set_compute(model, "sparse")
+    assert [part.compute for _, part, _ in binary_layers(model)] == ["sparse"] * 2
+    assert are_last(model[2](torch.randn(4, 16, 8, 8)))  # type: ignore[index, operator]
+    for layer in (nn.Conv2d(4, 4, 5), nn.Conv2d(4, 4, 3, groups=2), nn.Conv1d(4, 4, 3)):
+        with pytest.raises(ValueError, match=r"^no layer can compute sparsely"):
+            set_compute(binarize_weights(nn.Sequential(layer), "sign", seed=0), "sparse")
+
+
+def test_a_linear_layer_of_more_dimensions_can_be_viewed_in_others() -> None:
+    layer = set_compute(binarize_weights(nn.Linear(6, 4), "sign", seed=0), "sparse")
+    assert layer(torch.randn(2, 3, 6)).view(2, 12).shape == (2, 12)
+
+
 def test_activations_keep_the_layout_through_the_network() -> None:
     ours = set_compute(network("resnet18"), "sparse")
     seen: dict[str, bool] = {}

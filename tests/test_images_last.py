@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from copy import deepcopy
+from itertools import permutations
 from typing import Any
 
 import pytest
@@ -73,6 +74,21 @@ def test_modules_give_what_torchs_give_and_keep_the_layout(module: nn.Module, tr
     assert torch.equal(ours(x.contiguous()), theirs(x.contiguous()))  # another layout goes torch's way
     forget_layout(ours)
     assert type(ours) is type(module)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 1), (1, 4), (3, 3)])
+@pytest.mark.parametrize("module", [nn.BatchNorm2d(3).eval(), nn.BatchNorm2d(3), nn.MaxPool2d(1)], ids=str)
+def test_gradients_of_every_layout_are_read_right(module: nn.Module, size: tuple[int, int]) -> None:
+    ours = deepcopy(module)
+    keep_layout(ours)
+    x = images_last(torch.randn(6, 3, *size))
+    for order in permutations(range(4)):
+        back = [order.index(axis) for axis in range(4)]
+        g = torch.randn(6, 3, *size).permute(order).contiguous().permute(back)
+        found, expected = x.clone().requires_grad_(), x.contiguous().double().requires_grad_()
+        ours(found).backward(g)
+        deepcopy(module).double()(expected).backward(g.contiguous().double())
+        torch.testing.assert_close(found.grad, expected.grad, check_dtype=False, rtol=1e-4, atol=1e-5)
 
 
 def test_a_pool_that_returns_indices_returns_torchs() -> None:

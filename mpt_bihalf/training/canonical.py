@@ -12,6 +12,7 @@ from ..activations import ACTIVATION_GRADIENTS
 from ..compute import COMPUTE
 from ..counts import fraction_within
 from ..data import check_name, own_augmentation
+from ..devices import HOST
 from ..files import expanded
 from ..gradients import LATENT_GRADIENTS, SCORE_GRADIENTS, Ede
 from ..initialise import INITS
@@ -79,8 +80,7 @@ def check(run: Run) -> None:
         raise ValueError(f"width must lie in (0, 64], not {run.width}")
     if not 0 <= run.bop_gamma <= 1:
         raise ValueError(f"bop_gamma must lie in [0, 1], not {run.bop_gamma}")
-    if run.compute == "sparse" and (run.precision != "fp32" or run.compile):
-        raise ValueError("compute sparse is in float32 and not compiled: leave precision and compile, or compute, out")
+    _check_compute(run)
     if run.method == "bop" and run.optimizer != "sgd":
         raise ValueError("bop flips its binary weights and trains the rest by sgd: leave --optimizer at sgd")
     if not 0 <= run.momentum < 1:
@@ -91,6 +91,13 @@ def check(run: Run) -> None:
         raise ValueError(f"batch_size {run.batch_size} cannot be divided evenly among {run.processes} processes")
     if any(milestone < 1 for milestone in run.milestones):
         raise ValueError(f"milestones must be epochs from 1 on, not {min(run.milestones)}")
+
+
+def _check_compute(run: Run) -> None:
+    if run.compute == "sparse" and (run.precision != "fp32" or run.compile):
+        raise ValueError("compute sparse is in float32 and not compiled: leave precision and compile, or compute, out")
+    if run.compute == "sparse" and run.device not in ("auto", HOST.type):
+        raise ValueError(f"compute sparse is for the {HOST.type}, not {run.device}: leave it or the device out")
 
 
 def canonical(run: Run) -> dict[str, Any]:

@@ -134,12 +134,14 @@ def test_sparse_compute_is_refused_where_it_is_not_what_is_done(
     for given in ({"precision": "fp16"}, {"precision": "bf16"}, {"compile": True}):
         with pytest.raises(ValueError, match="compute sparse is in float32 and not compiled"):
             Run(compute="sparse", **given)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"^compute sparse is for the cpu, not cuda: leave"):
+        Run(compute="sparse", device="cuda")
     assert "is for the CPU, not cuda" in sparse.why_not("cuda")
     assert not sparse.available("cuda")
     with pytest.raises(ValueError, match=r"compute is auto: Run\.resolved decides it"):
         train(Run(device="cpu", threads=1), tmp_path / "run")
     monkeypatch.setattr(sparse.kernels, "compiled", lambda: None)  # as of a worker without a compiler
-    with pytest.raises(ValueError, match="^compute sparse needs a processor with AVX2 and the compiled loops"):
+    with pytest.raises(ValueError, match=r"^compute sparse needs a processor with AVX2 and the compiled loops"):
         train(Run(device="cpu", threads=1, compute="sparse"), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
