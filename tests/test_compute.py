@@ -197,6 +197,7 @@ def test_shared_weights_checkpointing_and_a_fixed_mask() -> None:
 
 
 def test_graphs_transforms_and_other_dtypes_go_torchs_way() -> None:
+    torch._dynamo.reset()
     dense = network().eval()
     ours = set_compute(deepcopy(dense), "sparse").eval()
     x = images()

@@ -120,12 +120,10 @@ def test_a_compiled_run_decides_as_any_other(
     assert make_run(compile=True, **fields).name != make_run(**fields).name
 
 
-def test_each_rate_of_a_rising_one_may_have_a_graph(
-    make_run: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 8)
-    compiled(make_run(compile=True, prune_rate=0.9, prune_epochs=30), torch.nn.Linear(2, 2))
-    assert torch._dynamo.config.recompile_limit > 30
+def test_each_rate_of_a_rising_one_may_have_a_graph(make_run: Callable[..., Run]) -> None:
+    with torch._dynamo.config.patch(recompile_limit=8):  # monkeypatch would leave the setting unreadable
+        compiled(make_run(compile=True, prune_rate=0.9, prune_epochs=30), torch.nn.Linear(2, 2))
+        assert torch._dynamo.config.recompile_limit > 30
 
 
 def test_where_torch_cannot_compile_the_run_is_refused_in_one_line(
