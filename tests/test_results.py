@@ -25,6 +25,7 @@ TABLES: dict[str, tuple[list[str], list[str], int]] = {
     "learning_rates": (["method", "prune_rate"], ["lr"], 2),
     "latent_gradients": (["method", "latent_gradient"], [], 2),
     "scale_on": (["model", "method"], ["scale_on"], 2),
+    "compute": (["method", "prune_rate", "lr"], ["compute"], 2),
 }
 
 Cells = dict[tuple[str, ...], str]
@@ -385,3 +386,17 @@ def test_a_training_has_as_many_steps_as_said() -> None:
     run = records("pruning_rates").iloc[0]
     say(f"has {run['epochs'] * (5000 // run['batch_size'])} steps on 5,000 images and the paper's")
     say(f"{100 * (50_000 // 128):,} on 50,000")
+
+
+def test_sparse_compute_changes_no_accuracy_by_more_than_it_says() -> None:
+    frame = records("compute").pivot(
+        index=["method", "prune_rate", "lr", "seed"], columns="compute", values="test_top1"
+    )
+    change = frame["sparse"] - frame["dense"]
+    half = student.ppf(0.975, len(change) - 1) * change.std() / sqrt(len(change))
+    section = (RESULTS / "README.md").read_text().split("\n## compute:")[1].split("\n## ")[0]
+    told = (
+        f"{len(change)} pairs is {change.mean():+.2f} points, with a 95 % interval from {change.mean() - half:+.2f} to"
+    )
+    assert f"{told} {change.mean() + half:+.2f}" in " ".join(section.split())
+    assert abs(change.mean()) + half < 0.7
