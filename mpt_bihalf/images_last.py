@@ -144,7 +144,7 @@ class BatchNorm2d(nn.BatchNorm2d):
         if not self.training and self.running_mean is not None:
             images, channels, height, width = x.shape
             told = self.running_mean, self.running_var, self.weight, self.bias
-            # In three dimensions: of four torch 2.14's backward takes some gradients for laid out otherwise.
+            # In three dimensions: of [1, C, L, 1] torch 2.14 misreads the layout of some gradients (findings/).
             y = F.batch_norm(_rows(x), *told, training=False, eps=self.eps)
             return _own(y.view(channels, height, width, images).permute(3, 0, 1, 2))
         y, mean, inverse = cast(tuple[Tensor, ...], _Normalised.apply(x, self.weight, self.bias, self.eps))
