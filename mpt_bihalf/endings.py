@@ -16,7 +16,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 from .signals import FROM_HERE, asked_to_end, raise_when_terminated
 
@@ -29,9 +29,10 @@ class CommandFailed(Exception):
 
 
 def show(text: str = "") -> None:
-    """Print text, of any number of lines, without anything that would steer the terminal."""
+    """Print text, of any number of lines, without anything that would steer the terminal; above bars, as `tell`."""
     try:
-        print(plain(text), flush=True)
+        _write(plain(text), sys.stdout)
+        sys.stdout.flush()
     except OSError as fault:
         fault.filename = "standard output"
         raise
@@ -39,11 +40,15 @@ def show(text: str = "") -> None:
 
 def tell(text: object, longest: int = 2000) -> None:
     """One line on standard error, above the progress bars if there are any."""
+    _write(one_line(text, longest), sys.stderr)
+
+
+def _write(text: str, file: TextIO) -> None:
     bars: Any = getattr(sys.modules.get("tqdm"), "tqdm", None)
     if getattr(bars, "_instances", ()):  # else it may not be all there yet, for want of memory
-        bars.write(one_line(text, longest), file=sys.stderr)
+        bars.write(text, file=file)
     else:
-        print(one_line(text, longest), file=sys.stderr)
+        print(text, file=file)
 
 
 def fail(message: str, status: int = 2) -> NoReturn:

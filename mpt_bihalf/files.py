@@ -9,6 +9,7 @@ import os
 import re
 import secrets
 import stat
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -213,4 +214,5 @@ def refuse_links(folder: Path, within: Path) -> None:
 
 
 def _temporary_prefix(path: Path) -> str:
-    return f".{os.fsencode(path.name)[:LONGEST].decode(errors='ignore')}."
+    name = os.fsencode(path.name)[:LONGEST]
+    return f".{name.decode(sys.getfilesystemencoding(), errors='ignore')}."

@@ -45,7 +45,7 @@ ODD = [*WORDS, *LONG, "", " ", "\n", "a\nb", "\t", "\x1b[2J", "\x07", "\u202e", 
 def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Paths of all kinds, by what they are."""
     root = tmp_path_factory.mktemp("places")
-    run = Run(model="conv2", width=0.05, epochs=1, device="cpu", threads=1)
+    run = Run(model="conv2", width=0.05, epochs=1, device="cpu", threads=1).resolved()
     run_all([run], root / "sweep")
     save_ticket(binarize_weights(create_model("conv2", width=0.05, seed=0), "bihalf", seed=0), root / "ticket")
     os.mkfifo(root / "pipe")

@@ -254,6 +254,13 @@ def test_text_is_shown_without_what_would_steer_the_terminal(capsys: pytest.Capt
     assert err == "a table ]0;title 31m b\n"
 
 
+def test_a_full_output_is_named_beside_bars_too() -> None:
+    with open("/dev/full", "w") as full:
+        program = start("-c", command("from tqdm import tqdm\nbar = tqdm(total=1)\nshow('told')"), stdout=full)
+        assert "error: [Errno 28] No space left on device: 'standard output'" in program.communicate(timeout=60)[1]
+    assert program.returncode == 2
+
+
 def test_help_to_a_full_output_is_an_error_too() -> None:
     with open("/dev/full", "w") as full:
         body = "from mpt_bihalf.commandline import Parser\nParser(prog='x').parse_args(['--help'])"

@@ -140,6 +140,13 @@ def test_a_name_may_be_as_long_as_the_system_has_it(name: str, tmp_path: Path) -
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
+def test_a_name_need_not_be_of_the_locale(tmp_path: Path) -> None:
+    code = "import sys, pathlib; from mpt_bihalf.files import write_text; write_text(pathlib.Path(sys.argv[1]), 'x')"
+    plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "é")], env={**os.environ, **plain}, check=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["é"]
+
+
 def test_a_link_is_replaced_and_not_followed(tmp_path: Path) -> None:
     (tmp_path / "victim").write_text("precious")
     (tmp_path / "link").symlink_to(tmp_path / "victim")

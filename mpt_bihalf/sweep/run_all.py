@@ -180,7 +180,7 @@ class _Bars:
         result = outcome.result or {"status": f"failed: {outcome.error}"}
         told = f"test top-1 {result['test_top1']:.2f} %" if "test_top1" in result else result["status"]
         told += f"; {result['note']}" if "note" in result else ""
-        tqdm.write(f"[{self._done}/{self._total}] {outcome.run.name}: {one_line(told, 1000)}")
+        show(f"[{self._done}/{self._total}] {outcome.run.name}: {one_line(told, 1000)}")
 
     def waiting(self, runs: int) -> None:
         self._sweep.set_description(f"sweep ({runs} done by another sweep, waiting)")

@@ -293,7 +293,7 @@ OF_RUN = Run(
     batch_size=256,
     device="cpu",
     threads=1,
-)
+).resolved()
 # What is said of a damaged file: that it is, or nothing where what is read is all the same what was written.
 NOTICED, SAME = "noticed", "read as written"
 
@@ -481,7 +481,7 @@ def each_bit(content: bytes) -> Iterator[bytes]:
 
 
 def test_no_bit_of_the_headers_of_a_checkpoint_may_flip(tmp_path: Path) -> None:
-    run = Run(model="conv2", width=0.02, method="sign", epochs=1, batch_size=700, device="cpu", threads=1)
+    run = Run(model="conv2", width=0.02, method="sign", epochs=1, batch_size=700, device="cpu", threads=1).resolved()
     finished = Finished(tmp_path, run)
     path = finished.folder / CHECKPOINT
     flips = 0
