@@ -8,10 +8,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from math import isfinite
 from pathlib import Path
-from typing import Any
-
-import pandas as pd
-from pandas.api.types import is_numeric_dtype
+from typing import TYPE_CHECKING, Any
 
 from ..endings import one_line, tell
 from ..files import parse_json, read_json, write_csv
@@ -23,6 +20,9 @@ from ..training.log import MEASURED, TRACED
 from ..training.record import DIVERGED, FINISHED, LAYERS, RESULT, TRACE
 from ..training.recorded_data import recorded_data
 from ..training.step import FIGURES
+
+if TYPE_CHECKING:
+    import pandas as pd  # half a second, for tables alone: workers, who make none, do without
 
 # Why the last attempt at a run failed.
 FAILURE = "failure.json"
@@ -122,6 +122,8 @@ def read_trace(out: Path, runs: list[Run]) -> pd.DataFrame:
 
 
 def _read_rows(out: Path, runs: list[Run], name: str) -> pd.DataFrame:
+    import pandas as pd
+
     frames = []
     for run in runs:
         folder = run_folder(out, run)
@@ -142,6 +144,9 @@ def read_table(folder: Path, run: Run, name: str) -> pd.DataFrame:
 
     Raises ValueError for anything else, FileNotFoundError where there is none.
     """
+    import pandas as pd
+    from pandas.api.types import is_numeric_dtype
+
     content, columns = read_whole(folder, name), COLUMNS[name]
     if content == b"\n":  # of a network without binary layers
         return pd.DataFrame(columns=columns)

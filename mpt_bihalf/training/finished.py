@@ -7,9 +7,8 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from math import isfinite
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 import torch
 from torch import Tensor, nn
 
@@ -25,6 +24,9 @@ from .record import ACTIVATIONS, SHUFFLED, SUMMED
 from .recorded_data import check_data
 from .run_data import decoders
 from .step import evaluate
+
+if TYPE_CHECKING:
+    import pandas as pd  # see `sweep.records`
 
 
 def evaluate_shuffled(run: Run, folder: Path, load: Callable[[], Dataset]) -> dict[str, Any]:
@@ -51,6 +53,8 @@ def activation_shares(run: Run, folder: Path, load: Callable[[], Dataset]) -> pd
     folder as `activations.csv`. Arguments and errors as of `evaluate_shuffled`; a network without binary activations is
     an error too.
     """
+    import pandas as pd
+
     known = read_activations(folder)
     if known is not None:
         return known
@@ -94,6 +98,8 @@ def read_shuffled(folder: Path) -> dict[str, Any] | None:
 
 def read_activations(folder: Path) -> pd.DataFrame | None:
     """The rows that `activation_shares` has kept; None where there are none that it can have kept."""
+    import pandas as pd
+
     try:
         known = pd.read_csv(io.BytesIO(read_whole(folder, ACTIVATIONS)), dtype={"layer": str}, keep_default_na=False)
         known = known.astype({"channel": int, "share": float})
