@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import platform
 from contextlib import AbstractContextManager, nullcontext
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,22 @@ def random_state_kept(device: torch.device) -> AbstractContextManager[Any]:
     if device.type in ("cpu", "meta"):
         return torch.random.fork_rng(devices=[])
     return torch.random.fork_rng(devices=[device], device_type=device.type)
+
+
+def seed_chance(seed: int) -> None:
+    """`torch.manual_seed`, which without an accelerator takes longer than many a small operation.
+
+    For each kind that is not here it notes the stack of its caller, lest there be one later.
+    """
+    if _has_accelerator():
+        torch.manual_seed(seed)
+    else:
+        torch.default_generator.manual_seed(seed)
+
+
+@cache
+def _has_accelerator() -> bool:
+    return torch.accelerator.is_available()
 
 
 def loss_scaler(device: torch.device, wanted: bool) -> GradScaler:

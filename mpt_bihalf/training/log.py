@@ -76,6 +76,8 @@ class Trace:
     @torch.no_grad()
     def look(self, step: int) -> None:
         """After training step `step` of the epoch, counted from 1."""
+        if not self._layers:
+            return
         with one_pass(self._model):
             signs = [part.binary(weight) for _, part, weight in self._layers]
         for index, (_, part, weight) in enumerate(self._layers):

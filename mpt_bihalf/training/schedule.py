@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 from math import cos, pi
 
-import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from ..devices import seed_chance
 from ..parametrization import binary_parts
 from ..weights import set_progress
 from .canonical import RISES_FROM
@@ -32,7 +32,7 @@ def start_step(optimizer: Optimizer | None, run: Run, epoch: int, step: int, ste
     for group in optimizer.param_groups if optimizer else ():
         group["lr"] = learning_rate(run, epoch, step, steps)
     digest = hashlib.sha256(f"{run.seed} {step} chance {rank or ''}".rstrip().encode()).digest()
-    torch.manual_seed(int.from_bytes(digest[:8], "little"))
+    seed_chance(int.from_bytes(digest[:8], "little"))
 
 
 def prune_rate(run: Run, epoch: int) -> float:
