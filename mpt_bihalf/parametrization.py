@@ -99,9 +99,10 @@ class BinaryWeight(nn.Module):
 
     def _use(self, weight: Tensor) -> Tensor:
         # Transforms (torch.func) lend each layer other scores; those of all are then an argument, to be unwrapped too.
-        transformed = self.together and torch._C._are_functorch_transforms_active()
-        all_scores = self._all_scores() if transformed else ()
-        return cast(Tensor, _StraightThrough.apply(weight, self.scores, self.fixed_mask, _Pass(self), *all_scores)[0])
+        transformed = torch._C._are_functorch_transforms_active()
+        all_scores = self._all_scores() if transformed and self.together else ()
+        function = _StraightThrough if transformed else _Plainly
+        return cast(Tensor, function.apply(weight, self.scores, self.fixed_mask, _Pass(self), *all_scores)[0])
 
     def _by_operators(self, weight: Tensor) -> Tensor:
         """The same for a graph, which keeps the operators whole."""
@@ -288,6 +289,18 @@ class _StraightThrough(torch.autograd.Function):
             each[3] = _Pass(inputs[3].part)
             outputs.append(_StraightThrough.apply(*each))
         return tuple(map(torch.stack, zip(*outputs, strict=True))), (0, 0, 0)
+
+
+class _Plainly(_StraightThrough):
+    """The same where no transform is active. For a `setup_context` torch looks at a signature each time."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, ...]:
+        output = _StraightThrough.forward(*inputs)
+        _StraightThrough.setup_context(ctx, inputs, output)
+        return output
+
+    setup_context = torch.autograd.Function.setup_context
 
 
 # torch looks it up in each pass, and works it out anew where it is not there.

@@ -85,6 +85,9 @@ def as_layer(layer: Layer | Tensor) -> Layer:
 
 def takes_weight(scale: Scale) -> bool:
     """Whether a scale has the form of before, (weight, mask): its first argument is not called `layer`."""
+    code = getattr(scale, "__code__", None)
+    if code is not None and code.co_argcount and code.co_varnames[0] == "layer":  # asked in each pass: the quick look
+        return False
     return next(iter(signature(getattr(scale, "forward", scale)).parameters), "") != "layer"
 
 
