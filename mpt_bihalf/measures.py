@@ -58,6 +58,29 @@ def flips(before: Tensor, after: Tensor) -> Flips:
     return Flips(((before < 0) & (after > 0)).sum(), ((before > 0) & (after < 0)).sum())
 
 
+def changes(before: Tensor, after: Tensor) -> Tensor:
+    """What there is to tell of a layer: float32 [7], in few passes over two states of it.
+
+    Of `after` the `entropy`, the mean `filter_entropy`, the `positive_share` and the `kept_share`; from `before` to it
+    the `flips`, to +1 and to -1, and the `mask_change`.
+    """
+    (was_positive, was_kept), (positive, kept) = ((rows > 0, rows != 0) for rows in (filters(before), filters(after)))
+    share = positive.sum(1).float() / kept.sum(1)
+    whole = positive.sum().float() / kept.sum()
+    flipped = (was_positive != positive).logical_and_(was_kept).logical_and_(kept)
+    up = (flipped & positive).sum()
+    values = [
+        bernoulli_entropy(whole),
+        bernoulli_entropy(share).mean(),
+        whole,
+        kept.float().mean(),
+        up,
+        flipped.sum() - up,
+        (was_kept != kept).float().mean(),
+    ]
+    return torch.stack([value.float() for value in values])
+
+
 def cut_off(weight: Tensor, binary: Tensor) -> Tensor:
     """Half-way between the lowest latent weight that is +1 and the highest that is -1, per filter: [F], of W's dtype.
 

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from math import log2, nan
+from math import log2, nan, prod
 
 import pytest
 import torch
@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from mpt_bihalf.measures import (
     bernoulli_entropy,
+    changes,
     cut_off,
     entropy,
     filter_entropy,
@@ -88,6 +89,24 @@ def test_measures_agree_with_plain_counts(bits: list[float]) -> None:
         assert filter_positive_share(binary).tolist() == pytest.approx(shares)
         assert filter_entropy(binary).tolist() == pytest.approx([plain_entropy(s) for s in shares], abs=1e-5)
         assert positive_share(binary) == 0.5 and entropy(binary) == 1.0
+
+
+@pytest.mark.parametrize("shares", [(0.45, 0.1, 0.45), (0.05, 0.9, 0.05), (1.0, 0.0, 0.0), (0.0, 1.0, 0.0)])
+@pytest.mark.parametrize("shape", [(3, 5, 3, 3), (40, 30), (2, 1)])
+def test_all_changes_at_once_are_those_of_each_measure(shape: tuple[int, ...], shares: tuple[float, ...]) -> None:
+    generator, chances = torch.Generator().manual_seed(1), torch.tensor(shares, dtype=torch.float64)
+    drawn = torch.multinomial(chances, 2 * prod(shape), replacement=True, generator=generator)
+    before, after = drawn.sub_(1).to(torch.int8).view(2, *shape)
+    apart = [
+        entropy(after),
+        filter_entropy(after).mean(),
+        positive_share(after),
+        kept_share(after),
+        *flips(before, after),
+        mask_change(before, after),
+    ]
+    expected = torch.stack([value.float() for value in apart])
+    assert torch.equal(changes(before, after).view(torch.int32), expected.view(torch.int32))
 
 
 def test_even_split_of_more_weights_than_float32_can_count_still_has_entropy_one() -> None:

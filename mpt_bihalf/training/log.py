@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from .. import measures
 from ..parametrization import binary_layers, one_pass
-from ..weights import binary_weights
 
 Figures = dict[str, Any]
 
@@ -19,25 +18,14 @@ class LayerLog:
     """Measures of each binarized layer, once an epoch, with what changed since the epoch before."""
 
     def __init__(self, model: nn.Module) -> None:
-        self.signs = {name: binary.to(torch.int8) for name, binary in binary_weights(model).items()}
+        with one_pass(model):
+            self.signs = {name: part.binary(weight).to(torch.int8) for name, part, weight in binary_layers(model)}
         """B of each layer at the last call of `measure`, int8"""
 
     def measure(self, model: nn.Module, epoch: int) -> list[Figures]:
         """A row of figures for each layer: entropies in bits, shares in [0, 1], flips counted since the last call."""
         before, self.signs = self.signs, LayerLog(model).signs
-        measured = []
-        for name, binary in self.signs.items():
-            flips = measures.flips(before[name], binary)
-            values = [
-                measures.entropy(binary),
-                measures.filter_entropy(binary).mean(),
-                measures.positive_share(binary),
-                measures.kept_share(binary),
-                flips.to_positive,
-                flips.to_negative,
-                measures.mask_change(before[name], binary),
-            ]
-            measured.append(torch.stack([value.float() for value in values]))
+        measured = [measures.changes(before[name], binary) for name, binary in self.signs.items()]
         read = torch.stack(measured).tolist() if measured else []  # the device is waited for once
         return [
             {"epoch": epoch, "layer": name, "weights": self.signs[name].numel()} | dict(zip(MEASURED, row, strict=True))
