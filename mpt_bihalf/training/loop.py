@@ -81,8 +81,10 @@ def prepare(run: Run, dataset: Dataset | None = None) -> Dataset:
     keep_freed_memory()
     check_compiles(run)
     check_computes(run)
-    check_network(run)
-    dataset = (dataset or load_run_data(run)).to(torch.device(run.device)).decoded_by(decoders(run))
+    if dataset is None:
+        check_network(run)  # before what may take long
+        dataset = load_run_data(run)
+    dataset = dataset.to(torch.device(run.device)).decoded_by(decoders(run))
     check_fits(run, dataset)
     return dataset.augmented(*run.augmentation)
 
