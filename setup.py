@@ -30,7 +30,7 @@ FLAVOURS = {} if platform.system() == "Windows" else {"any": []}  # the flags ar
 if FLAVOURS and platform.machine() in ("x86_64", "AMD64"):
     FLAVOURS |= {"avx2": ["-march=x86-64-v3"], "avx512": ["-march=x86-64-v4", "-mprefer-vector-width=512"]}
 FLAGS = ["-O3", "-std=c++17", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off"]
-SOURCES = ["mpt_bihalf/kernels.cpp", "mpt_bihalf/sparse.cpp"]
+SOURCES = ["mpt_bihalf/kernels.cpp", "mpt_bihalf/sparse.cpp", "mpt_bihalf/inference.cpp"]
 # By this a library tells from which sources it was built: an older one beside newer Python code is not used.
 FLAGS += [f"-DSOURCE={zlib.crc32(b''.join(Path(source).read_bytes() for source in SOURCES))}u"]
 
@@ -43,7 +43,7 @@ setup(
     long_description_content_type="text/markdown",
     license="MIT",
     packages=find_packages(include=["mpt_bihalf", "mpt_bihalf.*"]),
-    package_data={"mpt_bihalf": ["py.typed", "kernels.cpp", "sparse.cpp", "report/published.csv"]},
+    package_data={"mpt_bihalf": ["py.typed", "kernels.cpp", "sparse.cpp", "inference.cpp", "report/published.csv"]},
     # Optional: without a compiler the same is done in torch, with the same bits.
     ext_modules=[
         Extension(

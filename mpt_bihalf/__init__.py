@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from .parametrization import binary_layers as binary_layers
     from .parametrization import find_nan as find_nan
     from .scales import SCALES as SCALES
+    from .tickets import compile_ticket as compile_ticket
     from .tickets import load_ticket as load_ticket
     from .tickets import save_ticket as save_ticket
     from .tickets import ticket_weights as ticket_weights
@@ -58,7 +59,7 @@ _HOMES = {
     "models": ["MODELS", "create_model"],
     "parametrization": ["binary_layers", "find_nan"],
     "scales": ["SCALES"],
-    "tickets": ["load_ticket", "save_ticket", "ticket_weights"],
+    "tickets": ["compile_ticket", "load_ticket", "save_ticket", "ticket_weights"],
     "transport": ["binarize"],
     "weights": ["binarize_weights", "binary_weights", "forget", "set_progress", "set_prune_rate", "shuffle_scores"],
 }

@@ -24,7 +24,7 @@ from .devices import host_reads_free
 # One is built for each, as an installation may be moved: torch says what this machine can run.
 FLAVOURS = {"AVX512": ("avx512", "avx2", "any"), "AVX2": ("avx2", "any")}
 
-SOURCES = [Path(__file__).with_name(name) for name in ("kernels.cpp", "sparse.cpp")]
+SOURCES = [Path(__file__).with_name(name) for name in ("kernels.cpp", "sparse.cpp", "inference.cpp")]
 
 HINT = 3  # numbers that say where to look in a row: a middle, a half width, how far that middle is from the last cut
 
@@ -59,6 +59,9 @@ def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
     library.mpt_score_gradient.argtypes = [pointer, pointer, ctypes.c_float, pointer, pointer, count, pointer]
     library.mpt_standardise.argtypes = [pointer, pointer, count, count, *[pointer] * 4]
     library.mpt_through_standardised.argtypes = [*[pointer] * 4, ctypes.c_float, count, count, pointer]
+    library.mpt_ticket_load.argtypes, library.mpt_ticket_load.restype = [ctypes.c_char_p, count], pointer
+    library.mpt_ticket_free.argtypes = [pointer]
+    library.mpt_ticket_run.argtypes = [pointer, pointer, pointer, count, ctypes.c_int]
     return library
 
 

@@ -1,6 +1,7 @@
 """A trained network as a small file that stands alone."""
 
-from .export import export_onnx, export_torch
+from .compiled import CompiledTicket, compile_ticket
+from .export import export_cpp, export_onnx, export_torch
 from .file import load_ticket, read_ticket, save_ticket, ticket_weights, write_ticket
 from .fold import fold
 from .from_run import run_ticket
@@ -8,7 +9,10 @@ from .ticket import BinaryLayer, Ticket
 
 __all__ = [
     "BinaryLayer",
+    "CompiledTicket",
     "Ticket",
+    "compile_ticket",
+    "export_cpp",
     "export_onnx",
     "export_torch",
     "fold",

@@ -1,4 +1,4 @@
-"""The command line of tickets: python -m mpt_bihalf ticket make | show | verify | export | compare | transfer."""
+"""The command line of tickets: python -m mpt_bihalf ticket make | show | verify | run | bench | export | ..."""
 
 from __future__ import annotations
 
@@ -21,8 +21,11 @@ from ..signals import Stopped
 from ..sweep.records import is_number
 from ..training.finished import evaluate_test
 from ..training.run_data import decoders
+from .bench import LARGEST_BATCH, bench_table
+from .classify import classify, image_files
 from .compare import density_table, overlap_table
-from .export import export_onnx, export_torch
+from .compiled import MOST_THREADS, compiled
+from .export import export_cpp, export_onnx, export_torch
 from .file import FORMS, read_ticket, write_ticket
 from .fold import fold
 from .from_run import other_data, placeless, run_ticket, trained_model
@@ -38,7 +41,7 @@ def add_ticket(commands: Any) -> None:
     ticket = commands.add_parser(
         "ticket",
         help="a finished run as a small file that stands alone",
-        description="A finished run as a small file that stands alone: made, looked at, checked, exported, compared.",
+        description="A finished run as a small file that stands alone: make it, check it, run it, compare it.",
         epilog="From Python: mpt_bihalf.load_ticket(FILE) gives the network, and needs nothing of the run.",
     )
     kinds = ticket.add_subparsers(dest="kind", required=True, metavar="command", parser_class=Parser)
@@ -86,19 +89,50 @@ def add_ticket(commands: Any) -> None:
         "--run", type=path_argument, metavar="RUN", help="compare with the network of this run, bit by bit"
     )
 
+    run = _add(
+        kinds,
+        "run",
+        do_run,
+        "the classes of images and their probabilities",
+        "It computes with the kept weights alone, on the CPU (from Python: mpt_bihalf.compile_ticket). Images are "
+        "scaled and cropped to the network's size, and standardised by the ticket's mean and std. What of a network "
+        "cannot be run so is named in one line.",
+        "e.g. python -m mpt_bihalf ticket run conv4.ticket photos/ --top 3",
+    )
+    _add_file(run)
+    run.add_argument("images", nargs="+", type=path_argument, metavar="IMAGE", help="image files, or folders of them")
+    run.add_argument("--top", type=int, default=1, metavar="N", help="how many classes are told of each image (1)")
+    run.add_argument("--json", action="store_true", default=None, help="a line of JSON for each image: its file and "
+                     "the probability of every class")  # fmt: skip
+
+    bench = _add(
+        kinds,
+        "bench",
+        do_bench,
+        "how fast it runs on this machine, beside torch and ONNX Runtime",
+        "Each takes its turn on random images, several times; the medians are shown. ONNX Runtime is there if "
+        "onnxruntime and what ticket export needs are installed.",
+        "e.g. python -m mpt_bihalf ticket bench conv4.ticket --batches 1 128 --threads 1 2",
+    )
+    _add_file(bench)
+    bench.add_argument("--batches", nargs="+", type=int, default=[1, 128], metavar="N", help="images at a time (1 128)")
+    bench.add_argument("--threads", nargs="+", type=int, metavar="N", help="threads (1, and as many as torch takes)")
+
     export = _add(
         kinds,
         "export",
         do_export,
         "the network for other programs",
-        "One file or both, for any number of images at a time. What goes in are images in [0, 1] as (x - mean) / std "
-        "of each channel. Either file keeps the mean, the std and the classes that the ticket knows, as JSON: ONNX in "
-        "its metadata, torch.export in its extra files.",
+        "One of them or several. ONNX and torch.export take any number of images at a time, in [0, 1] as "
+        "(x - mean) / std of each channel. Either file keeps the mean, the std and the classes that the ticket knows, "
+        "as JSON: ONNX in its metadata, torch.export in its extra files. The C++ program needs a compiler alone.",
         "e.g. python -m mpt_bihalf ticket export conv4.ticket --onnx conv4.onnx --fold",
     )
     _add_file(export)
     export.add_argument("--onnx", type=path_argument, metavar="FILE", help="write an ONNX file")
     export.add_argument("--torch", type=path_argument, metavar="FILE", help="write a program of torch.export (.pt2)")
+    export.add_argument("--cpp", type=path_argument, metavar="DIR", help="write a C++ program of one file, and its "
+                        "weights as bits; its first lines say how to build and run it")  # fmt: skip
     export.add_argument("--fold", action="store_true", default=None, help="first fold batch norms and remove dead "
                         "filters and channels; tells by how much outputs differ, which is rounding")  # fmt: skip
 
@@ -205,16 +239,49 @@ def do_verify(options: Any) -> None:
         show(f"{options.data}: test top-1 {figures['test_top1']:.2f} %{told}")
 
 
+def do_run(options: Any) -> None:
+    """Classify images."""
+    ticket = read_ticket(options.ticket, model=options.model)
+    names = ticket.image_spec.classes
+    if options.top < 1:
+        raise ValueError(f"--top must be at least 1, not {options.top}")
+    for file, probabilities in classify(ticket, image_files(options.images), _warn):
+        told = names or [str(index) for index in range(len(probabilities))]
+        if options.json:
+            shares = dict(zip(told, probabilities.tolist(), strict=True))
+            show(json.dumps({"file": str(file), "probabilities": shares}, ensure_ascii=True))
+            continue
+        best = probabilities.argsort(descending=True, stable=True)[: options.top].tolist()
+        shown = ", ".join(f"{one_line(told[index])} {100 * probabilities[index]:.1f} %" for index in best)
+        show(f"{one_line(file, 1000)}: {shown}")
+
+
+def do_bench(options: Any) -> None:
+    """Time a ticket."""
+    threads = options.threads or sorted({1, torch.get_num_threads()})
+    for name, numbers, most in (("batches", options.batches, LARGEST_BATCH), ("threads", threads, MOST_THREADS)):
+        for number in numbers:
+            if not 1 <= number <= most:
+                raise ValueError(f"--{name} must lie in 1 to {most:,}, not {number}")
+    table = bench_table(read_ticket(options.ticket, model=options.model), options.batches, threads)
+    show(f"{table.title}\n{table.text()}")
+
+
 @torch.no_grad()
 def do_export(options: Any) -> None:
     """Export a ticket's network."""
-    if options.onnx is None and options.torch is None:
-        raise ValueError("say what to write: --onnx FILE or --torch FILE")
+    if options.onnx is None and options.torch is None and options.cpp is None:
+        raise ValueError("say what to write: --onnx FILE, --torch FILE or --cpp DIR")
     taken = [options.ticket]
     for path in filter(None, (options.onnx, options.torch)):
         _check_place(path, taken)
         taken.append(path)
     ticket = read_ticket(options.ticket, model=options.model)
+    if options.cpp is not None:
+        for path in export_cpp(compiled(ticket), ticket.image_spec, options.cpp):
+            show(f"wrote {path}: {path.stat().st_size:,} bytes")
+    if options.onnx is None and options.torch is None:
+        return
     model = ticket.network()
     example = torch.randn(8, *ticket.images, generator=torch.Generator().manual_seed(0), dtype=torch.float32)
     if options.fold:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import logging
+import struct
 import warnings
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
@@ -12,9 +14,17 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..files import write_whole
+from ..files import write_text, write_whole
+from ..kernels import SOURCES
+from .compiled import CompiledTicket
+from .images import ImageSpec
 
 OPSET = 18
+HEAD = """// A network that tells images apart. Build it by GCC or Clang, and run it on images of the network's size:
+//     g++ -O3 -march=native -fopenmp ticket.cpp -o ticket
+//     ./ticket weights.bin image.raw
+// image.raw: bytes [row, column, channel], or float32 numbers [channel, row, column] as the network takes them.
+"""
 
 
 def export_onnx(model: nn.Module, example: Tensor, path: Path, metadata: dict[str, str] | None = None) -> None:
@@ -60,6 +70,28 @@ def export_torch(model: nn.Module, example: Tensor, path: Path, metadata: dict[s
         program = torch.export.export(model.eval(), (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
         torch.export.save(program, packed, extra_files=metadata)
     write_whole(path, lambda file: file.write(packed.getbuffer()))
+
+
+def export_cpp(run: CompiledTicket, spec: ImageSpec, folder: Path) -> tuple[Path, Path]:
+    """Write a ticket as a C++ program of one file, `ticket.cpp`, and its `weights.bin`; the two files.
+
+    It needs a C++17 compiler (GCC or Clang) and nothing else: `g++ -O3 -march=native -fopenmp ticket.cpp -o ticket`.
+    Raises ValueError where the folder's name is that of a file.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{str(folder)!r} is no folder")
+    folder.mkdir(exist_ok=True)
+    channels = run.shape[0]
+    mean, std = spec.mean or (0.0,) * channels, spec.std or (1.0,) * channels
+    names = [name.encode() for name in spec.classes or map(str, range(run.classes))]
+    told = struct.pack("<4I", *run.shape, run.classes) + struct.pack(f"<{2 * channels}f", *mean, *std)
+    told += b"".join(struct.pack("<I", len(name)) + name for name in names)
+    body = told + bytes(-len(told) % 8) + run.program
+    code, weights = folder / "ticket.cpp", folder / "weights.bin"
+    source = SOURCES[-1].read_text(encoding="utf-8")
+    write_text(code, f"{HEAD}#define TICKET_PROGRAM\n{source}")
+    write_whole(weights, lambda file: file.write(b"MPTCPP01" + struct.pack("<Q", zlib.crc32(body)) + body))
+    return code, weights
 
 
 @contextmanager

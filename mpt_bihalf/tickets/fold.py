@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
 from operator import attrgetter
 from typing import Any, NamedTuple
 
@@ -233,22 +234,30 @@ def _fold_thresholds(network: fx.GraphModule) -> int:
         size = layer.weight.abs()
         if (size != size.sign()).any() or size.flatten(1).sum(1).max() > 1 / torch.finfo(size.dtype).eps:
             continue  # its sums are not whole, or rounded
-        direction, shift = _threshold(layer.weight, nn.Sequential(scale, norm))
+        behind, of = nn.Sequential(scale, norm), layer.weight
+        most = size.flatten(1).sum(1)
+        direction, shift = threshold(most, partial(_through, behind, of))
         network.set_submodule(str(node.target), output_scale(direction, nn.Parameter(shift), layer.weight, hook=False))
         _skip(source)
         folded += 1
     return folded
 
 
-def _threshold(weight: Tensor, value: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
-    """d in {-1, 0, +1} and whole c with sign(d z + c) = sign(value(z)), for each channel and each z that it may have.
+def _through(behind: nn.Module, weight: Tensor, z: Tensor) -> Tensor:
+    """What becomes of z [F], one number a channel of what the layer of this weight gives."""
+    found: Tensor = behind(per_channel(z, weight)[None])
+    return found.flatten()
 
-    weight: B [F, ...]. value: what is between z [1, F, ...] and the sign, rising in z or falling, with its rounding.
+
+def threshold(most: Tensor, value: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+    """d in {-1, 0, +1} and whole c with sign(d z + c) = sign(value(z)), for each channel and each whole z that may be.
+
+    most: [F], how large abs(z) can be. value: of z [F] what is before the sign [F], rising in z or falling, with its
+    rounding.
     """
-    most = weight.flatten(1).abs().sum(1)
 
     def positive(z: Tensor) -> Tensor:
-        return value(per_channel(z, weight)[None]).flatten() >= 0
+        return value(z) >= 0
 
     at_least, at_most = positive(-most), positive(most)
     rising = ~at_least & at_most
@@ -258,9 +267,9 @@ def _threshold(weight: Tensor, value: Callable[[Tensor], Tensor]) -> tuple[Tenso
         upper = positive(middle) == at_most
         below, above = torch.where(upper, below, middle), torch.where(upper, middle, above)
     constant = at_least == at_most
-    direction = torch.where(rising, 1.0, -1.0).to(weight.dtype).masked_fill(constant, 0)
+    direction = torch.where(rising, 1.0, -1.0).to(most.dtype).masked_fill(constant, 0)
     shift = torch.where(rising, -above, below)
-    return direction, torch.where(constant, torch.where(at_least, 1, -1), shift).to(weight.dtype)
+    return direction, torch.where(constant, torch.where(at_least, 1, -1), shift).to(most.dtype)
 
 
 @dataclass(frozen=True)

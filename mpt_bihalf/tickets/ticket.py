@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import reprlib
+from collections import OrderedDict
 from dataclasses import dataclass, field
 from inspect import signature
 from typing import Any, TypeVar, cast
@@ -167,7 +168,7 @@ class Ticket:
                     f"the ticket is for another network: in this one {earlier!r} and {name!r} are one tensor, and in "
                     "the ticket they differ"
                 )
-        model.load_state_dict(state)
+        model.load_state_dict(_versioned(state, model))
         return self._as_it_was(model).eval()
 
     def _as_it_was(self, model: Model) -> Model:
@@ -220,7 +221,7 @@ class Ticket:
         Raises ValueError where the ticket does not know its architecture.
         """
         model = self.outline()
-        model.load_state_dict(self._state_before_scales(), assign=True)
+        model.load_state_dict(_versioned(self._state_before_scales(), model), assign=True)
         if any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers())):  # some that is no part of a state
             with float32_by_default():
                 return self.put_into(create_model(**cast(Any, self.architecture), seed=0))
@@ -239,6 +240,13 @@ def _state(model: nn.Module) -> dict[str, Tensor]:
         if not isinstance(value, Tensor):
             raise ValueError(f"a ticket holds tensors only, and {name!r} of the network's state is none")
     return state
+
+
+def _versioned(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """The state with the versions of the model's modules, which some of torchvision's read."""
+    found = OrderedDict(state)
+    cast(Any, found)._metadata = cast(Any, model.state_dict())._metadata
+    return found
 
 
 def _shared(state: dict[str, Tensor]) -> dict[str, str]:
