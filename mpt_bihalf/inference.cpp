@@ -1502,7 +1502,7 @@ class Engine {
         return Runner(plan, memories[3 * shared].get(), memories[3 * shared + 1].get(), memories[3 * t + 2].get(), team);
     }
 
-    void one(const Plan &plan, const float *x, float *y, int threads) {
+    void one(const Plan &plan, const float *x, float *y, [[maybe_unused]] int threads) {
 #pragma omp parallel num_threads(threads)
         {
             Team team;

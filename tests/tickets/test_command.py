@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
+import subprocess
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +27,7 @@ from mpt_bihalf.__main__ import main
 from mpt_bihalf.data import ImageSet, load_dataset
 from mpt_bihalf.endings import run_command
 from mpt_bihalf.sweep.records import read_result, read_run
-from mpt_bihalf.tickets import Ticket, load_ticket, read_ticket, save_ticket, write_ticket
+from mpt_bihalf.tickets import Ticket, bench, compile_ticket, load_ticket, read_ticket, save_ticket, write_ticket
 
 Command = Callable[..., str]
 NAMES = ("zero", "one", "two", "three")  # by digit; a folder has them by name
@@ -205,7 +207,7 @@ def test_export_writes_what_other_programs_read(ticket: Command, made: Path, tmp
     x = torch.randn(3, 1, 8, 8)
     (logits,) = onnxruntime.InferenceSession(tmp_path / "a.onnx").run(None, {"images": x.numpy()})
     torch.testing.assert_close(torch.from_numpy(logits), load_ticket(made)(x).detach(), rtol=1e-4, atol=1e-5)
-    assert "--onnx FILE or --torch FILE" in ticket("export", made, status=2)
+    assert "--onnx FILE, --torch FILE or --cpp DIR" in ticket("export", made, status=2)
 
     known = {entry.key: json.loads(entry.value) for entry in onnx.load(tmp_path / "a.onnx").metadata_props}
     assert known["classes"] == [str(digit) for digit in load_digits().target_names]
@@ -217,6 +219,130 @@ def test_export_writes_what_other_programs_read(ticket: Command, made: Path, tmp
     extra = dict.fromkeys(known, "")
     torch.export.load(tmp_path / "a.pt2", extra_files=extra)
     assert {name: json.loads(text) for name, text in extra.items()} == known
+
+
+def test_run_tells_classes_and_probabilities_of_image_files(ticket: Command, folder: Path, tmp_path: Path) -> None:
+    model = create_model(**ARCHITECTURE, in_channels=3, seed=0)
+    binarize_weights(model, "mpt-bihalf", 0.5, seed=0)
+    path = tmp_path / "mine.ticket"
+    save_ticket(model, path, ARCHITECTURE, mean=MEAN, std=STD, classes=NAMES)
+    files = sorted((folder / "test" / "two").iterdir())[:3]
+    pixels = torch.stack([transforms.ToTensor()(Image.open(file)) for file in files])
+    shift, scale = (torch.tensor(values).view(1, 3, 1, 1) for values in (MEAN, STD))
+    with torch.no_grad():
+        wanted = load_ticket(path)((pixels - shift) / scale).softmax(1)
+    lines = [json.loads(line) for line in ticket("run", path, *files, "--json").splitlines()]
+    assert [line["file"] for line in lines] == [str(file) for file in files]
+    for line, shares in zip(lines, wanted, strict=True):
+        assert line["probabilities"] == pytest.approx(dict(zip(NAMES, shares.tolist(), strict=True)), abs=1e-5)
+    first, second = wanted[0].argsort(descending=True)[:2].tolist()
+    shown = f"{NAMES[first]} {100 * wanted[0][first]:.1f} %, {NAMES[second]} {100 * wanted[0][second]:.1f} %"
+    assert ticket("run", path, files[0], "--top", 2) == f"{files[0]}: {shown}\n"
+    assert ticket("run", path, folder / "test").count("\n") == 80
+
+
+def test_run_scales_images_and_makes_them_grey(ticket: Command, made: Path, tmp_path: Path) -> None:
+    place = tmp_path / "photos"
+    place.mkdir()
+    for name, size in (("wide.png", (40, 20)), ("small.jpg", (5, 5)), ("as it is.bmp", (8, 8))):
+        Image.new("RGB", size, (200, 30, 90)).save(place / name)
+    lines = ticket("run", made, place).splitlines()
+    assert [re.sub(r": \d \d+\.\d %$", "", line) for line in lines] == [
+        str(place / name) for name in ("as it is.bmp", "small.jpg", "wide.png")
+    ]
+
+
+def test_run_refuses_what_is_no_image(ticket: Command, made: Path, tmp_path: Path) -> None:
+    (tmp_path / "text.png").write_text("no image")
+    (tmp_path / "none").mkdir()
+    os.mkfifo(tmp_path / "pipe.png")
+    for place, reason in (
+        ("text.png", "cannot read image"),
+        ("none", "there is no image"),
+        ("gone.png", "cannot read"),
+    ):
+        assert reason in ticket("run", made, tmp_path / place, status=2)
+    ticket("run", made, tmp_path / "pipe.png", status=2)
+    assert "--top must be at least 1" in ticket("run", made, tmp_path / "text.png", "--top", 0, status=2)
+
+
+def test_run_warns_where_mean_and_std_are_not_known(ticket: Command, folder: Path, tmp_path: Path) -> None:
+    model = create_model(**ARCHITECTURE, seed=0)
+    save_ticket(binarize_weights(model, "sign", seed=0), tmp_path / "a", ARCHITECTURE)
+    told = ticket("run", tmp_path / "a", folder / "test" / "one" / "50.png")
+    assert told.startswith("warning: the ticket has no valid mean and std")
+
+
+def test_bench_sets_a_ticket_beside_torch_and_onnxruntime(
+    ticket: Command, made: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench, "ROUNDS", 1)
+    monkeypatch.setattr(bench, "SECONDS", 0.0)
+    told = ticket("bench", made, "--batches", 1, 3, "--threads", 1)
+    assert "ONNX Runtime" in told
+    rows = [line.split() for line in told.splitlines()[-2:]]
+    assert [row[:2] for row in rows] == [["1", "1"], ["3", "1"]]
+    for row in rows:
+        ours, *others = map(float, row[2:5])
+        assert [float(ratio) for ratio in row[5:]] == pytest.approx([each / ours for each in others], rel=0.2, abs=0.2)
+    monkeypatch.setattr(bench, "_has_onnx", lambda: False)
+    assert "ONNX" not in ticket("bench", made, "--batches", 1, "--threads", 1)
+    for bad in (("--batches", 0), ("--threads", 0), ("--threads", 10**9), ("--batches", 10**9)):
+        assert f"{bad[0]} must lie in 1 to" in ticket("bench", made, *bad, status=2)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a compiler")
+def test_export_cpp_writes_a_program_that_gives_the_same_logits(
+    ticket: Command, made: Path, folder: Path, tmp_path: Path
+) -> None:
+    place = tmp_path / "program"
+    told = ticket("export", made, "--cpp", place)
+    assert sorted(file.name for file in place.iterdir()) == ["ticket.cpp", "weights.bin"]
+    assert told.count("wrote") == 2
+    flags = ("-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-Wno-maybe-uninitialized")
+    program = place / "ticket"
+    subprocess.run(["g++", *flags, place / "ticket.cpp", "-o", program], check=True)
+
+    def run(*given: object, status: int = 0) -> str:
+        done = subprocess.run([program, *map(str, given)], capture_output=True, text=True, check=False)
+        assert done.returncode == status
+        assert not status or (done.stderr.count("\n") == 1 and done.stdout == "")
+        return done.stderr if status else done.stdout
+
+    spec = read_ticket(made).image_spec
+    assert spec.mean and spec.std
+    raw = Image.open(folder / "test" / "two" / "45.png").convert("L")
+    (tmp_path / "bytes.raw").write_bytes(raw.tobytes())
+    x = (torch.tensor(list(raw.tobytes())).view(1, 1, 8, 8).float() / 255 - spec.mean[0]) / spec.std[0]
+    (tmp_path / "floats.raw").write_bytes(x.numpy().tobytes())
+    wanted = compile_ticket(made)(x)[0]
+    lines = run("--logits", place / "weights.bin", tmp_path / "bytes.raw", tmp_path / "floats.raw").splitlines()
+    for line in lines:
+        assert torch.tensor([float(word) for word in line.split()]) == pytest.approx(wanted, rel=1e-5, abs=1e-5)
+    best = int(wanted.argmax())
+    share = 100 * wanted.softmax(0)[best]
+    assert run(place / "weights.bin", tmp_path / "bytes.raw").startswith(
+        f"{tmp_path / 'bytes.raw'}: {best} {share:.1f} %"
+    )
+
+    assert run(status=2).startswith("usage: ")
+    (tmp_path / "short.raw").write_bytes(b"1234")
+    assert "short.raw has 4 bytes: an image is 64" in run(place / "weights.bin", tmp_path / "short.raw", status=2)
+    assert "cannot read" in run(place / "weights.bin", tmp_path / "gone.raw", status=2)
+    content = (place / "weights.bin").read_bytes()
+    flipped = content[:200] + bytes([content[200] ^ 1]) + content[201:]
+    for damaged in (content[:-5], content[:10], flipped, b"", content[:8] + bytes(24)):
+        (tmp_path / "damaged.bin").write_bytes(damaged)
+        assert re.match(
+            "error: (the weights are|no weights)", run(tmp_path / "damaged.bin", tmp_path / "bytes.raw", status=2)
+        )
+
+
+def test_export_cpp_needs_a_folder(ticket: Command, made: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("kept")
+    assert "is no folder" in ticket("export", made, "--cpp", tmp_path / "file", status=2)
+    assert "No such file" in ticket("export", made, "--cpp", tmp_path / "no" / "where", status=2)
+    assert (tmp_path / "file").read_text() == "kept"
 
 
 def test_nothing_is_written_in_the_place_of_what_is_read_or_no_file(
