@@ -7,8 +7,8 @@ from math import log2
 import constriction
 import numpy as np
 
-# How many bits are widened to what the coder takes at a time.
-CHUNK = 2**22
+# How many bits are widened to what the coder takes at a time: few, as that is 32 times as much.
+CHUNK = 2**16
 WORD = np.dtype("<u4")
 
 

@@ -278,7 +278,7 @@ class _Lowering(fx.Interpreter):
         if not linear and module.padding_mode != "zeros":
             raise self._cannot(f"padding by {module.padding_mode}")
         weight, alpha = self._weight()
-        shape = (len(weight), 1, 1) if linear else self._shape(module, value)
+        shape = (len(weight), 1, 1) if linear else self._shape(module, len(weight), value)
         sizes = [0] * 9
         if not linear and value.map:
             kernel = [*weight.shape[2:]]
@@ -287,7 +287,7 @@ class _Lowering(fx.Interpreter):
             raise self._cannot("a convolution of one pixel that gives several")
         elif not linear:
             weight = _of_one_pixel(weight, module)
-        most = weight.flatten(1).count_nonzero(1)
+        most = torch.tensor([np.count_nonzero(row) for row in weight.numpy()])
         whole = value.sign and alpha is not None and sizes[0] * sizes[1] <= MOST_TAPS and int(most.max()) <= MOST_SIGNS
         if value.sign and not whole:
             value = self._floats(value)
@@ -313,10 +313,12 @@ class _Lowering(fx.Interpreter):
             return binary.weight, None
         return binary.binary, binary.alpha.reshape(-1).expand(filters)
 
-    def _shape(self, module: nn.Module, value: Value) -> Shape:
-        """Of what a module gives for the value."""
-        with torch.device("meta"):
-            return cast(Shape, tuple(type(module).forward(cast(Any, module), torch.empty(value.sizes)).shape[1:]))
+    def _shape(self, module: Any, channels: int, value: Value) -> Shape:
+        """Of what a convolution or a pooling gives for the value."""
+        height, width = (_outputs(module, axis, value.shape[1 + axis]) for axis in (0, 1))
+        if min(height, width) < 1:
+            raise self._cannot(f"a map of {value.shape[1]}x{value.shape[2]} that is too small")
+        return channels, height, width
 
     def norm(self, module: Any, given: Any) -> Value:
         if module.running_mean is None:
@@ -371,7 +373,7 @@ class _Lowering(fx.Interpreter):
         maximum = isinstance(operation, nn.MaxPool2d | nn.AdaptiveMaxPool2d)
         if getattr(operation, "return_indices", False) or getattr(operation, "divisor_override", None):
             raise self._cannot(f"{type(operation).__name__} of this kind")
-        shape = self._shape(operation, value)
+        shape = self._shape(operation, value.shape[0], value)
         both = [_windows(operation, axis, value.shape[1 + axis], shape[1 + axis]) for axis in (0, 1)]
         if any(stop <= begin for windows, _, _ in both for begin, stop in windows):
             raise self._cannot("pooling of windows outside of the map")
@@ -466,14 +468,35 @@ def _padding(module: Any) -> list[int]:
     return [0, 0] if module.padding == "valid" else [*module.padding]
 
 
+def _outputs(module: Any, axis: int, size: int) -> int:
+    """How many rows, or columns, a convolution or a pooling gives of so many."""
+    if isinstance(module, ADAPTIVE):
+        return _of_axis(module.output_size, axis) or size
+    kernel, stride, dilation = (
+        _of_axis(one, axis) for one in (module.kernel_size, module.stride, getattr(module, "dilation", 1))
+    )
+    if module.padding == "same":
+        return size
+    padding = 0 if module.padding == "valid" else _of_axis(module.padding, axis)
+    room = size + 2 * padding - dilation * (kernel - 1) - 1
+    if not getattr(module, "ceil_mode", False):
+        return room // stride + 1
+    count: int = -(-room // stride) + 1
+    return count - ((count - 1) * stride >= size + padding)  # the last window begins inside
+
+
+def _of_axis(one: Any, axis: int) -> Any:
+    return one[axis] if isinstance(one, tuple | list) else one
+
+
 def _windows(pooling: Any, axis: int, size: int, count: int) -> tuple[list[tuple[int, int]], list[int], int]:
     """Begin and end of each window along an axis, what a mean divides by, and their length if they lie side by side."""
-    if isinstance(pooling, nn.AdaptiveAvgPool2d | nn.AdaptiveMaxPool2d):
+    if isinstance(pooling, ADAPTIVE):
         windows = [(i * size // count, -(-(i + 1) * size // count)) for i in range(count)]
         divisors = [stop - begin for begin, stop in windows]
     else:
         kernel, stride, padding, dilation = (
-            one[axis] if isinstance(one, tuple | list) else one
+            _of_axis(one, axis)
             for one in (pooling.kernel_size, pooling.stride, pooling.padding, getattr(pooling, "dilation", 1))
         )
         if dilation != 1:
@@ -513,6 +536,7 @@ def _make_threshold(operation: Operation) -> None:
     operation.steps = [*([steps[halved[0]]] if halved else []), found]
 
 
+ADAPTIVE = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
 ADDITIONS = (operator.add, operator.iadd, torch.add, "add", "add_")
 PRODUCTS = (operator.mul, operator.imul, torch.mul, "mul", "mul_")
 OTHERS = (operator.sub, operator.isub, torch.sub, "sub", operator.truediv, operator.itruediv, torch.div, "div")

@@ -96,11 +96,10 @@ class Value:
 def bits(binary: Tensor) -> np.ndarray:
     """Of B [F, ...] which are kept and then which are negative: a row of 64-bit words a filter."""
     rows = binary.flatten(1).numpy()
-    words = -(-rows.shape[1] // 64) * 8
-    out = np.zeros((2, len(rows), words), dtype=np.uint8)
-    for half, flags in enumerate((rows != 0, rows < 0)):
-        packed = np.packbits(flags, axis=1, bitorder="little")
-        out[half, :, : packed.shape[1]] = packed
+    out = np.zeros((2, len(rows), -(-rows.shape[1] // 64) * 8), dtype=np.uint8)
+    for kept, negative, row in zip(*out, rows, strict=True):  # by rows, which takes little memory
+        for words, flags in ((kept, row != 0), (negative, row < 0)):
+            words[: -(-len(row) // 8)] = np.packbits(flags, bitorder="little")
     return out
 
 
