@@ -148,20 +148,25 @@ inline void scan(const float *w, int64_t size, Take take) {
     }
 }
 
-// The alpha of each filter of w [filters, size]; false where its weights are not -alpha, 0, +alpha.
+// The bits of abs(x): an integer that is the greater the greater abs(x) is, NaN above infinity.
+inline uint32_t magnitude(float x) {
+    uint32_t bits;
+    std::memcpy(&bits, &x, sizeof bits);
+    return bits & 0x7fffffff;
+}
+
+// The alpha of each filter of w [filters, size]; false where its weights are not -alpha, 0, +alpha. Magnitudes are compared
+// as the integers that their bits are, which compilers can do in vectors: a NaN is the highest, and is refused.
 bool alphas(const float *w, int64_t filters, int64_t size, float *alpha) {
     bool all = true;
 #pragma omp parallel for schedule(static) reduction(&& : all)
     for (int64_t f = 0; f < filters; f++) {
         const float *row = w + f * size;
-        float most = 0;
-        bool equal = true;
-#pragma GCC ivdep
-        for (int64_t i = 0; i < size; i++) most = std::max(most, std::fabs(row[i]));
-#pragma GCC ivdep
-        for (int64_t i = 0; i < size; i++) equal &= (row[i] == 0) | (std::fabs(row[i]) == most);
-        alpha[f] = most;
-        all = all && equal;
+        uint32_t most = 0, others = 0;
+        for (int64_t i = 0; i < size; i++) most = std::max(most, magnitude(row[i]));
+        for (int64_t i = 0; i < size; i++) others |= magnitude(row[i]) != 0 && magnitude(row[i]) != most;
+        std::memcpy(alpha + f, &most, sizeof most);
+        all = all && !others && most <= 0x7f800000;
     }
     return all;
 }
