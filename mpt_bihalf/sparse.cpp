@@ -31,6 +31,8 @@
 
 namespace {
 
+constexpr uint16_t NOWHERE = 0xffff;  // the place of a weight that a pass does not take
+
 #if defined(__AVX512F__)
 constexpr int64_t LANES = 16;
 struct Vector {
@@ -50,11 +52,19 @@ struct Vector {
     Vector operator-(Vector y) const { return {_mm512_sub_ps(values, y.values)}; }
     Vector plus_product(Vector x, Vector y) const { return {_mm512_fmadd_ps(x.values, y.values, values)}; }
 };
-// Which of the next LANES weights are not zero, and which are negative: a bit each.
-inline void looked_at(const float *w, int64_t count, uint32_t &kept, uint32_t &negative) {
+// Of the next LANES weights those that are kept and have a place: it, plus one where the weight is negative, to `place`,
+// and the weight to `value`, if given. Moves both on; the rest of a vector behind them is written over.
+inline void take(const float *w, const uint16_t *places, int64_t count, uint16_t *&place, float *&value) {
     const __m512 x = Vector::load(w, count).values;
-    kept = _mm512_cmp_ps_mask(x, _mm512_setzero_ps(), _CMP_NEQ_UQ);
-    negative = _mm512_cmp_ps_mask(x, _mm512_setzero_ps(), _CMP_LT_OQ);
+    const __m512i here = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)places));
+    const __mmask16 kept = _mm512_cmp_ps_mask(x, _mm512_setzero_ps(), _CMP_NEQ_UQ) &
+                           _mm512_cmpneq_epi32_mask(here, _mm512_set1_epi32(NOWHERE));
+    const __m512i named = _mm512_or_si512(here, _mm512_srli_epi32(_mm512_castps_si512(x), 31));
+    _mm256_storeu_si256((__m256i *)place, _mm512_cvtepi32_epi16(_mm512_maskz_compress_epi32(kept, named)));
+    place += __builtin_popcount(kept);
+    if (!value) return;
+    _mm512_storeu_ps(value, _mm512_maskz_compress_ps(kept, x));
+    value += __builtin_popcount(kept);
 }
 #else
 constexpr int64_t LANES = 8;
@@ -79,10 +89,16 @@ struct Vector {
     Vector operator-(Vector y) const { return {_mm256_sub_ps(values, y.values)}; }
     Vector plus_product(Vector x, Vector y) const { return {_mm256_fmadd_ps(x.values, y.values, values)}; }
 };
-inline void looked_at(const float *w, int64_t count, uint32_t &kept, uint32_t &negative) {
+inline void take(const float *w, const uint16_t *places, int64_t count, uint16_t *&place, float *&value) {
     const __m256 x = Vector::load(w, count).values;
-    kept = _mm256_movemask_ps(_mm256_cmp_ps(x, _mm256_setzero_ps(), _CMP_NEQ_UQ));
-    negative = _mm256_movemask_ps(_mm256_cmp_ps(x, _mm256_setzero_ps(), _CMP_LT_OQ));
+    uint32_t kept = _mm256_movemask_ps(_mm256_cmp_ps(x, _mm256_setzero_ps(), _CMP_NEQ_UQ));
+    const uint32_t negative = _mm256_movemask_ps(x);
+    for (; kept; kept &= kept - 1) {
+        const int bit = __builtin_ctz(kept);
+        if (places[bit] == NOWHERE) continue;
+        *place++ = places[bit] | (uint16_t)(negative >> bit & 1);
+        if (value) *value++ = w[bit];
+    }
 }
 #endif
 
@@ -135,19 +151,6 @@ struct Lists {
     std::unique_ptr<float[]> values;
 };
 
-template <class Take>
-inline void scan(const float *w, int64_t size, Take take) {
-    for (int64_t i = 0; i < size; i += LANES) {
-        uint32_t kept, negative;
-        looked_at(w + i, size - i, kept, negative);
-        while (kept) {
-            const int bit = __builtin_ctz(kept);
-            take(i + bit, negative >> bit & 1);
-            kept &= kept - 1;
-        }
-    }
-}
-
 // The bits of abs(x): an integer that is the greater the greater abs(x) is, NaN above infinity.
 inline uint32_t magnitude(float x) {
     uint32_t bits;
@@ -171,79 +174,105 @@ bool alphas(const float *w, int64_t filters, int64_t size, float *alpha) {
     return all;
 }
 
-// Lists of w [rows, channels, taps]: one for each `block` channels, which take `plane` vectors each in the buffer.
-std::vector<Lists> listed(const float *w, int64_t rows, int64_t channels, int64_t taps, int64_t block, const Pass &pass,
-                          int64_t plane, bool valued) {
+// Lists of w [rows, channels, taps]: one for each `block` channels, which take `plane` vectors each in the buffer, with the
+// passes one after the other.
+std::vector<Lists> listed(const float *w, int64_t rows, int64_t channels, int64_t taps, int64_t block,
+                          const std::vector<Pass> &passes, int64_t plane, bool valued) {
     std::vector<Lists> blocks((channels + block - 1) / block);
-    std::vector<uint16_t> place(block * taps);
-    for (int64_t i = 0; i < block * taps; i++) place[i] = (uint16_t)(2 * (i / taps * plane + pass.tap[i % taps]));
+    const int64_t of_pass = block * taps + LANES;
+    std::vector<uint16_t> places(passes.size() * of_pass);
+    for (size_t p = 0; p < passes.size(); p++)
+        for (int64_t i = 0; i < block * taps; i++) {
+            const int tap = passes[p].tap[i % taps];
+            places[p * of_pass + i] = tap < 0 ? NOWHERE : (uint16_t)(2 * (i / taps * plane + tap));
+        }
 #pragma omp parallel
     {
         const int64_t threads = omp_get_num_threads(), thread = omp_get_thread_num(), count = (int64_t)blocks.size();
         const int64_t begin = thread * count / threads, end = (thread + 1) * count / threads;
-        std::vector<uint16_t *> to;
+        std::vector<uint16_t *> place;
+        std::vector<float *> value;
         for (int64_t b = begin; b < end; b++) {
-            blocks[b].starts.resize(rows + 1);
-            blocks[b].places.reset(new uint16_t[rows * block * taps + 1]);
-            if (valued) blocks[b].values.reset(new float[rows * block * taps + 1]);
-            to.push_back(blocks[b].places.get());
+            Lists &lists = blocks[b];
+            lists.starts.assign(1, 0);
+            lists.places.reset(new uint16_t[rows * block * taps + LANES]);
+            if (valued) lists.values.reset(new float[rows * block * taps + LANES]);
+            place.push_back(lists.places.get());
+            value.push_back(lists.values.get());
         }
-        for (int64_t row = 0; row < rows; row++)  // a row's blocks lie side by side
-            for (int64_t b = begin; b < end; b++) {
-                const int64_t first = b * block * taps, size = std::min(channels * taps - first, block * taps);
-                uint16_t *at = to[b - begin];
-                const float *from = w + row * channels * taps + first;
-                scan(from, size, [&](int64_t i, uint32_t negative) {
-                    if (valued) blocks[b].values[at - blocks[b].places.get()] = from[i];
-                    *at++ = place[i] | (uint16_t)negative;
-                });
-                to[b - begin] = at;
-                blocks[b].starts[row + 1] = (uint32_t)(at - blocks[b].places.get());
-            }
+        for (size_t p = 0; p < passes.size(); p++)
+            for (int64_t row = 0; row < rows; row++)  // a row's blocks lie side by side
+                for (int64_t b = begin; b < end; b++) {
+                    const int64_t first = b * block * taps, size = std::min(channels * taps - first, block * taps);
+                    const float *from = w + row * channels * taps + first;
+                    for (int64_t i = 0; i < size; i += LANES)
+                        take(from + i, &places[p * of_pass + i], size - i, place[b - begin], value[b - begin]);
+                    blocks[b].starts.push_back((uint32_t)(place[b - begin] - blocks[b].places.get()));
+                }
     }
     return blocks;
 }
 
-// The same of the transposed weights: of w [channels, rows, taps], with the passes one after the other.
-std::vector<Lists> listed_transposed(const float *w, int64_t rows, int64_t channels, int64_t taps, int64_t block,
-                                     const std::vector<Pass> &passes, int64_t plane, bool valued) {
-    const int64_t size = rows * taps;
-    std::vector<uint32_t> bucket(size);
-    std::vector<uint16_t> place(size);
-    for (int64_t i = 0; i < size; i++)
-        for (size_t p = 0; p < passes.size(); p++) {
-            const int tap = passes[p].tap[i % taps];
-            if (tap < 0) continue;
-            bucket[i] = (uint32_t)(p * rows + i / taps);
-            place[i] = (uint16_t)(2 * tap);
-        }
-    std::vector<Lists> blocks((channels + block - 1) / block);
-#pragma omp parallel for schedule(static)
-    for (size_t b = 0; b < blocks.size(); b++) {
-        const int64_t c0 = b * block, c1 = std::min(channels, c0 + block);
-        std::vector<uint32_t> found;  // a weight's index in its channel, times two, plus one where it is negative
-        std::vector<size_t> ends;
-        for (int64_t c = c0; c < c1; c++) {
-            scan(w + c * size, size,
-                 [&](int64_t i, uint32_t negative) { found.push_back((uint32_t)(2 * i + negative)); });
-            ends.push_back(found.size());
-        }
-        Lists &lists = blocks[b];
-        lists.starts.assign(passes.size() * rows + 1, 0);
-        lists.places.reset(new uint16_t[found.size() + 1]);
-        if (valued) lists.values.reset(new float[found.size() + 1]);
-        for (uint32_t each : found) lists.starts[bucket[each / 2] + 1]++;
-        for (size_t i = 1; i < lists.starts.size(); i++) lists.starts[i] += lists.starts[i - 1];
-        std::vector<uint32_t> next(lists.starts.begin(), lists.starts.end() - 1);
-        size_t at = 0;
-        for (int64_t c = 0; c < c1 - c0; c++)
-            for (; at < ends[c]; at++) {
-                const uint32_t each = found[at], to = next[bucket[each / 2]]++;
-                lists.places[to] = (uint16_t)((place[each / 2] + 2 * c * plane) | (each & 1));
-                if (valued) lists.values[to] = w[(c0 + c) * size + each / 2];
-            }
+// LANES vectors turned into one of each of their lanes, `of_row` apart.
+inline void store_turned(Vector *rows, float *to, int64_t of_row) {
+#if defined(__AVX512F__)
+    __m512 a[16], b[16];
+    for (int i = 0; i < 16; i += 2) {
+        a[i] = _mm512_unpacklo_ps(rows[i].values, rows[i + 1].values);
+        a[i + 1] = _mm512_unpackhi_ps(rows[i].values, rows[i + 1].values);
     }
-    return blocks;
+    for (int i = 0; i < 16; i += 4)
+        for (int j = 0; j < 2; j++) {
+            const __m512d low = _mm512_castps_pd(a[i + j]), high = _mm512_castps_pd(a[i + j + 2]);
+            b[i + 2 * j] = _mm512_castpd_ps(_mm512_unpacklo_pd(low, high));
+            b[i + 2 * j + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(low, high));
+        }
+    for (int i = 0; i < 16; i += 8)
+        for (int j = 0; j < 4; j++) {
+            a[i + j] = _mm512_shuffle_f32x4(b[i + j], b[i + j + 4], 0x88);
+            a[i + j + 4] = _mm512_shuffle_f32x4(b[i + j], b[i + j + 4], 0xdd);
+        }
+    for (int j = 0; j < 8; j++) {
+        _mm512_storeu_ps(to + j * of_row, _mm512_shuffle_f32x4(a[j], a[j + 8], 0x88));
+        _mm512_storeu_ps(to + (j + 8) * of_row, _mm512_shuffle_f32x4(a[j], a[j + 8], 0xdd));
+    }
+#else
+    __m256 a[8], b[8];
+    for (int i = 0; i < 8; i += 2) {
+        a[i] = _mm256_unpacklo_ps(rows[i].values, rows[i + 1].values);
+        a[i + 1] = _mm256_unpackhi_ps(rows[i].values, rows[i + 1].values);
+    }
+    for (int i = 0; i < 8; i += 4)
+        for (int j = 0; j < 2; j++) {
+            const __m256d low = _mm256_castps_pd(a[i + j]), high = _mm256_castps_pd(a[i + j + 2]);
+            b[i + 2 * j] = _mm256_castpd_ps(_mm256_unpacklo_pd(low, high));
+            b[i + 2 * j + 1] = _mm256_castpd_ps(_mm256_unpackhi_pd(low, high));
+        }
+    for (int j = 0; j < 4; j++) {
+        _mm256_storeu_ps(to + j * of_row, _mm256_permute2f128_ps(b[j], b[j + 4], 0x20));
+        _mm256_storeu_ps(to + (j + 4) * of_row, _mm256_permute2f128_ps(b[j], b[j + 4], 0x31));
+    }
+#endif
+}
+
+// w [filters, size, taps] as [size, filters, taps].
+Memory turned(const float *w, int64_t filters, int64_t size, int64_t taps) {
+    Memory to = memory(filters * size * taps);
+#pragma omp parallel for schedule(static)
+    for (int64_t c0 = 0; c0 < size; c0 += LANES)
+        for (int64_t f0 = 0; f0 < filters; f0 += LANES) {
+            const int64_t c1 = std::min(size, c0 + LANES), f1 = std::min(filters, f0 + LANES);
+            if (taps == 1 && c1 - c0 == LANES && f1 - f0 == LANES) {
+                Vector rows[LANES];
+                for (int64_t i = 0; i < LANES; i++) rows[i] = Vector::load(w + (f0 + i) * size + c0);
+                store_turned(rows, to.get() + c0 * filters + f0, filters);
+                continue;
+            }
+            for (int64_t c = c0; c < c1; c++)
+                for (int64_t f = f0; f < f1; f++)
+                    for (int64_t t = 0; t < taps; t++) to[(c * filters + f) * taps + t] = w[(f * size + c) * taps + t];
+        }
+    return to;
 }
 
 // Add what the lists of `rows` outputs name in the buffer to their sums, ROWS x COLUMNS vectors each.
@@ -398,14 +427,12 @@ void walk_linear(const Images &from, const Images &to, int64_t images, const std
     }
 }
 
-// Of w [filters, size], or of its transpose.
-void linear(const float *w, int64_t filters, int64_t size, bool transposed, const Images &from, const Images &to,
-            int64_t images, const float *factors, const float *alpha, const float *bias) {
+// Of w [rows, size].
+void linear(const float *w, const Images &from, const Images &to, int64_t images, const float *factors, const float *alpha,
+            const float *bias) {
     const int64_t vectors = images > 8 * LANES ? 16 : images > 4 * LANES ? 8 : images > LANES ? 4 : 1;
     const int64_t block = std::max<int64_t>(1, std::min(from.channels, first_cache() / (vectors * LANES * 4)));
-    const std::vector<Pass> only(1);
-    const std::vector<Lists> blocks = transposed ? listed_transposed(w, size, filters, 1, block, only, vectors, false)
-                                                 : listed(w, filters, size, 1, block, only[0], vectors, false);
+    const std::vector<Lists> blocks = listed(w, to.channels, from.channels, 1, block, std::vector<Pass>(1), vectors, false);
     const auto how = vectors == 16 ? walk_linear<16> : vectors == 8 ? walk_linear<8> : vectors == 4 ? walk_linear<4>
                                                                                                    : walk_linear<1>;
     how(from, to, images, blocks, block, factors, alpha, bias);
@@ -417,48 +444,6 @@ constexpr int64_t IMAGES = 16, PART = 32;  // images of a window; images after w
 constexpr int64_t ABREAST = 64;            // filters, and channels, worked out together at most
 constexpr int ROWS = LANES == 16 ? 4 : 6;  // filters of a register tile; it has up to VECTORS vectors of channels
 constexpr int VECTORS = LANES == 16 ? 4 : 2;
-
-// LANES vectors turned into one of each of their lanes, `of_row` apart.
-inline void store_turned(Vector *rows, float *to, int64_t of_row) {
-#if defined(__AVX512F__)
-    __m512 a[16], b[16];
-    for (int i = 0; i < 16; i += 2) {
-        a[i] = _mm512_unpacklo_ps(rows[i].values, rows[i + 1].values);
-        a[i + 1] = _mm512_unpackhi_ps(rows[i].values, rows[i + 1].values);
-    }
-    for (int i = 0; i < 16; i += 4)
-        for (int j = 0; j < 2; j++) {
-            const __m512d low = _mm512_castps_pd(a[i + j]), high = _mm512_castps_pd(a[i + j + 2]);
-            b[i + 2 * j] = _mm512_castpd_ps(_mm512_unpacklo_pd(low, high));
-            b[i + 2 * j + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(low, high));
-        }
-    for (int i = 0; i < 16; i += 8)
-        for (int j = 0; j < 4; j++) {
-            a[i + j] = _mm512_shuffle_f32x4(b[i + j], b[i + j + 4], 0x88);
-            a[i + j + 4] = _mm512_shuffle_f32x4(b[i + j], b[i + j + 4], 0xdd);
-        }
-    for (int j = 0; j < 8; j++) {
-        _mm512_storeu_ps(to + j * of_row, _mm512_shuffle_f32x4(a[j], a[j + 8], 0x88));
-        _mm512_storeu_ps(to + (j + 8) * of_row, _mm512_shuffle_f32x4(a[j], a[j + 8], 0xdd));
-    }
-#else
-    __m256 a[8], b[8];
-    for (int i = 0; i < 8; i += 2) {
-        a[i] = _mm256_unpacklo_ps(rows[i].values, rows[i + 1].values);
-        a[i + 1] = _mm256_unpackhi_ps(rows[i].values, rows[i + 1].values);
-    }
-    for (int i = 0; i < 8; i += 4)
-        for (int j = 0; j < 2; j++) {
-            const __m256d low = _mm256_castps_pd(a[i + j]), high = _mm256_castps_pd(a[i + j + 2]);
-            b[i + 2 * j] = _mm256_castpd_ps(_mm256_unpacklo_pd(low, high));
-            b[i + 2 * j + 1] = _mm256_castpd_ps(_mm256_unpackhi_pd(low, high));
-        }
-    for (int j = 0; j < 4; j++) {
-        _mm256_storeu_ps(to + j * of_row, _mm256_permute2f128_ps(b[j], b[j + 4], 0x20));
-        _mm256_storeu_ps(to + (j + 4) * of_row, _mm256_permute2f128_ps(b[j], b[j + 4], 0x31));
-    }
-#endif
-}
 
 // Add to sums [ROWS, width] the products of g, ROWS filters `of_filter` apart, with x, V vectors of channels: IMAGES of
 // each of `runs` places, where x lies at an offset in rows of `width`, and g one run after the other.
@@ -698,7 +683,7 @@ int64_t mpt_convolve(float *x, const float *w, const float *bias, const Geometry
     for (int t = 0; t < taps; t++) pass.tap[t] = (int)(t / of->kernel * pass.pitch + t % of->kernel);
     const int64_t plane = pass.pitch * pass.pitch;
     const int64_t block = std::max<int64_t>(1, std::min(of->inputs, first_cache() / (plane * LANES * 4)));
-    const std::vector<Lists> blocks = listed(w, of->outputs, of->inputs, taps, block, pass, plane, of->valued);
+    const std::vector<Lists> blocks = listed(w, of->outputs, of->inputs, taps, block, {pass}, plane, of->valued);
     const Images from = {x, of->inputs, of->height, of->width, of->of_x[0], of->of_x[1], of->of_x[2]};
     const Images to = {y, of->outputs, of->out_height, of->out_width, of->of_y[0], of->of_y[1], of->of_y[2]};
     const Add how = of->kernel == 1 ? tiles<4, 1>(of->valued) : wide ? tiles<9, 2>(of->valued) : tiles<6, 1>(of->valued);
@@ -731,7 +716,9 @@ void mpt_convolve_back(float *g, const float *w, const float *alpha, const Geome
         }
     const int64_t plane = passes[0].pitch * passes[0].pitch;
     const int64_t block = std::max<int64_t>(1, std::min(of->outputs, first_cache() / (plane * LANES * 4)));
-    const std::vector<Lists> blocks = listed_transposed(w, of->inputs, of->outputs, taps, block, passes, plane, of->valued);
+    const Memory across = turned(w, of->outputs, of->inputs, taps);
+    const std::vector<Lists> blocks =
+        listed(across.get(), of->inputs, of->outputs, taps, block, passes, plane, of->valued);
     const Images from = {g, of->outputs, of->out_height, of->out_width, of->of_y[0], of->of_y[1], of->of_y[2]};
     const Images to = {x, of->inputs, of->height, of->width, of->of_x[0], of->of_x[1], of->of_x[2]};
     const Add how = of->kernel == 1 ? tiles<4, 1>(of->valued) : tiles<6, 1>(of->valued);
@@ -772,14 +759,14 @@ void mpt_convolve_weight(float *x, float *g, const Geometry *of, float *out) {
 int64_t mpt_linear(float *x, const float *w, const float *bias, const Geometry *of, float *alpha, float *y) {
     if (!alphas(w, of->outputs, of->inputs, alpha)) return 0;
     const Images from = {x, of->inputs, 1, 1, of->of_x[0], 0, 0}, to = {y, of->outputs, 1, 1, of->of_y[0], 0, 0};
-    linear(w, of->outputs, of->inputs, false, from, to, of->images, nullptr, alpha, bias);
+    linear(w, from, to, of->images, nullptr, alpha, bias);
     return 1;
 }
 
 // The gradient of x from g, that of y, into x's place.
 void mpt_linear_back(float *g, const float *w, const float *alpha, const Geometry *of, float *x) {
     const Images from = {g, of->outputs, 1, 1, of->of_y[0], 0, 0}, to = {x, of->inputs, 1, 1, of->of_x[0], 0, 0};
-    linear(w, of->outputs, of->inputs, true, from, to, of->images, alpha, nullptr, nullptr);
+    linear(turned(w, of->outputs, of->inputs, 1).get(), from, to, of->images, alpha, nullptr, nullptr);
 }
 
 // The gradient of w from g: into out [outputs, inputs], a sum over the images one after the other, fused multiply-add.
