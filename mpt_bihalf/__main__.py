@@ -6,7 +6,6 @@ from .endings import one_line, run_command, show, starting, tell
 
 with starting(__name__):
     import argparse
-    import gc
     import json
     import shutil
     import sys
@@ -146,5 +145,4 @@ def _seconds(text: str) -> float:
 
 
 if __name__ == "__main__":
-    gc.freeze()  # what the imports made stays to the end, where looking through it once more takes half a second
     run_command(main)

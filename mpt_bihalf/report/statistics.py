@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.stats import ttest_rel, wilcoxon
 
 TOP1 = "test_top1"
 SIGNIFICANT = 0.05
@@ -53,6 +52,8 @@ def paired(records: pd.DataFrame, reference: pd.DataFrame, figure: str = TOP1) -
     for the number of tests. NaN with fewer than two pairs, where none of them differs, and p also where all differ by
     the same, as nothing then says what chance does. ValueError where a seed stands twice on one side.
     """
+    from scipy.stats import ttest_rel, wilcoxon  # half a second that not every command needs
+
     sides = [side.dropna(subset=[figure]).set_index("seed")[figure].astype(float) for side in (records, reference)]
     for side in sides:
         if not side.index.is_unique:

@@ -6,6 +6,7 @@ sweep's folder; the accelerator's number, or nothing; the folders to look for mo
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 
@@ -17,9 +18,12 @@ def main() -> None:
     if signal.getsignal(signal.SIGINT) == signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # as SIGTERM: it ends what is not training without a word
     _begin_guard(float(patience))
+    gc.disable()  # as in `endings.starting`
     _import_package()
     from mpt_bihalf.sweep.engines.worker import work
 
+    gc.freeze()
+    gc.enable()
     work(out, int(accelerator) if accelerator else None)
 
 
