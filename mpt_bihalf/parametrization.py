@@ -66,7 +66,8 @@ class BinaryWeight(nn.Module):
         self.shares_scores = False  # with the part of a layer before
         self.freezes_affine = False  # whether biases and norms were frozen with W
         self.frozen_before: list[nn.Parameter] = []  # which biases and norms the user had frozen before
-        self.register_parameter("scores", nn.Parameter(torch.zeros_like(weight)) if self._frozen else None)
+        # Not by torch.zeros_like, which imports sympy for a weight without memory.
+        self.register_parameter("scores", nn.Parameter(weight.detach().clone().zero_()) if self._frozen else None)
         self.register_buffer("fixed_mask", None)
         self.selections: Selections = defaultdict(Selection)
         self.frozen, self.ranking = FrozenWeight(), GlobalRanking()

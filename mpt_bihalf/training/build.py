@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import warnings
-from typing import Any, cast
+from inspect import unwrap
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import nn
@@ -22,6 +23,8 @@ from ..models import create_model, find_network
 from ..real_valued import StaysReal, real_matrices
 from ..weights import binarize_weights, check_kept
 from .config import Run
+
+Kind = TypeVar("Kind", bound=Optimizer)
 
 
 def build(run: Run, dataset: Dataset) -> tuple[nn.Module, Optimizer | None]:
@@ -111,17 +114,24 @@ def build_optimizer(run: Run, model: nn.Module) -> Optimizer | None:
         return None
     fused = fused_optimizers(trained[0].device)
     if run.optimizer == "adam":
-        return Adam(trained, run.lr, weight_decay=run.weight_decay, fused=fused)
+        return _apart_from_compiler(Adam)(trained, run.lr, weight_decay=run.weight_decay, fused=fused)
     sgd: dict[str, Any] = {"momentum": run.momentum, "weight_decay": run.weight_decay, "fused": fused}
     if run.method != "bop":
-        optimizer = SGD(trained, run.lr, **sgd)
+        optimizer = _apart_from_compiler(SGD)(trained, run.lr, **sgd)
     else:
-        optimizer = Bop(parameter_groups(model), run.lr, run.bop_gamma, run.bop_tau, **sgd)
+        optimizer = _apart_from_compiler(Bop)(parameter_groups(model), run.lr, run.bop_gamma, run.bop_tau, **sgd)
     # A first step that the loss scaler skips would leave torch's fused SGD with momentum from uninitialised memory.
     for group in optimizer.param_groups if run.precision == "fp16" else ():
         for parameter in group["params"] if group["momentum"] and not group.get("flips") else ():
             optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     return optimizer
+
+
+def _apart_from_compiler(kind: type[Kind]) -> type[Kind]:
+    """An optimizer's class without what keeps its methods from torch's compiler, which takes a second to import."""
+    names = "add_param_group", "zero_grad", "state_dict", "load_state_dict", "step"
+    methods: dict[str, Any] = {name: unwrap(getattr(kind, name)) for name in names}
+    return cast(type[Kind], type(kind.__name__, (kind,), methods | {"step": torch.no_grad()(methods["step"])}))
 
 
 def check_network(run: Run) -> nn.Module:
