@@ -19,7 +19,7 @@ from .resnet20 import resnet20
 from .shufflenet import shufflenet
 
 MODELS: dict[str, Network] = {
-    **{f"conv{depth}": Network(conv_network(depth), skip=(), sparse_from=0.5) for depth in (2, 4, 6, 8)},
+    **{f"conv{depth}": Network(conv_network(depth), skip=(), sparse_from=0.3) for depth in (2, 4, 6, 8)},
     "resnet18": Network(resnet((2, 2, 2, 2)), sparse_from=0.5),
     "resnet34": Network(resnet((3, 4, 6, 3)), sparse_from=0.5),
     "wide_resnet34": Network(resnet((3, 4, 6, 3), widths=(64, 192, 384, 768))),

@@ -106,10 +106,11 @@ def test_compute_is_decided_by_machine_network_and_rate(loops: bool, monkeypatch
         return run.resolved().compute
 
     can = "sparse" if loops else "dense"
-    assert of() == of(prune_rate=0.9) == of(model="resnet18") == of(activations="binary") == can
+    assert of() == of(prune_rate=0.3) == of(prune_rate=0.9) == of(model="resnet18") == of(activations="binary") == can
     assert of(prune_rate=0.9, prune_epochs=3) == of(model="resnet20", prune_rate=0.95) == can
     for given in (
-        {"prune_rate": 0.49},
+        {"prune_rate": 0.29},
+        {"model": "resnet18", "prune_rate": 0.49},
         {"method": "bihalf", "prune_rate": 0.9},
         {"method": "dense"},
         {"method": "dense", "compute": "sparse"},
