@@ -105,6 +105,7 @@ inline float smaller(float a, float x) { return a < x ? a : x; }
 // ---- The program: 32-bit words. A number of the file is looked at here once, and trusted from then on.
 
 constexpr uint32_t MAGIC = 0x3154504d, VERSION = 1;
+constexpr int64_t LARGEST = 1 << 26;  // numbers of a value
 enum Kind { CONVOLUTION, LINEAR, POOLING, POINTWISE, CHANNELS, FLATTEN };
 enum StepKind { AFFINE, ADD, MULTIPLY, CLAMP, PRELU, FUNCTION, HALVE, SIGN, THRESHOLD };
 enum Function { SIGMOID, SILU, HARD_SIGMOID, HARD_SWISH, TANH, GELU };
@@ -168,12 +169,24 @@ struct Program {
         for (int64_t i = 0; i < count; i++, at += 4) {
             const int64_t c = number(at, 1, 1 << 28), h = number(at + 1, 1, 1 << 16), w = number(at + 2, 1, 1 << 16);
             values.push_back({c, h, w, number(at + 3, 0, 1) == 1});
-            if (c * h * w > 1 << 28) throw Broken("a value is too large");
+            if (c * h * w > LARGEST) throw Broken("a value is too large");
             bytes |= values.back().sign;
         }
         in = index(4), out = index(5);
         if (values[in].sign || values[out].sign || values[out].map()) throw Broken("no program of images");
-        for (int64_t i = 0; i < operation_count; i++, at += 32) operations.push_back(operation(at));
+        std::vector<bool> made(values.size(), false);
+        made[in] = true;
+        for (int64_t i = 0; i < operation_count; i++, at += 32) {
+            operations.push_back(operation(at));
+            const Operation &one = operations.back();
+            bool there = made[one.in] && !made[one.out];
+            for (int operand : one.operands()) there = there && made[operand];
+            for (int64_t c = 0; one.kind == CHANNELS && c < values[one.out].channels; c++)
+                there = there && (one.source[2 * c] < 0 || made[one.source[2 * c]]);
+            if (!there) throw Broken("a value is used before it is made, or made twice");
+            made[one.out] = true;
+        }
+        if (!made[out]) throw Broken("the output is not made");
     }
 
   private:
@@ -204,7 +217,9 @@ struct Program {
         const int64_t steps = word(at + 3), count = number(at + 4, 0, 64);
         for (int64_t i = 0; i < count; i++) {
             one.steps.push_back(step(steps + 8 * i, y.channels));
-            if (one.steps.back().kind == HALVE) full.height *= 2, full.width *= 2;
+            if (one.steps.back().kind != HALVE) continue;
+            if (full.height != y.height) throw Broken("it halves twice");
+            full.height *= 2, full.width *= 2;
         }
         const bool halved = full.height != y.height, ends_in_sign = count && one.steps.back().kind >= SIGN;
         for (int64_t i = 0; i + 1 < count; i++)
@@ -252,7 +267,7 @@ struct Program {
             fits = x.channels == y.channels && x.height == y.height && x.width == y.width && (ends_in_sign || !y.sign);
         } else if (one.kind == CHANNELS) {
             one.source = array<int32_t>(at + 5, 2 * y.channels);
-            fits = count == 0;
+            fits = count == 0 && x.height == y.height && x.width == y.width && x.sign == y.sign;
             for (int64_t c = 0; c < y.channels; c++) {
                 if (one.source[2 * c] < 0) {
                     fits = fits && !y.sign;  // a channel of zeros
@@ -378,8 +393,9 @@ struct Plan {
             if (i == first_of_head) head = items.size();
             add(program.operations[i]);
         }
-        if (first_of_head == program.operations.size()) head = items.size();
-        output = given_in(program.out, single ? plain(program.values[program.out]) : images(program.values[program.out]));
+        const Value &y = program.values[program.out];
+        output = given_in(program.out, single ? plain(y) : images(y));
+        if (first_of_head == program.operations.size()) head = items.size();  // what turns the output is of the body too
         allocate();
     }
 
@@ -1577,6 +1593,7 @@ int mpt_ticket_run(void *engine, const float *x, float *y, int64_t images, int t
 }
 #else
 #include <cstdio>
+#include <filesystem>
 #include <fstream>
 #include <iterator>
 #include <numeric>
@@ -1611,6 +1628,7 @@ struct Weights {
             names.emplace_back(content.data() + at, length), at += length;
         }
         at = (at + 7) / 8 * 8;
+        if (at > content.size()) throw inference::Broken("the weights are cut off");
     }
     size_t size() const { return (size_t)channels * height * width; }
 
@@ -1625,6 +1643,7 @@ struct Weights {
 };
 
 std::vector<char> content_of(const char *name) {
+    if (!std::filesystem::is_regular_file(name)) throw inference::Broken(std::string("cannot read ") + name);
     std::ifstream file(name, std::ios::binary);
     if (!file) throw inference::Broken(std::string("cannot read ") + name);
     return std::vector<char>(std::istreambuf_iterator<char>(file), {});

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,7 +17,7 @@ from .lowering import program_of
 from .program import Shape
 from .ticket import Ticket
 
-MOST_THREADS = 256
+MOST_THREADS, MOST_PIXELS = 256, 2**16
 
 Images = TypeVar("Images", Tensor, np.ndarray)
 
@@ -29,7 +30,7 @@ class CompiledTicket:
     """
 
     def __init__(self, program: bytes, shape: Shape, classes: int, threads: int | None = None) -> None:
-        if threads is not None and not 1 <= threads <= MOST_THREADS:
+        if threads is not None and not (isinstance(threads, int) and 1 <= threads <= MOST_THREADS):
             raise ValueError(f"threads must lie in 1 to {MOST_THREADS}, not {threads}")
         self.program, self.shape, self.classes, self.threads = program, shape, classes, threads
         self._library: Any = kernels.compiled()
@@ -93,5 +94,9 @@ def compiled(
         images = ticket.images if into is None else images
     if images is None:
         raise ValueError("say images=(channels, height, width) of those that the network takes")
+    sizes = tuple(images) if isinstance(images, tuple | list) else ()
+    if len(sizes) != 3 or not all(type(size) is int and 1 <= size <= MOST_PIXELS for size in sizes):
+        raise ValueError(f"images must be three sizes from 1 to {MOST_PIXELS:,}, not {reprlib.repr(images)}")
+    images = sizes[0], sizes[1], sizes[2]
     program, classes = program_of(ticket, into, images)
     return CompiledTicket(program, images, classes, threads)

@@ -80,6 +80,10 @@ def export_cpp(run: CompiledTicket, spec: ImageSpec, folder: Path) -> tuple[Path
     """
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{str(folder)!r} is no folder")
+    code, weights = folder / "ticket.cpp", folder / "weights.bin"
+    for file in (code, weights):
+        if file.is_dir():
+            raise ValueError(f"{str(file)!r} is a folder: the program would be there")
     folder.mkdir(exist_ok=True)
     channels = run.shape[0]
     mean, std = spec.mean or (0.0,) * channels, spec.std or (1.0,) * channels
@@ -87,7 +91,6 @@ def export_cpp(run: CompiledTicket, spec: ImageSpec, folder: Path) -> tuple[Path
     told = struct.pack("<4I", *run.shape, run.classes) + struct.pack(f"<{2 * channels}f", *mean, *std)
     told += b"".join(struct.pack("<I", len(name)) + name for name in names)
     body = told + bytes(-len(told) % 8) + run.program
-    code, weights = folder / "ticket.cpp", folder / "weights.bin"
     source = SOURCES[-1].read_text(encoding="utf-8")
     write_text(code, f"{HEAD}#define TICKET_PROGRAM\n{source}")
     write_whole(weights, lambda file: file.write(b"MPTCPP01" + struct.pack("<Q", zlib.crc32(body)) + body))

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import replace
 from inspect import signature
-from math import inf, prod
+from math import inf, isfinite, prod
 from typing import Any, cast
 
 import numpy as np
@@ -36,6 +36,9 @@ from .program import (
     FUNCTION,
     HALVE,
     LINEAR,
+    MOST_NUMBERS,
+    MOST_OF_KERNEL,
+    MOST_SIDE,
     MOST_SIGNS,
     MOST_TAPS,
     MULTIPLY,
@@ -136,16 +139,37 @@ class _Lowering(fx.Interpreter):
             raise self._cannot(name)
         result = handler(self, operation, *given, **keywords)
         if isinstance(result, Value):
-            before = cast(Any, n.args[0] if n.args and isinstance(n.args[0], fx.Node) else None)
             if given and result is given[0] and not self._alone(result, 0):
                 self.owner.pop(result.number, None)  # others have it too
             else:
                 self.owner[result.number] = n
-            in_place = getattr(operation, "inplace", False) if module else operation in IN_PLACE
-            if (in_place or keywords.get("inplace")) and before is not None and len(before.users) > 1:
-                self.env[before] = result
-                self.owner.pop(result.number, None)
+        in_place = getattr(operation, "inplace", False) if module else operation in IN_PLACE
+        if (in_place or keywords.get("inplace")) and result is not given[0]:
+            self._written(given[0], result)
         return result
+
+    def _written(self, old: Any, new: Any) -> None:
+        """Let those who are yet to read what an operation in place has changed have the new value."""
+        changed = self._numbers(old)
+        for node, value in list(self.env.items()):
+            done = all(user in self.env or user is self.node for user in node.users)
+            if node is self.node or done or not changed & self._numbers(value):
+                continue
+            if not (isinstance(old, Value) and isinstance(value, Value) and isinstance(new, Value)):
+                raise self._cannot("an operation in place on values that are read by other ways too")
+            self.env[node] = replace(new, flat=value.flat)
+            self.owner.pop(new.number, None)
+
+    def _numbers(self, value: Any) -> set[int]:
+        """The values of which a node has numbers."""
+        found: set[int] = set()
+        for one in tree_leaves(value):
+            if isinstance(one, Value):
+                found.add(one.number)
+            if isinstance(one, Moved):
+                places = one.places.unique().numpy()
+                found |= set(np.searchsorted(self.starts, places[places >= 0], side="right") - 1)
+        return found
 
     def _cannot(self, what: str) -> CannotRun:
         place = str(self.node.target) if self.node.op == "call_module" else self.node.name
@@ -154,6 +178,10 @@ class _Lowering(fx.Interpreter):
     # ---- values
 
     def _value(self, shape: Sequence[int], sign: bool = False, flat: bool = False) -> Value:
+        if prod(shape) > MOST_NUMBERS:
+            raise CannotRun(
+                f"a compiled ticket cannot do this: a value of {' x '.join(map(str, shape))} numbers an image"
+            )
         self.values.append(Value(len(self.values), cast(Shape, tuple(shape)), sign, flat))
         self.starts.append(self.starts[-1] + prod(shape))
         return self.values[-1]
@@ -278,11 +306,15 @@ class _Lowering(fx.Interpreter):
         if not linear and module.padding_mode != "zeros":
             raise self._cannot(f"padding by {module.padding_mode}")
         weight, alpha = self._weight()
+        if value.shape[0] != weight.shape[1] * (1 if linear else module.groups):
+            raise self._cannot(f"{value.shape[0]} inputs of a {type(module).__name__} that takes another number")
         shape = (len(weight), 1, 1) if linear else self._shape(module, len(weight), value)
         sizes = [0] * 9
         if not linear and value.map:
             kernel = [*weight.shape[2:]]
             sizes = [*kernel, *module.stride, *_padding(module), *module.dilation, module.groups]
+            if max(sizes[:-1]) > MOST_SIDE or prod(kernel) > MOST_OF_KERNEL:
+                raise self._cannot(f"a kernel of {kernel}, stride {module.stride} and padding {module.padding}")
         elif not linear and shape[1:] != (1, 1):
             raise self._cannot("a convolution of one pixel that gives several")
         elif not linear:
@@ -323,6 +355,8 @@ class _Lowering(fx.Interpreter):
     def norm(self, module: Any, given: Any) -> Value:
         if module.running_mean is None:
             raise self._cannot("a batch norm without statistics of its own")
+        if module.num_features != self._whole(given).shape[0]:
+            raise self._cannot(f"a batch norm of {module.num_features} channels, given others")
         mean, variance = self._tensor("running_mean"), self._tensor("running_var")
         weight, bias = (self._tensor("weight"), self._tensor("bias")) if module.affine else (None, None)
         scale = (1.0 if weight is None else weight.double()) / (variance.double() + module.eps).sqrt()
@@ -343,7 +377,10 @@ class _Lowering(fx.Interpreter):
         if isinstance(module, nn.LeakyReLU):
             slopes = torch.full((channels,), module.negative_slope)
         else:
-            slopes = self._tensor("weight").expand(channels)
+            slopes = self._tensor("weight")
+            if len(slopes) not in (1, channels):
+                raise self._cannot(f"a PReLU of {len(slopes)} channels, given {channels}")
+            slopes = slopes.expand(channels)
         return self._step(given, Step(PRELU, slopes, exact=lambda z: torch.where(z < 0, z * slopes, z)))
 
     def function(self, operation: Any, given: Any, **keywords: Any) -> Value:
@@ -422,9 +459,11 @@ class _Lowering(fx.Interpreter):
         if operation in (operator.sub, operator.isub, torch.sub, "sub"):
             scale, shift = (1.0, -number) if value is a else (-1.0, number)
         elif operation in (operator.truediv, operator.itruediv, torch.div, "div") and value is a:
-            scale = 1 / number
+            scale = 1 / number if number else inf
         elif kind is None:
             raise self._cannot("arithmetic of this kind")
+        if not isfinite(scale) or not isfinite(shift):
+            raise self._cannot(f"arithmetic with {number}")
         many = torch.ones(value.shape[0], dtype=torch.float64)
         step = Step(AFFINE, many * scale, many * shift, exact=lambda z: z * scale + shift)
         return self._step(value, step, 0 if value is a else 1)

@@ -15,6 +15,8 @@ MAGIC, VERSION = 0x3154504D, 1
 CONVOLUTION, LINEAR, POOLING, POINTWISE, CHANNELS, FLATTEN = range(6)
 AFFINE, ADD, MULTIPLY, CLAMP, PRELU, FUNCTION, HALVE, SIGN, THRESHOLD = range(9)
 MOST_TAPS, MOST_SIGNS = 127, 32767  # of a convolution of signs; that a filter of one keeps
+MOST_NUMBERS, MOST_STEPS = 2**26, 64  # of a value; of an operation
+MOST_SIDE, MOST_OF_KERNEL = 64, 1024  # of a kernel, its stride and so on; taps
 
 Shape = tuple[int, int, int]
 Word = int | np.ndarray
@@ -55,6 +57,8 @@ class Operation:
     def takes(self, step: Step) -> bool:
         """Whether this may come behind the steps that it has."""
         if self.kind in (CHANNELS, FLATTEN) or (self.steps and self.steps[-1].kind == SIGN):
+            return False
+        if len(self.steps) >= MOST_STEPS - 1:  # a maximum may come yet
             return False
         return not (step.joins and any(one.kind == HALVE for one in self.steps))
 

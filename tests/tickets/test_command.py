@@ -6,7 +6,9 @@ import json
 import os
 import re
 import shutil
+import struct
 import subprocess
+import zlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -329,7 +331,12 @@ def test_export_cpp_writes_a_program_that_gives_the_same_logits(
     (tmp_path / "short.raw").write_bytes(b"1234")
     assert "short.raw has 4 bytes: an image is 64" in run(place / "weights.bin", tmp_path / "short.raw", status=2)
     assert "cannot read" in run(place / "weights.bin", tmp_path / "gone.raw", status=2)
+    os.mkfifo(tmp_path / "pipe.raw")
+    assert "cannot read" in run(place / "weights.bin", tmp_path / "pipe.raw", status=2)
     content = (place / "weights.bin").read_bytes()
+    told = content[16 : 16 + 16 + 8 + sum(4 + len(name) for name in spec.classes or ())]  # all but the program
+    (tmp_path / "cut.bin").write_bytes(content[:8] + struct.pack("<Q", zlib.crc32(told)) + told)
+    assert "error: " in run(tmp_path / "cut.bin", tmp_path / "bytes.raw", status=2)
     flipped = content[:200] + bytes([content[200] ^ 1]) + content[201:]
     for damaged in (content[:-5], content[:10], flipped, b"", content[:8] + bytes(24)):
         (tmp_path / "damaged.bin").write_bytes(damaged)

@@ -209,8 +209,8 @@ class Convolved(nn.Sequential):
         channels, height, width = shape
         kernel = min(chance.choice([1, 2, 3, 3, 3, 5]), height, width)
         dilation = chance.choice([1, 2]) if 2 * kernel <= min(height, width) else 1
-        groups = channels if chance.random() < 0.2 else 1
-        filters = groups * chance.randint(1, 20)
+        groups = channels if chance.random() < 0.2 and channels < 30 else 1
+        filters = groups * chance.randint(1, 20 if groups == 1 else 3)
         convolution = nn.Conv2d(
             *(channels, filters, kernel, chance.choice([1, 1, 2, 3]), chance.randint(0, kernel - 1), dilation, groups),
             bias=chance.random() < 0.5,
@@ -266,6 +266,62 @@ def test_networks_at_random(start: int, signs: bool) -> None:
         found = off(assert_same_in_batches(run, x), model, x)
         bad = found > (1e-4 if not signs else CLOSE)
         assert bad.float().mean() < (0.2 if signs else 1e-9), (seed, found)
+
+
+class Written(nn.Module):
+    """Operations in place on what others read too."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how, self.first, self.second = how, nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3, padding=1)
+        self.nothing, self.relu, self.last = nn.Dropout(), nn.ReLU(inplace=True), nn.Linear(128, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        if self.how == "identity":
+            y = self.second(self.relu(self.nothing(x)))
+        elif self.how == "itself":
+            y = self.second(self.relu(x))
+        elif self.how == "view":
+            y = F.relu_(torch.flatten(x, 1)).view(-1, 8, 4, 4)
+        else:
+            y = F.relu_(x.chunk(2, 1)[0])
+            y = torch.cat([y, y], 1)
+        return cast(Tensor, self.last(torch.flatten(x + y, 1)))
+
+
+@pytest.mark.parametrize("how", ["identity", "itself", "view", "chunk"])
+def test_operations_in_place_are_seen_by_who_reads_later(how: str) -> None:
+    torch.manual_seed(0)
+    model = Written(how)
+    plain, x = deepcopy(model), images(9, (3, 6, 6))
+    ticket = Ticket.of(binarize_weights(model, "sign", seed=0).eval())
+    if how in ("view", "chunk"):
+        with one_line_error("an operation in place on values that are read by other ways too"):
+            compiled(ticket, plain, (3, 6, 6))
+        return
+    assert off(compiled(ticket, plain, (3, 6, 6))(x), model, x).max() < CLOSE
+
+
+ENDS: list[list[nn.Module]] = [
+    [nn.Conv2d(3, 5, 4)],
+    [nn.Conv2d(3, 5, 4), nn.BatchNorm2d(5), nn.Flatten()],
+    [nn.Conv2d(3, 5, 3), nn.MaxPool2d(2), nn.Flatten()],
+    [nn.Conv2d(3, 5, 4), nn.Conv2d(5, 4, 1), nn.Flatten()],
+    [nn.Conv2d(3, 5, 4), nn.Flatten(), BinaryActivation()],
+    [nn.Conv2d(3, 5, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()],
+]
+
+
+@pytest.mark.parametrize("layers", ENDS, ids=str)
+def test_networks_may_end_in_a_convolution(layers: list[nn.Module]) -> None:
+    model = nn.Sequential(*deepcopy(layers))
+    plain = deepcopy(model)
+    model = with_statistics(binarize_weights(model, "sign", seed=0), (3, 4, 4))
+    x = images(40, (3, 4, 4))
+    logits = assert_same_in_batches(compiled(Ticket.of(model), plain, (3, 4, 4)), x)
+    with torch.no_grad():
+        assert torch.allclose(logits, model(x).flatten(1), atol=1e-5)
 
 
 # ---- What is refused, and how
@@ -348,6 +404,47 @@ def test_a_network_of_ones_own_needs_the_size_of_images_and_stays_as_it_was(tmp_
     assert torch.equal(again(x), run(x))
 
 
+def test_images_that_the_network_is_not_for_are_refused() -> None:
+    def network() -> nn.Module:
+        return nn.Sequential(nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.ReLU(), nn.Flatten(), nn.Linear(288, 5))
+
+    ticket = Ticket.of(binarize_weights(network(), "sign", seed=0, skip=("last",)))
+    for shape in ((3, 4, 4), (3, 5, 5), (3, 7, 7), (4, 6, 6)):
+        with one_line_error("inputs of a (Linear|Conv2d) that takes another number"):
+            compiled(ticket, network(), shape)
+    for bad in ((3, 0, 6), (3, 6), (3, -1, 6), "abc", (3.0, 6, 6), (3, 2**17, 2**17), 6):
+        with one_line_error("images must be three sizes from 1 to 65,536"):
+            compiled(ticket, network(), cast(Any, bad))
+    assert compiled(ticket, network(), cast(Any, [3, 6, 6]))(images(1, (3, 6, 6))).shape == (1, 5)
+    with one_line_error("a value of 8 x 60000 x 60000 numbers|a value of 3 x 60000 x 60000 numbers"):
+        compiled(ticket, network(), (3, 60000, 60000))
+    with one_line_error("threads must lie in 1 to 256, not 1.5"):
+        compiled(ticket, network(), (3, 6, 6), cast(Any, 1.5))
+
+
+def test_steps_and_kernels_beyond_the_programs_limits(tmp_path: Path) -> None:
+    class Many(nn.Module):
+        def __init__(self, kernel: int) -> None:
+            super().__init__()
+            self.first, self.last = nn.Conv2d(1, 2, (1, kernel), bias=False), nn.Linear(2 * 70, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.first(x)
+            for _ in range(50):
+                x = F.relu(x) + 0.01
+            return cast(Tensor, self.last(torch.flatten(x, 1)))
+
+    for kernel, width in ((1, 70), (65, 134)):
+        model = Many(kernel)
+        plain, x = deepcopy(model), images(3, (1, 1, width))
+        ticket = Ticket.of(binarize_weights(model, "sign", seed=0).eval())
+        if kernel > 64:
+            with one_line_error(r"a kernel of \[1, 65\]"):
+                compiled(ticket, plain, (1, 1, width))
+            continue
+        assert off(compiled(ticket, plain, (1, 1, width))(x), model, x).max() < CLOSE
+
+
 def test_without_compiled_loops_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels, "compiled", lambda: None)
     with one_line_error("install again with a C\\+\\+ compiler"):
@@ -385,3 +482,8 @@ def test_a_damaged_program_is_none() -> None:
         engine = library.mpt_ticket_load(changed.tobytes(), len(run.program))
         if engine:
             library.mpt_ticket_free(engine)
+    for word, value in ((3, 0), (4, 1), (5, 0)):  # nothing is done; another value is the image, or the output
+        changed = words.copy()
+        changed[word] = value
+        engine = library.mpt_ticket_load(changed.tobytes(), len(run.program))
+        assert not engine
