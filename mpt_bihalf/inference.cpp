@@ -8,6 +8,7 @@
 // and tap, come first the inputs of positive weights and then those of negative ones; in a linear layer by 64 inputs.
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstdint>
 #include <cstdlib>
@@ -17,6 +18,7 @@
 #include <mutex>
 #include <new>
 #include <stdexcept>
+#include <thread>
 #include <type_traits>
 #include <vector>
 #if defined(_OPENMP)
@@ -841,12 +843,28 @@ void add_tile(const Lists &lists, bool halo, int64_t first, int64_t rows, const 
 
 // ---- A run.
 
+// Where the threads of a team wait for each other: for some microseconds at work, then with the processor for others.
+class Meeting {
+    std::atomic<int> come{0}, round{0};
+
+  public:
+    void wait(int size) {
+        const int now = round.load(std::memory_order_acquire);
+        if (come.fetch_add(1, std::memory_order_acq_rel) + 1 == size) {
+            come.store(0, std::memory_order_relaxed);
+            round.store(now + 1, std::memory_order_release);
+            return;
+        }
+        for (int spins = 0; round.load(std::memory_order_acquire) == now; spins++)
+            if (spins > 4096) std::this_thread::yield();
+    }
+};
+
 struct Team {
     int rank = 0, size = 1;
+    Meeting *meeting = nullptr;
     void meet() const {
-        if (size > 1) {
-#pragma omp barrier
-        }
+        if (size > 1) meeting->wait(size);
     }
     bool mine(int64_t i) const { return i % size == rank; }
 };
@@ -1519,11 +1537,12 @@ class Engine {
     }
 
     void one(const Plan &plan, const float *x, float *y, [[maybe_unused]] int threads) {
+        Meeting meeting;
 #pragma omp parallel num_threads(threads)
         {
             Team team;
 #if defined(_OPENMP)
-            team = {omp_get_thread_num(), omp_get_num_threads()};
+            team = {omp_get_thread_num(), omp_get_num_threads(), &meeting};
 #endif
             Runner runner = of_thread(plan, team.rank, team);
             one(runner, x, y);
