@@ -357,7 +357,7 @@ constexpr int64_t PIXELS = 720;
 constexpr int64_t KEPT = 36;           // weights of a filter that a convolution's block has at most, in the mean
 constexpr int64_t INPUTS = 512;        // of a linear layer's block
 constexpr int64_t SOME = 64;           // of those, as many as are in the first cache for a batch
-constexpr int64_t ABREAST = 8;         // rows of a linear layer that are summed together for a single image
+constexpr int64_t ABREAST = 4;         // rows of a linear layer that are summed together for a single image
 constexpr int64_t TOGETHER = 256;      // rows whose sums are held at a time
 constexpr int64_t NARROW = 127;        // signs that a sum of bytes holds
 
@@ -843,7 +843,8 @@ void add_tile(const Lists &lists, bool halo, int64_t first, int64_t rows, const 
 
 // ---- A run.
 
-// Where the threads of a team wait for each other: for some microseconds at work, then with the processor for others.
+// Where the threads of a team wait for each other: at work, lest the system put them on one core, and only where it takes
+// long, a millisecond or so, with the processor for others.
 class Meeting {
     std::atomic<int> come{0}, round{0};
 
@@ -856,7 +857,7 @@ class Meeting {
             return;
         }
         for (int spins = 0; round.load(std::memory_order_acquire) == now; spins++)
-            if (spins > 4096) std::this_thread::yield();
+            if (spins > 1 << 20) std::this_thread::yield();
     }
 };
 
