@@ -137,14 +137,19 @@ class _Lowering(fx.Interpreter):
         if handler is None:
             name = type(operation).__name__ if module else getattr(operation, "__name__", str(operation))
             raise self._cannot(name)
-        result = handler(self, operation, *given, **keywords)
+        try:
+            result = handler(self, operation, *given, **keywords)
+        except (TypeError, IndexError, KeyError, AttributeError) as fault:  # called in a way that is not known here
+            raise self._cannot(f"{_qualified(operation)} with these arguments ({fault})") from fault
         if isinstance(result, Value):
             if given and result is given[0] and not self._alone(result, 0):
                 self.owner.pop(result.number, None)  # others have it too
             else:
                 self.owner[result.number] = n
         in_place = getattr(operation, "inplace", False) if module else operation in IN_PLACE
-        if (in_place or keywords.get("inplace")) and result is not given[0]:
+        if not module:
+            in_place = in_place or _told(operation, given, keywords).get("inplace")
+        if in_place and result is not given[0]:
             self._written(given[0], result)
         return result
 
@@ -365,11 +370,15 @@ class _Lowering(fx.Interpreter):
         exact = lambda z: F.batch_norm(z[None], mean, variance, *rest)[0]  # noqa: E731
         return self._step(given, Step(AFFINE, scale, shift, exact=exact))
 
-    def clamp(self, operation: Any, given: Any, low: float = 0.0, high: float = inf, **_: Any) -> Value:
+    def clamp(self, operation: Any, given: Any, *arguments: Any, **keywords: Any) -> Value:
+        low, high = 0.0, inf
         if isinstance(operation, nn.Hardtanh):  # ReLU6 is one
             low, high = operation.min_val, operation.max_val
-        elif operation in (F.relu6, F.hardtanh):
-            low, high = (0.0, 6.0) if operation is F.relu6 else (_.get("min_val", low), _.get("max_val", high))
+        elif operation is F.relu6:
+            high = 6.0
+        elif operation is F.hardtanh:
+            told = _told(operation, (given, *arguments), keywords)
+            low, high = told["min_val"], told["max_val"]
         return self._step(given, Step(CLAMP, low=low, high=high, exact=lambda z: z.clamp(low, high)))
 
     def prelu(self, module: Any, given: Any) -> Value:
@@ -383,7 +392,7 @@ class _Lowering(fx.Interpreter):
             slopes = slopes.expand(channels)
         return self._step(given, Step(PRELU, slopes, exact=lambda z: torch.where(z < 0, z * slopes, z)))
 
-    def function(self, operation: Any, given: Any, **keywords: Any) -> Value:
+    def function(self, operation: Any, given: Any, *_: Any, **keywords: Any) -> Value:
         if getattr(operation, "approximate", keywords.get("approximate", "none")) != "none":
             raise self._cannot("GELU by tanh")
         name = type(operation) if isinstance(operation, nn.Module) else operation
@@ -394,7 +403,9 @@ class _Lowering(fx.Interpreter):
         value = self._whole(given)
         return value if value.sign else self._step(given, Step(SIGN), sign=True)
 
-    def same(self, operation: Any, given: Any, *_: Any, **__: Any) -> Any:
+    def same(self, operation: Any, given: Any, *arguments: Any, **keywords: Any) -> Any:
+        if not isinstance(operation, nn.Module) and _told(operation, (given, *arguments), keywords).get("training"):
+            raise self._cannot("dropout in evaluation mode")
         return given
 
     def pool(self, operation: Any, given: Any, *_: Any, **keywords: Any) -> Value:
@@ -404,9 +415,9 @@ class _Lowering(fx.Interpreter):
             raise self._cannot("pooling without rows and columns")
         if not isinstance(operation, nn.Module):
             kind = POOL_MODULES[operation]
-            names = [name for name in signature(kind).parameters if name != "self"]
+            names = list(POOL_ARGUMENTS[kind])
             told = dict(zip(names, _, strict=False)) | keywords
-            operation = kind(**{name: one for name, one in told.items() if name in names})
+            operation = kind(**{name: one for name, one in told.items() if name in names and one != []})
         maximum = isinstance(operation, nn.MaxPool2d | nn.AdaptiveMaxPool2d)
         if getattr(operation, "return_indices", False) or getattr(operation, "divisor_override", None):
             raise self._cannot(f"{type(operation).__name__} of this kind")
@@ -481,6 +492,16 @@ class _Lowering(fx.Interpreter):
         if isinstance(given, list | tuple):
             return given[index]
         return self.moved(operation, given, index)
+
+
+def _told(function: Any, given: Sequence[Any], keywords: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a call by name, those left out too; of functions that are not Python's the keywords."""
+    try:
+        bound = signature(function).bind(*given, **keywords)
+    except (TypeError, ValueError):
+        return keywords
+    bound.apply_defaults()
+    return bound.arguments
 
 
 def _qualified(function: Any) -> str:
@@ -586,6 +607,13 @@ POOL_MODULES: dict[Any, Any] = {
     F.avg_pool2d: nn.AvgPool2d,
     F.adaptive_avg_pool2d: nn.AdaptiveAvgPool2d,
     F.adaptive_max_pool2d: nn.AdaptiveMaxPool2d,
+}
+# In the order in which torch's functions take them, which is not that of its modules.
+POOL_ARGUMENTS: dict[Any, tuple[str, ...]] = {
+    nn.MaxPool2d: ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices"),
+    nn.AvgPool2d: ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override"),
+    nn.AdaptiveAvgPool2d: ("output_size",),
+    nn.AdaptiveMaxPool2d: ("output_size", "return_indices"),
 }
 # In the order of inference.cpp.
 FUNCTIONS: tuple[tuple[Any, ...], ...] = (

@@ -303,6 +303,51 @@ def test_operations_in_place_are_seen_by_who_reads_later(how: str) -> None:
     assert off(compiled(ticket, plain, (3, 6, 6))(x), model, x).max() < CLOSE
 
 
+CALLS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu, in place by position": lambda x: F.relu(x, True),
+    "relu6": lambda x: F.relu6(x, True),
+    "hardtanh": F.hardtanh,
+    "hardtanh by position": lambda x: F.hardtanh(x, -0.3, 0.2),
+    "hardtanh in place": lambda x: F.hardtanh(x, -0.3, 0.2, True),
+    "silu in place": lambda x: F.silu(x, True),
+    "hardswish": lambda x: F.hardswish(x, True),
+    "max pooling by position": lambda x: F.max_pool2d(x, 3, 2, 1, 1, True),
+    "torch's max pooling": lambda x: torch.max_pool2d(x, 2),
+    "average pooling by position": lambda x: F.avg_pool2d(x, 3, 2, 1, True, False),
+    "adaptive": lambda x: F.adaptive_avg_pool2d(x, (3, 2)),
+    "no dropout": lambda x: F.dropout(x, 0.5, False),
+    "mean": lambda x: x.mean((2, 3), True) * x,
+}
+
+
+class Called(nn.Module):
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how, self.first = how, nn.Conv2d(3, 8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        y = CALLS[self.how](x).mean((2, 3))
+        return y + x.mean((2, 3))  # what is written in place is read again
+
+
+@pytest.mark.parametrize("how", CALLS)
+def test_functions_are_called_as_torch_takes_them(how: str) -> None:
+    torch.manual_seed(0)
+    model, x = Called(how), images(5, (3, 8, 8))
+    plain = deepcopy(model)
+    ticket = Ticket.of(binarize_weights(model, "sign", seed=0).eval())
+    assert off(compiled(ticket, plain, (3, 8, 8))(x), model, x).max() < CLOSE
+
+
+def test_dropout_that_goes_on_is_refused() -> None:
+    CALLS["dropout"] = F.dropout
+    model = Called("dropout")
+    plain = deepcopy(model)
+    with one_line_error("dropout in evaluation mode"):
+        compiled(Ticket.of(binarize_weights(model, "sign", seed=0)), plain, (3, 8, 8))
+
+
 ENDS: list[list[nn.Module]] = [
     [nn.Conv2d(3, 5, 4)],
     [nn.Conv2d(3, 5, 4), nn.BatchNorm2d(5), nn.Flatten()],
