@@ -101,7 +101,7 @@ def add_ticket(commands: Any) -> None:
     )
     _add_file(run)
     run.add_argument("images", nargs="+", type=path_argument, metavar="IMAGE", help="image files, or folders of them")
-    run.add_argument("--top", type=int, default=1, metavar="N", help="how many classes are told of each image (1)")
+    run.add_argument("--top", type=int, default=1, metavar="N", help="how many classes are told of each image")
     run.add_argument("--json", action="store_true", default=None, help="a line of JSON for each image: its file and "
                      "the probability of every class")  # fmt: skip
 
@@ -115,7 +115,7 @@ def add_ticket(commands: Any) -> None:
         "e.g. python -m mpt_bihalf ticket bench conv4.ticket --batches 1 128 --threads 1 2",
     )
     _add_file(bench)
-    bench.add_argument("--batches", nargs="+", type=int, default=[1, 128], metavar="N", help="images at a time (1 128)")
+    bench.add_argument("--batches", nargs="+", type=int, default=[1, 128], metavar="N", help="images at a time")
     bench.add_argument("--threads", nargs="+", type=int, metavar="N", help="threads (1, and as many as torch takes)")
 
     export = _add(
