@@ -37,6 +37,12 @@ class Derived:
         return self._weight >= 0
 
     @cached_property
+    def exponent(self) -> int:
+        """Of the power of two above every abs(W); waits for the device."""
+        low, high = self._weight.aminmax()
+        return int(torch.frexp(torch.maximum(-low, high)).exponent)
+
+    @cached_property
     def standard(self) -> Standard:
         """Mean and deviation of each filter of W, and where W is at least the mean."""
         return Standard.of(self._weight)

@@ -1,16 +1,16 @@
 // The few loops that torch has no single pass for. Built by setup.py where there is a compiler; kernels.py calls them and
 // does the same in NumPy and torch, with the same bits.
 //
-// All tensors are contiguous float32 or bytes. A cut is a place in the order by (value, index): what ranks at or above it
-// is chosen, so ties need no care afterwards.
+// All tensors are contiguous float32 or bytes.
 
 #include <algorithm>
 #include <cfloat>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
-#include <limits>
 #include <functional>
+#include <limits>
+#include <utility>
 #include <vector>
 
 #if defined(__AVX2__)
@@ -22,26 +22,26 @@ namespace {
 constexpr int64_t BLOCK = 256;            // elements looked at together
 constexpr int64_t CHUNK = 64 * BLOCK;     // elements a thread takes at once
 constexpr int64_t HINT = 3;               // numbers that say where to look in a row
+constexpr int64_t FEW = 64;               // values of which one is found by comparing each with all
 constexpr int64_t SUMS = 128;             // sums of a row that are kept side by side
 constexpr int64_t WORDS = 1024;           // words of 32 bits that a fingerprint adds up before it mixes them
 constexpr float INFINITE = std::numeric_limits<float>::infinity();
 
+// The lowest chosen value of a row, and how many of those equal to it are chosen: those of highest index.
 struct Cut {
     float value;
-    int64_t index;
-};
-
-struct Candidate {
-    float value;
-    int64_t index;
-    bool operator>(const Candidate &other) const {
-        return value > other.value || (value == other.value && index > other.index);
-    }
+    int64_t ties;
 };
 
 template <bool Absolute>
 inline float key(float x) {
     return Absolute ? std::fabs(x) : x;
+}
+
+// Those of LANES neighbours, at x, that have a bit in `which`, one after the other; up to LANES numbers are written.
+template <bool Absolute>
+inline void gather_each(uint32_t which, const float *x, float *to) {
+    for (; which; which &= which - 1) *to++ = key<Absolute>(x[__builtin_ctz(which)]);
 }
 
 // LANES neighbours compared with a bound at once: a bit for each that is higher, or at least as high.
@@ -55,10 +55,17 @@ struct Lanes {
     }
     uint32_t above(float bound) const { return _mm512_cmp_ps_mask(values, _mm512_set1_ps(bound), _CMP_GT_OQ); }
     uint32_t at_least(float bound) const { return _mm512_cmp_ps_mask(values, _mm512_set1_ps(bound), _CMP_GE_OQ); }
+    uint32_t equal(float value) const { return _mm512_cmp_ps_mask(values, _mm512_set1_ps(value), _CMP_EQ_OQ); }
+    void gather(uint32_t which, const float *, float *to) const {
+        _mm512_storeu_ps(to, _mm512_maskz_compress_ps((__mmask16)which, values));
+    }
 };
 inline uint32_t members(const uint8_t *among) {
     const __m128i bytes = _mm_loadu_si128((const __m128i *)among);
     return _mm_test_epi8_mask(bytes, bytes);
+}
+inline void write(uint32_t which, uint8_t *out) {
+    _mm_storeu_si128((__m128i *)out, _mm_maskz_set1_epi8((__mmask16)which, 1));
 }
 #elif defined(__AVX2__)
 constexpr int64_t LANES = 8;
@@ -74,10 +81,19 @@ struct Lanes {
     uint32_t at_least(float bound) const {
         return _mm256_movemask_ps(_mm256_cmp_ps(values, _mm256_set1_ps(bound), _CMP_GE_OQ));
     }
+    uint32_t equal(float value) const {
+        return _mm256_movemask_ps(_mm256_cmp_ps(values, _mm256_set1_ps(value), _CMP_EQ_OQ));
+    }
+    void gather(uint32_t which, const float *x, float *to) const { gather_each<Absolute>(which, x, to); }
 };
 inline uint32_t members(const uint8_t *among) {
     const __m128i bytes = _mm_loadl_epi64((const __m128i *)among);
     return 0xff & ~_mm_movemask_epi8(_mm_cmpeq_epi8(bytes, _mm_setzero_si128()));
+}
+inline void write(uint32_t which, uint8_t *out) {
+    const __m128i bits = _mm_set1_epi64x((int64_t)0x8040201008040201);
+    const __m128i of_bytes = _mm_and_si128(_mm_set1_epi8((char)which), bits);
+    _mm_storel_epi64((__m128i *)out, _mm_and_si128(_mm_cmpeq_epi8(of_bytes, bits), _mm_set1_epi8(1)));
 }
 #else
 constexpr int64_t LANES = 1;
@@ -87,33 +103,61 @@ struct Lanes {
     explicit Lanes(const float *x) : value(key<Absolute>(*x)) {}
     uint32_t above(float bound) const { return value > bound; }
     uint32_t at_least(float bound) const { return value >= bound; }
+    uint32_t equal(float other) const { return value == other; }
+    void gather(uint32_t which, const float *x, float *to) const { gather_each<Absolute>(which, x, to); }
 };
 inline uint32_t members(const uint8_t *among) { return *among; }
+inline void write(uint32_t which, uint8_t *out) { *out = which; }
 #endif
+
+// Values that were gathered, with room for more.
+struct Gathered {
+    std::vector<float> values;
+    int64_t count = 0;
+    float *room(int64_t more) {
+        if ((int64_t)values.size() < count + more) values.resize(2 * (count + more));
+        return values.data() + count;
+    }
+};
 
 // Counts what lies above the bracket [low, high] and gathers what lies in it.
 template <bool Absolute, bool Among>
-int64_t scan(const float *x, const uint8_t *among, int64_t begin, int64_t end, float low, float high,
-             std::vector<Candidate> &inside) {
+int64_t scan(const float *x, const uint8_t *among, int64_t begin, int64_t end, float low, float high, Gathered &inside) {
     int64_t above = 0, i = begin;
-    for (; i + LANES <= end; i += LANES) {
-        const Lanes<Absolute> lanes(x + i);
-        const uint32_t counted = Among ? members(among + i) : ~0u;
-        const uint32_t higher = lanes.above(high);
-        above += __builtin_popcount(higher & counted);
-        uint32_t within = lanes.at_least(low) & ~higher & counted;
-        for (; within; within &= within - 1) {
-            const int64_t place = i + __builtin_ctz(within);
-            inside.push_back({key<Absolute>(x[place]), place});
+    while (i + LANES <= end) {
+        const int64_t stop = std::min(i + BLOCK, end - (end - i) % LANES);
+        float *to = inside.room(BLOCK + LANES), *const from = to;
+        for (; i < stop; i += LANES) {
+            const Lanes<Absolute> lanes(x + i);
+            const uint32_t counted = Among ? members(among + i) : ~0u;
+            const uint32_t higher = lanes.above(high);
+            above += __builtin_popcount(higher & counted);
+            const uint32_t within = lanes.at_least(low) & ~higher & counted;
+            lanes.gather(within, x + i, to);
+            to += __builtin_popcount(within);
         }
+        inside.count += to - from;
     }
     for (; i < end; i++) {
         const float value = key<Absolute>(x[i]);
         if (Among && !among[i]) continue;
         above += value > high;
-        if (value >= low && !(value > high)) inside.push_back({value, i});
+        if (value >= low && !(value > high)) *inside.room(1) = value, inside.count++;
     }
     return above;
+}
+
+// The value at this rank of what was gathered, from the top, and how many of those equal to it rank at or above there.
+Cut at_rank(Gathered &gathered, int64_t rank) {
+    const int64_t count = gathered.count, padded = (count + FEW / 4 - 1) / (FEW / 4) * (FEW / 4);
+    std::fill_n(gathered.room(padded - count), padded - count, NAN);  // neither higher than a value nor equal to it
+    float *values = gathered.values.data();
+    if (count > FEW) std::nth_element(values, values + rank, values + count, std::greater<float>());
+    for (int64_t i = count > FEW ? rank : 0;; i++) {
+        int32_t higher = 0, equal = 0;
+        for (int64_t j = 0; j < padded; j++) higher += values[j] > values[i], equal += values[j] == values[i];
+        if (higher <= rank && rank < higher + equal) return {values[i], rank - higher + 1};
+    }
 }
 
 // A bracket that very likely holds the `count`-th largest of `total`, from an even sample of the row.
@@ -142,29 +186,40 @@ void sample_bracket(const float *x, const uint8_t *among, int64_t size, int64_t 
     *high = right >= m ? INFINITE : sample[right];
 }
 
-// The cut with exactly `count` (of the `total` that count) at or above it. `hint` is where to look first: a middle, a half
+inline int64_t count_members(const uint8_t *among, int64_t size) {
+    int64_t total = 0;
+    for (int64_t start = 0; start < size; start += BLOCK / 2) {
+        const int64_t stop = std::min(start + BLOCK / 2, size);
+        uint8_t part = 0;
+        for (int64_t i = start; i < stop; i++) part += among[i];
+        total += part;
+    }
+    return total;
+}
+
+// The cut with exactly `count` (of those that count) at or above it. `hint` is where to look first: a middle, a half
 // width, and how far the middle lies beyond the last cut, as cuts drift (NaN: nowhere). It is left as what to try next time,
 // and never changes the answer.
 template <bool Absolute, bool Among, class Scan>
-Cut find_cut(const float *x, const uint8_t *among, int64_t size, int64_t count, int64_t total, float *hint, Scan scan_all) {
-    if (count <= 0) return {INFINITE, size};
-    if (!Among && count >= total) return {-INFINITE, 0};
-    std::vector<Candidate> inside;
+Cut find_cut(const float *x, const uint8_t *among, int64_t size, int64_t count, float *hint, Gathered &inside,
+             Scan scan_all) {
+    if (count <= 0) return {INFINITE, 0};
+    if (!Among && count >= size) return {-INFINITE, size};
     const float expected = hint[0], last = hint[0] - hint[2];
     for (int attempt = expected == expected ? 0 : 1; attempt < 3; attempt++) {
         float low = -INFINITE, high = INFINITE;
         if (attempt == 0) {
             low = hint[0] - hint[1], high = hint[0] + hint[1];
         } else if (attempt == 1) {
+            const int64_t total = Among ? count_members(among, size) : size;
             sample_bracket<Absolute, Among>(x, among, size, count, total, &low, &high);
         }
-        inside.clear();
-        const int64_t above = scan_all(low, high, inside);
-        const int64_t rank = count - above - 1;  // of the cut among the candidates, from the top
-        const int64_t found = inside.size();
+        inside.count = 0;
+        const int64_t above = scan_all(low, high);
+        const int64_t rank = count - above - 1;  // of the cut among the gathered, from the top
+        const int64_t found = inside.count;
         if (rank < 0 || rank >= found) continue;
-        std::nth_element(inside.begin(), inside.begin() + rank, inside.end(), std::greater<Candidate>());
-        const Candidate at = inside[rank];
+        const Cut at = at_rank(inside, rank);
         const float missed = std::fabs(at.value - expected), moved = at.value - last;
         if (attempt == 0) {
             hint[1] = std::max(4 * missed, hint[1] * std::min(1.0f, (size / 256 + 16) / (float)found));
@@ -174,9 +229,9 @@ Cut find_cut(const float *x, const uint8_t *among, int64_t size, int64_t count, 
         if (!(hint[1] < INFINITE)) hint[1] = std::fabs(at.value) / 16;
         hint[2] = moved == moved ? (hint[2] + moved) / 2 : 0;
         hint[0] = at.value + hint[2];
-        return {at.value, at.index};
+        return at;
     }
-    return {INFINITE, size};  // NaN among the values: there is no order to cut
+    return {INFINITE, 0};  // NaN among the values: there is no order to cut
 }
 
 // f(0) + ... + f(n - 1) in an order that vectors keep and that other languages can repeat: every SUMS-th together, then
@@ -201,52 +256,81 @@ inline float sum_of(int64_t n, F f) {
     return sums[0];
 }
 
-// out[i] = whether x[i] ranks at or above the cut: before the cut's place equal values do not, from there on they do.
+// out[i] = whether x[i] is at least the cut's value; returns how many are equal to it.
 template <bool Absolute>
-void choose(const float *x, int64_t begin, int64_t end, Cut cut, uint8_t *out) {
-    const int64_t turn = std::min(std::max(cut.index, begin), end);
-    for (int64_t i = begin; i < turn; i++) out[i] = key<Absolute>(x[i]) > cut.value;
-    for (int64_t i = turn; i < end; i++) out[i] = key<Absolute>(x[i]) >= cut.value;
+int64_t choose(const float *x, int64_t begin, int64_t end, Cut cut, uint8_t *out) {
+    int64_t equal = 0, i = begin;
+    for (; i + LANES <= end; i += LANES) {
+        const Lanes<Absolute> lanes(x + i);
+        write(lanes.at_least(cut.value), out + i);
+        equal += __builtin_popcount(lanes.equal(cut.value));
+    }
+    for (; i < end; i++) {
+        const float value = key<Absolute>(x[i]);
+        out[i] = value >= cut.value, equal += value == cut.value;
+    }
+    return equal;
+}
+
+// Takes back of those equal to the cut's value what ranks below the lowest that is chosen.
+template <bool Absolute, bool Among>
+void drop_ties(const float *x, const uint8_t *among, int64_t size, Cut cut, uint8_t *out) {
+    for (int64_t i = size; i-- > 0;) {
+        if (key<Absolute>(x[i]) != cut.value) continue;
+        if (!cut.ties) out[i] = 0;
+        else if (!Among || among[i]) cut.ties--;
+    }
+}
+
+// `scan` and `choose` of a whole row by all threads.
+template <bool Absolute, bool Among>
+int64_t scan_together(const float *x, const uint8_t *among, int64_t size, float low, float high, Gathered &inside) {
+    int64_t above = 0;
+#pragma omp parallel reduction(+ : above)
+    {
+        Gathered mine;
+#pragma omp for schedule(static)
+        for (int64_t begin = 0; begin < size; begin += CHUNK)
+            above += scan<Absolute, Among>(x, among, begin, std::min(begin + CHUNK, size), low, high, mine);
+#pragma omp critical
+        std::copy_n(mine.values.data(), mine.count, inside.room(mine.count)), inside.count += mine.count;
+    }
+    return above;
+}
+
+template <bool Absolute>
+int64_t choose_together(const float *x, int64_t size, Cut cut, uint8_t *out) {
+    int64_t equal = 0;
+#pragma omp parallel for schedule(static) reduction(+ : equal)
+    for (int64_t begin = 0; begin < size; begin += CHUNK)
+        equal += choose<Absolute>(x, begin, std::min(begin + CHUNK, size), cut, out);
+    return equal;
+}
+
+// The largest of a row; together: by all threads.
+template <bool Absolute, bool Among, bool Together>
+void top_of_row(const float *x, const uint8_t *among, int64_t size, int64_t count, float *hint, uint8_t *out,
+                Gathered &inside) {
+    const Cut cut = find_cut<Absolute, Among>(x, among, size, count, hint, inside, [&](float low, float high) {
+        return Together ? scan_together<Absolute, Among>(x, among, size, low, high, inside)
+                        : scan<Absolute, Among>(x, among, 0, size, low, high, inside);
+    });
+    const int64_t equal = Together ? choose_together<Absolute>(x, size, cut, out) : choose<Absolute>(x, 0, size, cut, out);
+    if (equal > cut.ties) drop_ties<Absolute, Among>(x, among, size, cut, out);
 }
 
 template <bool Absolute, bool Among>
-void top_of_rows(const float *x, const uint8_t *among, int64_t rows, int64_t size, const int64_t *counts,
-                 const int64_t *totals, float *hints, uint8_t *out) {
-    if (rows >= 8 || size < 4 * CHUNK) {
-#pragma omp parallel for schedule(static) if (rows * size > CHUNK)
-        for (int64_t row = 0; row < rows; row++) {
-            const float *values = x + row * size;
-            const uint8_t *members = Among ? among + row * size : nullptr;
-            const Cut cut = find_cut<Absolute, Among>(
-                values, members, size, counts[row], Among ? totals[row] : size, hints + HINT * row,
-                [&](float low, float high, std::vector<Candidate> &inside) {
-                    return scan<Absolute, Among>(values, members, 0, size, low, high, inside);
-                });
-            choose<Absolute>(values, 0, size, cut, out + row * size);
-        }
-        return;
-    }
-    for (int64_t row = 0; row < rows; row++) {
-        const float *values = x + row * size;
-        const uint8_t *members = Among ? among + row * size : nullptr;
-        const Cut cut = find_cut<Absolute, Among>(
-            values, members, size, counts[row], Among ? totals[row] : size, hints + HINT * row,
-            [&](float low, float high, std::vector<Candidate> &inside) {
-                int64_t above = 0;
-#pragma omp parallel reduction(+ : above)
-                {
-                    std::vector<Candidate> mine;
+void top_of_rows(const float *x, const uint8_t *among, int64_t rows, int64_t size, int64_t count, const int64_t *counts,
+                 float *hints, uint8_t *out) {
+    const bool together = rows < 8 && size >= 4 * CHUNK;
+    const auto run = together ? top_of_row<Absolute, Among, true> : top_of_row<Absolute, Among, false>;
+#pragma omp parallel if (!together && rows * size > CHUNK)
+    {
+        Gathered inside;
 #pragma omp for schedule(static)
-                    for (int64_t begin = 0; begin < size; begin += CHUNK)
-                        above += scan<Absolute, Among>(values, members, begin, std::min(begin + CHUNK, size), low, high, mine);
-#pragma omp critical
-                    inside.insert(inside.end(), mine.begin(), mine.end());
-                }
-                return above;
-            });
-#pragma omp parallel for schedule(static)
-        for (int64_t begin = 0; begin < size; begin += CHUNK)
-            choose<Absolute>(values, begin, std::min(begin + CHUNK, size), cut, out + row * size);
+        for (int64_t row = 0; row < rows; row++)
+            run(x + row * size, Among ? among + row * size : nullptr, size, counts ? counts[row] : count,
+                hints + HINT * row, out + row * size, inside);
     }
 }
 
@@ -271,29 +355,21 @@ extern "C" {
 // The checksum of this file as it was when it was compiled.
 uint32_t mpt_source() { return SOURCE; }
 
-// out[r, i] = 1 where x[r, i] (its magnitude, with `absolute`) is among the counts[r] largest of its row. With `among` only
-// its members count, totals[r] of them in the row; `out` says of every element whether it ranks at or above the lowest
+// out[r, i] = 1 where x[r, i] (its magnitude, with `absolute`) is among the counts[r] largest of its row; without `counts`
+// among the `count` largest. With `among` only
+// its members count; `out` says of every element whether it ranks at or above the lowest
 // chosen one.
-void mpt_largest(const float *x, int absolute, const uint8_t *among, int64_t rows, int64_t size, const int64_t *counts,
-                 const int64_t *totals, float *hints, uint8_t *out) {
+void mpt_largest(const float *x, int absolute, const uint8_t *among, int64_t rows, int64_t size, int64_t count,
+                 const int64_t *counts, float *hints, uint8_t *out) {
     auto run = absolute ? (among ? top_of_rows<true, true> : top_of_rows<true, false>)
                         : (among ? top_of_rows<false, true> : top_of_rows<false, false>);
-    run(x, among, rows, size, counts, totals, hints, out);
+    run(x, among, rows, size, count, counts, hints, out);
 }
 
 // totals[r] = how many bytes of row r are 1.
 void mpt_count(const uint8_t *mask, int64_t rows, int64_t size, int64_t *totals) {
 #pragma omp parallel for schedule(static) if (rows * size > CHUNK)
-    for (int64_t row = 0; row < rows; row++) {
-        int64_t total = 0;
-        for (int64_t start = 0; start < size; start += BLOCK / 2) {
-            const int64_t stop = std::min(start + BLOCK / 2, size);
-            uint8_t part = 0;
-            for (int64_t i = start; i < stop; i++) part += mask[row * size + i];
-            total += part;
-        }
-        totals[row] = total;
-    }
+    for (int64_t row = 0; row < rows; row++) totals[row] = count_members(mask + row * size, size);
 }
 
 // A number that tells contents of this memory apart: words times multipliers, added up in blocks; each sum is mixed with the

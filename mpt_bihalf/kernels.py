@@ -13,6 +13,7 @@ import warnings
 import zlib
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -49,7 +50,7 @@ def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
         warnings.warn("the compiled loops are not those of this source and are not used: install again", stacklevel=2)
         raise OSError
     pointer, count = ctypes.c_void_p, ctypes.c_int64
-    library.mpt_largest.argtypes = [pointer, ctypes.c_int, pointer, count, count, *[pointer] * 4]
+    library.mpt_largest.argtypes = [pointer, ctypes.c_int, pointer, *[count] * 3, *[pointer] * 3]
     library.mpt_count.argtypes = [pointer, count, count, pointer]
     library.mpt_fingerprint.argtypes = [pointer, count]
     library.mpt_fingerprint.restype = ctypes.c_uint64
@@ -106,14 +107,9 @@ def by_proxies() -> bool:
 def largest(values: Tensor, counts: int | Tensor, hints: Tensor, absolute: bool, among: Tensor | None) -> Tensor:
     """See `Selection.largest`. hints: float32 [R, HINT], where to look, changed in place."""
     if compiled():
-        each = (
-            torch.full(values.shape[:1], counts, device=values.device)
-            if isinstance(counts, int)
-            else counts.contiguous()
-        )
-        totals = None if among is None else count(among)
+        one, each = (counts, None) if isinstance(counts, int) else (0, counts.contiguous())
         out = torch.empty(values.shape, dtype=torch.bool, device=values.device)
-        _call("largest", values, absolute, among, *values.shape, each, totals, hints, out)
+        _call("largest", values, absolute, among, *values.shape, one, each, hints, out)
         return out
     members = None if among is None else among.numpy()
     wanted = np.array([[counts]]) if isinstance(counts, int) else counts.numpy()[None]
@@ -210,22 +206,29 @@ def through_standardised(g: Tensor, y: Tensor, gate: Tensor, factor: Tensor, sha
 
 
 def _call(name: str, *arguments: Tensor | float | None) -> int:
-    function = getattr(compiled(), f"mpt_{name}")
-    result: int = function(*map(_given, function.argtypes, arguments))
+    function, takes_address = _loop(name)
+    given = [
+        argument if argument is None or not (address or isinstance(argument, Tensor)) else _address(argument, address)
+        for argument, address in zip(arguments, takes_address, strict=True)
+    ]
+    result: int = function(*given)
     return result
 
 
-def _given(kind: type, argument: Tensor | float | None) -> int | float | None:
-    """An argument as a loop takes it: the address of memory that it can read, or a number that is one."""
-    if kind is not ctypes.c_void_p:
-        if isinstance(argument, Tensor) or argument is None:
-            raise TypeError(f"a compiled loop takes a number here, not {argument!r}")
-        return argument
-    if argument is None:
-        return None
+def _address(argument: Tensor | float, wanted: bool) -> int:
+    """Of memory that a loop can read."""
+    if not wanted:
+        raise TypeError(f"a compiled loop takes a number here, not {argument!r}")
     if not (isinstance(argument, Tensor) and host_reads_free(argument) and argument.is_contiguous()):
         raise TypeError("a compiled loop takes a contiguous tensor in the host's memory here")
     return argument.data_ptr()  # an error of torch for one that has no memory
+
+
+@cache
+def _loop(name: str) -> tuple[Any, list[bool]]:
+    """The loop of this name, and which of its arguments are addresses."""
+    function = getattr(compiled(), f"mpt_{name}")
+    return function, [kind is ctypes.c_void_p for kind in function.argtypes]
 
 
 def _in_memory(tensor: Tensor) -> Tensor:

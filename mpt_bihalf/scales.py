@@ -47,18 +47,17 @@ def _known_kaiming(kept: int, filters: int, dtype: torch.dtype) -> float:
 
 def l1(layer: Layer, mask: Tensor | None) -> Tensor:
     """The mean magnitude of the kept weights, the MPT code's gain: sum(M abs(W)) / K. A 0-dim tensor of W's dtype."""
+    layer = as_layer(layer)
     # In one layout, as it bears on the order of a sum.
-    weight, mask = as_layer(layer).weight.contiguous(), None if mask is None else mask.contiguous()
-    kept = _kept(weight, mask)
+    weight, mask = layer.weight.contiguous(), None if mask is None else mask.contiguous()
     if mask is not None and weight.dtype == torch.float32 and kernels.suit(weight, mask):
         # In whole units of 2^-30 of the largest magnitude: such a sum is the same in whatever order it is taken.
-        low, high = weight.aminmax()
-        exponent = torch.frexp(torch.maximum(-low, high)).exponent
-        units = 2.0 ** min(30 - int(exponent), 126)
+        kept, units = int(kernels.count(mask.reshape(1, -1))), 2.0 ** min(30 - layer.derived.exponent, 126)
         total = weight.new_full((), kernels.masked_magnitude(weight, mask, units) / units)
-    else:
-        total = (weight if mask is None else torch.where(mask, weight, 0)).abs().sum(dtype=_wide(weight))
-    return torch.where(kept > 0, total / kept, 0).to(weight.dtype)
+        return total.div_(kept) if kept else total.zero_()
+    count = _kept(weight, mask)
+    total = (weight if mask is None else torch.where(mask, weight, 0)).abs().sum(dtype=_wide(weight))
+    return torch.where(count > 0, total / count, 0).to(weight.dtype)
 
 
 def power_of_two(layer: Layer, mask: Tensor | None) -> Tensor:
