@@ -6,6 +6,7 @@ import ctypes
 import platform
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +119,22 @@ def _has_accelerator() -> bool:
 def loss_scaler(device: torch.device, wanted: bool) -> GradScaler:
     """For gradients that float16 cannot hold unscaled; one that does nothing where not wanted or not to be had."""
     return GradScaler(device.type, enabled=wanted and torch.amp.is_autocast_available(device.type))
+
+
+def has_triton(device: torch.device) -> bool:
+    """Whether Triton's kernels run on this device."""
+    return device.type == "cuda" and _triton_is_installed()
+
+
+@cache
+def _triton_is_installed() -> bool:
+    return find_spec("triton") is not None
+
+
+def launching_on(device: torch.device) -> AbstractContextManager[Any]:
+    """Kernels are launched on this device inside, whichever is the current one."""
+    # On the host Triton interprets.
+    return nullcontext() if device.type == "cpu" else torch.get_device_module(device).device(device)
 
 
 def host_reads_free(tensor: Tensor) -> bool:

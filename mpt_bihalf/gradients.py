@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import TypeAlias, cast
 
 import torch
 from torch import Tensor
@@ -100,6 +100,9 @@ def _signed(g: Tensor, factor: Tensor, layer: Layer, positive: Tensor) -> Tensor
         g = g.contiguous()  # that of a convolution in channels-last is not
     if factor.numel() in (1, g.numel()) and kernels.suit(g, factor, positive, layer.scores):
         return kernels.score_gradient(g, factor, positive, layer.scores)
+    alike = factor.numel() in (1, g.numel()) and g.dtype == factor.dtype and g.is_floating_point()
+    if alike and (loops := kernels.on_accelerator(g, factor, positive, layer.scores)):
+        return cast(Tensor, loops.score_gradient(g, factor, positive, layer.scores))
     magnitude = g * factor.abs()
     return torch.where(positive == (layer.scores >= 0), magnitude, -magnitude)
 

@@ -2,7 +2,7 @@
 
 They are those of `kernels.cpp`, compiled where setup.py found a compiler; without it `numpy_loops` does the same, with
 the same bits. `MPT_BIHALF_KERNELS=off` in the environment does without the compiled ones. Callers have the general form
-in torch, for other dtypes and devices.
+in torch, for other dtypes and devices. Where an accelerator has Triton, `triton_loops` has the same functions for it.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ import warnings
 import zlib
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from . import numpy_loops
-from .devices import host_reads_free
+from .devices import has_triton, host_reads_free
 
 # One is built for each, as an installation may be moved: torch says what this machine can run.
 FLAVOURS = {"AVX512": ("avx512", "avx2", "any"), "AVX2": ("avx2", "any")}
@@ -77,6 +77,23 @@ def suit(*tensors: Tensor | None) -> bool:
         ):
             return False
     return not recorded()
+
+
+def on_accelerator(*tensors: Tensor | None) -> Any:
+    """`triton_loops` where these are for it: float or bool, contiguous, plain, on a device with Triton; else None."""
+    for tensor in tensors:
+        if tensor is not None and not (
+            has_triton(tensor.device)
+            and tensor.dtype in (torch.float32, torch.bfloat16, torch.float16, torch.bool)
+            and tensor.is_contiguous()
+            and _has_memory(tensor)
+        ):
+            return None
+    if recorded():
+        return None
+    from . import triton_loops  # not before it is wanted, as it imports Triton
+
+    return triton_loops
 
 
 def plain(tensor: Tensor) -> bool:
@@ -167,6 +184,8 @@ def signed(positive: Tensor, mask: Tensor | None, alpha: Tensor) -> Tensor:
         out = torch.empty(positive.shape, dtype=alpha.dtype, device=alpha.device)
         _call("signed", positive, mask, alpha, rows, positive.numel() // rows, out)
         return out
+    if (rows == 1 or of_filters) and (loops := on_accelerator(positive, mask, alpha)):
+        return cast(Tensor, loops.signed(positive, mask, alpha))
     signs = positive.to(torch.int8).mul_(2).sub_(1)
     return (signs if mask is None else signs.mul_(mask)).to(alpha.dtype).mul_(alpha)
 

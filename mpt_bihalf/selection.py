@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor
 
@@ -28,6 +30,8 @@ class Selection:
 
         Returns bool [R, D]: the top of a stable ascending sort. Off the CPU nothing waits for the device.
         """
+        if values.numel() and (loops := kernels.on_accelerator(values, among)):
+            return cast(Tensor, loops.largest(values, count, absolute, among))
         values = _ordered(values)
         if kernels.suit(values, among) and values.numel():
             return kernels.largest(values, count, self._fitting(values, 1), absolute, among)
@@ -38,6 +42,8 @@ class Selection:
 
         counts: each 0 to as many as there are. All else as in `largest`.
         """
+        if values.numel() and (loops := kernels.on_accelerator(values, among)):
+            return cast(Tensor, loops.largest_of_both(values, counts, absolute, among))
         values = _ordered(values)
         if kernels.suit(values, among) and values.numel():
             return kernels.largest_of_both(values, counts, self._fitting(values, 2), absolute, among)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from . import kernels
 from .counts import Number, fraction_within, round_half_up_each
 from .devices import host_reads_free
 from .filters import filters
@@ -52,7 +53,7 @@ def transported(layer: Layer, mask: Tensor | None) -> Tensor:
     rows, kept = filters(layer.weight), filters(mask)
     n = count_kept(kept)
     n_pos = round_half_up_each(layer.p_pos, n, rows.shape[1])
-    if host_reads_free(rows):
+    if host_reads_free(rows) or kernels.on_accelerator(rows, kept):  # else by the order, which frozen weights keep
         return layer.selections["transported"].largest(rows, n_pos, among=kept).view(mask.shape)
     count = kept.gather(1, layer.derived.order).cumsum(1)  # kept weights up to each rank
     positive = torch.empty_like(kept).scatter_(1, layer.derived.order, count > (n - n_pos).unsqueeze(1))

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 import subprocess
@@ -16,6 +17,8 @@ from mpt_bihalf.training import Run
 
 Record = dict[str, Any]
 
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # Triton looks when it is imported
 settings.register_profile("tests", deadline=None)
 settings.load_profile("tests")
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it, and its children too
