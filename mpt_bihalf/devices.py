@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import ctypes
 import platform
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed
@@ -16,6 +17,8 @@ from torch import Tensor
 from torch.amp import GradScaler
 
 HOST = torch.device("cpu")
+
+Result = TypeVar("Result")
 
 
 def pick_device(name: str) -> torch.device:
@@ -119,6 +122,31 @@ def _has_accelerator() -> bool:
 def loss_scaler(device: torch.device, wanted: bool) -> GradScaler:
     """For gradients that float16 cannot hold unscaled; one that does nothing where not wanted or not to be had."""
     return GradScaler(device.type, enabled=wanted and torch.amp.is_autocast_available(device.type))
+
+
+def check_captures(device: torch.device) -> None:
+    """ValueError where this device does not repeat work that it was given once, as a graph."""
+    if device.type != "cuda":
+        raise ValueError(f"graph is for an accelerator that captures graphs (CUDA), not {device}: leave it out")
+
+
+def capture(device: torch.device, work: Callable[[], Result]) -> tuple[Result, Callable[[], None]]:
+    """Capture work on this device, without doing it: where its result will be, and what does it each time."""
+    module = torch.get_device_module(device)
+    graph = module.CUDAGraph()
+    with torch.accelerator.device_index(device.index), module.graph(graph):
+        result = work()
+    return result, graph.replay
+
+
+@contextmanager
+def aside(device: torch.device) -> Iterator[None]:
+    """Within, work goes to a stream of its own, as before a capture it has to; what comes later waits for it."""
+    stream, present = torch.Stream(device=device), torch.accelerator.current_stream(device)
+    stream.wait_stream(present)
+    with stream:
+        yield
+    present.wait_stream(stream)
 
 
 def has_triton(device: torch.device) -> bool:

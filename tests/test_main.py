@@ -78,6 +78,7 @@ BAD = {
     "--processes": [*WHOLE, "0", "2", "9" * 30],
     "--sync-bn": ["maybe", "2"],
     "--compile": ["maybe", "2"],
+    "--graph": ["maybe", "2", "true"],
     "--scale-on": NAMES[1:],
     "--compute": NAMES,
     "--colour": ["red"],

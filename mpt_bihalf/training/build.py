@@ -16,7 +16,7 @@ from ..activations import EdeActivation, Estimator
 from ..bop import Bop, parameter_groups
 from ..compute import set_compute
 from ..data import Dataset
-from ..devices import fused_optimizers
+from ..devices import check_captures, fused_optimizers
 from ..dtypes import float32_by_default
 from ..gradients import Ede, Gradient
 from ..models import create_model, find_network
@@ -46,11 +46,13 @@ def check_compiles(run: Run) -> None:
 
 
 def check_computes(run: Run) -> None:
-    """Raise ValueError where it is not decided how layers compute, or where they cannot compute so here."""
+    """Raise ValueError where it is not decided how layers compute, or where they, or the step, cannot do so here."""
     if run.compute == "auto":
         raise ValueError("compute is auto: Run.resolved decides it for this machine")
     if run.compute == "sparse" and not sparse.available(run.device):
         raise ValueError(sparse.why_not(run.device))
+    if run.graph:
+        check_captures(torch.device(run.device))
 
 
 def compiled(run: Run, model: nn.Module) -> nn.Module:
@@ -114,7 +116,8 @@ def build_optimizer(run: Run, model: nn.Module) -> Optimizer | None:
         return None
     fused = fused_optimizers(trained[0].device)
     if run.optimizer == "adam":
-        return _apart_from_compiler(Adam)(trained, run.lr, weight_decay=run.weight_decay, fused=fused)
+        adam: dict[str, Any] = {"weight_decay": run.weight_decay, "fused": fused, "capturable": run.graph}
+        return _apart_from_compiler(Adam)(trained, run.lr, **adam)
     sgd: dict[str, Any] = {"momentum": run.momentum, "weight_decay": run.weight_decay, "fused": fused}
     if run.method != "bop":
         optimizer = _apart_from_compiler(SGD)(trained, run.lr, **sgd)

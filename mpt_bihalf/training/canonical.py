@@ -85,6 +85,8 @@ def check(run: Run) -> None:
         raise ValueError("bop flips its binary weights and trains the rest by sgd: leave --optimizer at sgd")
     if not 0 <= run.momentum < 1:
         raise ValueError(f"momentum must lie in [0, 1), not {run.momentum}")
+    if run.graph and (run.compile or run.processes > 1):
+        raise ValueError("graph is of one process and not compiled: leave compile and further processes, or graph, out")
     if run.schedule == "step" and not run.milestones:
         raise ValueError("the step schedule needs --milestones")
     if run.batch_size % run.processes:

@@ -11,9 +11,11 @@ from dataclasses import dataclass, field, fields, replace
 from sys import float_info
 from typing import Any, Literal
 
+import torch
+
 from .. import sparse
 from ..data import short_data
-from ..devices import check_shared, pick_device
+from ..devices import check_captures, check_shared, pick_device
 from ..distributed import launched
 from ..gradients import Ede
 from ..methods import METHODS
@@ -38,6 +40,7 @@ ADDED = {
     "compile": False,
     "scale_on": "weight",
     "compute": "dense",
+    "graph": False,
 }
 
 
@@ -133,6 +136,8 @@ class Run:
     fp32 either way"""
     compile: bool = False
     """compile the training step (torch.compile), which rounds otherwise; masks and signs are decided as ever"""
+    graph: bool = False
+    """capture the training step as a graph, without gaps between its kernels, on an accelerator that can (CUDA)"""
     compute: str = "auto"
     """how layers compute: sparse, by what their weights keep, faster the more are pruned, on a CPU with AVX2; dense, as
     torch does; or auto, which is sparse where this machine can, at pruning rates at which this is faster with the
@@ -164,8 +169,8 @@ class Run:
     def resolved(self, here: bool = True) -> Run:
         """The run with this machine's device, compute and thread count for `auto` and 0, as its hash needs them.
 
-        And with the processes that torchrun has started, if it has. ValueError for a device that is not here or a
-        compute that it has not got, unless the run is to be done elsewhere, and for another number of processes.
+        And with the processes that torchrun has started, if it has. ValueError for a device that is not here, or a
+        compute or graph that it has not got, unless the run is to be done elsewhere, and for other processes.
         """
         launch = launched()
         device = str(pick_device(self.device)) if here or self.device == "auto" else self.device
@@ -178,6 +183,8 @@ class Run:
             check_shared(device, launch.local_processes)
         if self.compute == "sparse" and here and not sparse.available(device):
             raise ValueError(sparse.why_not(device))
+        if self.graph and here:
+            check_captures(torch.device(device))
         return replace(
             self,
             device=device,

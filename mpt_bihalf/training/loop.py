@@ -17,6 +17,7 @@ from ..distributed import PartFailed, Team, launched, together
 from ..parametrization import find_nan
 from ..signals import Stopped, say_also, stop_when_asked
 from .build import build, check_begins, check_compiles, check_computes, check_fits, check_network, compiled
+from .captured import CapturedStep
 from .checkpoint import State, load_checkpoint
 from .config import Run
 from .progress import Progress, Tell, telling
@@ -108,10 +109,11 @@ def train_together(
             for epoch in range(first, run.epochs):
                 model.train()
                 start_epoch(model, run, epoch)
+                take = CapturedStep() if run.graph else train_step
                 batches = training_batches(dataset, run.batch_size, run.seed, epoch, first=state.step, share=team.share)
                 for x, y in stop.between(batches):
                     start_step(optimizer, run, epoch, epoch * steps + state.step, total, team.rank)
-                    state.totals += train_step(parallel, optimizer, x, y, run.precision, state.scaler)
+                    state.totals += take(parallel, optimizer, x, y, run.precision, state.scaler)
                     state.step += 1
                     state.trace.look(state.step)
                     told(Progress(epoch * steps + state.step, total))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from math import cos, pi
 
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ..devices import seed_chance
@@ -30,7 +30,11 @@ def start_step(optimizer: Optimizer | None, run: Run, epoch: int, step: int, ste
     Counted over the whole run, from 0. Chance comes from torch's global generators, so a resumed run has the same.
     """
     for group in optimizer.param_groups if optimizer else ():
-        group["lr"] = learning_rate(run, epoch, step, steps)
+        rate = learning_rate(run, epoch, step, steps)
+        if isinstance(group["lr"], Tensor):  # where a graph looks at it
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
     digest = hashlib.sha256(f"{run.seed} {step} chance {rank or ''}".rstrip().encode()).digest()
     seed_chance(int.from_bytes(digest[:8], "little"))
 

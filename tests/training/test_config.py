@@ -59,6 +59,7 @@ DEPENDS = {
     "compile": ({}, False, True),
     "scale_on": ({"activations": "binary"}, "weight", "output"),
     "compute": ({}, "dense", "sparse"),
+    "graph": ({}, False, True),
 }
 
 
