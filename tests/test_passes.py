@@ -11,6 +11,7 @@ from unittest import mock
 
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -104,8 +105,7 @@ class NoWaiting(TorchDispatchMode):
         name = func.overloadpacket.__name__
         given = [t for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)]
         of_shape = name in ("index", "index_put_") and any(t.dtype == torch.bool for t in given[1:])
-        from_list = name == "lift_fresh" and not given[0].is_cpu  # torch.tensor of numbers, there
-        if name in TO_HOST or of_shape or from_list:
+        if name in TO_HOST or of_shape:
             raise Waiting(name)
         try:
             out = func(*args, **(kwargs or {}))
@@ -119,6 +119,16 @@ class NoWaiting(TorchDispatchMode):
         return out
 
 
+class NoLists(TorchFunctionMode):
+    """Raises Waiting for a tensor that is made of the host's numbers on another device, which no operation tells of."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if func in (torch.tensor, torch.as_tensor, torch.asarray) and not out.is_cpu:
+            raise Waiting(f"{func.__name__} on a device")
+        return out
+
+
 def look(method: str, **fields: Any) -> None:
     """The third step of a training, on a device that has no values to give; Waiting where it is not one to capture."""
     run = Run(method=method, prune_rate=0.9, width=0.25, **fields)
@@ -127,7 +137,7 @@ def look(method: str, **fields: Any) -> None:
     x, y = torch.randn(2, 3, 16, 16, device="meta"), torch.zeros(2, dtype=torch.long, device="meta")
     for _ in range(2):
         train_step(model, optimizer, x, y)
-    with NoWaiting():
+    with NoLists(), NoWaiting():
         train_step(model, optimizer, x, y)
 
 
