@@ -7,7 +7,6 @@ import platform
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -151,12 +150,17 @@ def aside(device: torch.device) -> Iterator[None]:
 
 def has_triton(device: torch.device) -> bool:
     """Whether Triton's kernels run on this device."""
-    return device.type == "cuda" and _triton_is_installed()
+    return device.type == "cuda" and _triton_is_new_enough()
 
 
 @cache
-def _triton_is_installed() -> bool:
-    return find_spec("triton") is not None
+def _triton_is_new_enough() -> bool:
+    """3.6, of torch 2.11, is the oldest that the kernels were compiled with."""
+    try:
+        from triton import __version__
+    except ImportError:
+        return False
+    return tuple(map(int, __version__.split(".")[:2])) >= (3, 6)
 
 
 def launching_on(device: torch.device) -> AbstractContextManager[Any]:

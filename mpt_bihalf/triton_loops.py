@@ -28,11 +28,15 @@ ELEMENTS = 2**10  # of a tensor, where each is for itself
 
 @triton.jit
 def _key(x, ABSOLUTE: tl.constexpr):
-    """Integers that order as float32 x, or its magnitude, does; -0 is 0."""
-    bits = tl.where(x == 0, 0.0, x).to(tl.uint32, bitcast=True)
+    """Integers that order as x, or its magnitude, does; -0 is 0."""
+    if x.dtype == tl.bfloat16:
+        bits = x.to(tl.uint16, bitcast=True).to(tl.uint32) << 16
+    else:
+        bits = x.to(tl.float32).to(tl.uint32, bitcast=True)
+    magnitude = bits & 0x7FFFFFFF
     if ABSOLUTE:
-        return bits & 0x7FFFFFFF
-    return bits ^ tl.where((bits >> 31) == 1, 0xFFFFFFFF, 0x80000000)
+        return magnitude
+    return tl.where(magnitude == 0, 0, bits) ^ tl.where((bits != magnitude) & (magnitude != 0), 0xFFFFFFFF, 0x80000000)
 
 
 @triton.jit
@@ -65,7 +69,7 @@ def _short_rows(
     row = tl.program_id(0).to(tl.int64)
     places = tl.arange(0, WIDTH)
     inside = places < size
-    keys = _key(tl.load(values + row * size + places, inside, 0.0).to(tl.float32), ABSOLUTE)
+    keys = _key(tl.load(values + row * size + places, inside, 0.0), ABSOLUTE)
     members = inside
     if AMONG:
         members = inside & (tl.load(among + row * size + places, inside, 0) != 0)
@@ -111,7 +115,7 @@ def _tally(
         if OF_PLACES and not AMONG:  # else the lowest chosen's place tells of the others too
             open_yet = tl.load(known + LEFT) < tl.load(known + EQUAL)
         if open_yet:
-            keys = _key(tl.load(values + row * size + places, inside, 0.0).to(tl.float32), ABSOLUTE)
+            keys = _key(tl.load(values + row * size + places, inside, 0.0), ABSOLUTE)
             members = _members(among, row * size + places, inside, group, AMONG)
             if OF_PLACES:
                 members &= keys == tl.load(known + CUT).to(tl.uint32)
@@ -154,7 +158,7 @@ def _mark(
     row = tl.program_id(1).to(tl.int64)
     places = tl.program_id(0).to(tl.int64) * WIDTH + tl.arange(0, WIDTH)
     inside = places < size
-    keys = _key(tl.load(values + row * size + places, inside, 0.0).to(tl.float32), ABSOLUTE)
+    keys = _key(tl.load(values + row * size + places, inside, 0.0), ABSOLUTE)
     chosen = inside
     for group in tl.static_range(GROUPS):
         known = state + (row * GROUPS + group) * STATE

@@ -79,8 +79,10 @@ def test_of_both_groups_at_once_the_largest_are_those_of_the_cpu(kind: str, rows
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_narrow_scores_have_many_ties(dtype: torch.dtype, rows: str) -> None:
-    the_same(drawn(0, 1, 2000).to(dtype), 1000, True)
+@pytest.mark.parametrize("kind", ["drawn", "subnormal"])
+def test_narrow_scores_have_many_ties(kind: str, dtype: torch.dtype, rows: str) -> None:
+    for absolute in (False, True):
+        the_same(VALUES[kind](drawn(0, 1, 2000)).to(dtype), 1000, absolute)
 
 
 def test_a_row_of_more_than_a_program_holds() -> None:
