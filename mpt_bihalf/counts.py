@@ -16,6 +16,10 @@ from torch import Tensor
 
 Number: TypeAlias = float | int | str | Decimal | Fraction
 
+# Those of `round_half_up_each`, by prior, size and device.
+_TABLES: dict[tuple[Fraction, int, torch.device], Tensor] = {}
+MOST_TABLES = 100
+
 INT64_MAX = torch.iinfo(torch.int64).max
 
 
@@ -61,9 +65,17 @@ def round_half_up_each(x: Number, n: Tensor, largest: int) -> Tensor:
     numerator, denominator, largest = 2 * fraction.numerator, 2 * fraction.denominator, int(largest)
     if numerator * largest + denominator <= INT64_MAX:
         return (n * numerator + denominator // 2) // denominator
-    # A prior with so many digits that int64 would overflow: look the counts up.
-    table = [(numerator * i + denominator // 2) // denominator for i in range(largest + 1)]
-    return torch.tensor(table, device=n.device)[n]
+    # A prior with so many digits that int64 would overflow: look the counts up. To make the table waits for a device.
+    asked = fraction, largest, n.device
+    known = _TABLES.get(asked)
+    if known is None:
+        table = [(numerator * i + denominator // 2) // denominator for i in range(largest + 1)]
+        known = torch.tensor(table, device=n.device)
+        if type(known) is Tensor:  # no stand-in of a trace
+            if len(_TABLES) == MOST_TABLES:
+                _TABLES.clear()
+            _TABLES[asked] = known
+    return known[n]
 
 
 def kept_count(n: int, prune_rate: Number) -> int:

@@ -133,19 +133,30 @@ def capture(device: torch.device, work: Callable[[], Result]) -> tuple[Result, C
     """Capture work on this device, without doing it: where its result will be, and what does it each time."""
     module = torch.get_device_module(device)
     graph = module.CUDAGraph()
-    with torch.accelerator.device_index(device.index), module.graph(graph):
+    # What other threads ask of the device meanwhile, as pinned memory for the next batches, is not captured.
+    told = {"stream": _side_stream(device), "capture_error_mode": "thread_local"}
+    with launching_on(device), module.graph(graph, **told):
         result = work()
     return result, graph.replay
 
 
 @contextmanager
 def aside(device: torch.device) -> Iterator[None]:
-    """Within, work goes to a stream of its own, as before a capture it has to; what comes later waits for it."""
-    stream, present = torch.Stream(device=device), torch.accelerator.current_stream(device)
+    """Within, work goes to the stream that captures, as before a capture it has to; what comes later waits for it."""
+    module, stream = torch.get_device_module(device), _side_stream(device)
+    present = module.current_stream(device)
     stream.wait_stream(present)
-    with stream:
-        yield
-    present.wait_stream(stream)
+    try:
+        with module.stream(stream):
+            yield
+    finally:
+        present.wait_stream(stream)
+
+
+@cache
+def _side_stream(device: torch.device) -> Any:
+    """One for all: memory belongs to the stream that it was taken for."""
+    return torch.get_device_module(device).Stream(device)
 
 
 def has_triton(device: torch.device) -> bool:

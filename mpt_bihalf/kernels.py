@@ -1,8 +1,9 @@
 """The loops of a training step for float32 in the host's memory, near to one pass over the data each.
 
 They are those of `kernels.cpp`, compiled where setup.py found a compiler; without it `numpy_loops` does the same, with
-the same bits. `MPT_BIHALF_KERNELS=off` in the environment does without the compiled ones. Callers have the general form
-in torch, for other dtypes and devices. Where an accelerator has Triton, `triton_loops` has the same functions for it.
+the same bits. Callers have the general form in torch, for other dtypes and devices; where an accelerator has Triton,
+`triton_loops` has the same functions for it. `MPT_BIHALF_KERNELS=off` in the environment does without the compiled
+ones, and without Triton's.
 """
 
 from __future__ import annotations
@@ -84,6 +85,7 @@ def on_accelerator(*tensors: Tensor | None) -> Any:
     for tensor in tensors:
         if tensor is not None and not (
             has_triton(tensor.device)
+            and _triton_works(tensor.device)
             and tensor.dtype in (torch.float32, torch.bfloat16, torch.float16, torch.bool)
             and tensor.is_contiguous()
             and _has_memory(tensor)
@@ -94,6 +96,22 @@ def on_accelerator(*tensors: Tensor | None) -> Any:
     from . import triton_loops  # not before it is wanted, as it imports Triton
 
     return triton_loops
+
+
+@cache
+def _triton_works(device: torch.device) -> bool:
+    """Tried once: Triton wants a C compiler and a folder to write to, and not every device will do."""
+    if os.environ.get("MPT_BIHALF_KERNELS") == "off":
+        return False
+    try:
+        from . import triton_loops
+
+        yes, alpha = torch.ones(2, 3, dtype=torch.bool, device=device), torch.ones((), device=device)
+        return bool(triton_loops.signed(yes, None, alpha).eq(1).all())
+    except Exception as fault:
+        reason = next((line for line in str(fault).splitlines() if line.strip()), type(fault).__name__)
+        warnings.warn(f"Triton does not work here ({reason[:200]}): selection sorts on {device}", stacklevel=2)
+        return False
 
 
 def plain(tensor: Tensor) -> bool:

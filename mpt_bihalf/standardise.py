@@ -33,7 +33,8 @@ class Standard(NamedTuple):
         kept = None if mask is None else filters(mask)
         if kernels.suit(rows, kept):
             return cls(*kernels.standardise(rows, kept))
-        if rows.numel() and rows.dtype == torch.float32 and (loops := kernels.on_accelerator(rows, kept)):
+        loops = kernels.on_accelerator(rows, kept) if rows.numel() and rows.dtype == torch.float32 else None
+        if loops and rows.shape[1] <= loops.LONGEST:
             return cls(*loops.standardise(rows, kept))
         tensors = (rows,) if kept is None else (rows, kept)
         return cls(*map(torch.cat, zip(*(_of_few(*part) for part in few_filters(*tensors)), strict=True)))

@@ -24,6 +24,7 @@ SHORT = 2**14  # numbers of a row that one program holds
 BLOCK = 2**12  # of a longer row that a program looks at
 DIGIT = 11  # bits of a key that are counted at once
 ELEMENTS = 2**10  # of a tensor, where each is for itself
+LONGEST = 2**17  # numbers of a row that are standardised here, by one program
 
 
 @triton.jit
@@ -101,13 +102,13 @@ def _members(among, at, inside, GROUP: tl.constexpr, AMONG: tl.constexpr):
 
 @triton.jit
 def _tally(
-    values, among, state, tallies, size, shift,
+    values, among, state, tallies, size, blocks, shift,
     ABSOLUTE: tl.constexpr, AMONG: tl.constexpr, GROUPS: tl.constexpr, OF_PLACES: tl.constexpr, OPENING: tl.constexpr,
     BITS: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     """Count how often each value of a digit occurs among members that have the bits above it, of keys or of places."""
-    row = tl.program_id(1).to(tl.int64)
-    places = tl.program_id(0).to(tl.int64) * WIDTH + tl.arange(0, WIDTH)
+    row = tl.program_id(0).to(tl.int64) // blocks
+    places = tl.program_id(0).to(tl.int64) % blocks * WIDTH + tl.arange(0, WIDTH)
     inside = places < size
     for group in tl.static_range(GROUPS):
         known = state + (row * GROUPS + group) * STATE
@@ -151,12 +152,12 @@ def _descend(state, tallies, AMONG: tl.constexpr, OF_PLACES: tl.constexpr, BITS:
 
 @triton.jit
 def _mark(
-    values, among, counts, state, out, size,
+    values, among, counts, state, out, size, blocks,
     ABSOLUTE: tl.constexpr, AMONG: tl.constexpr, GROUPS: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     """out = whether each element of a long row ranks at or above its cut: that of its group, or the only one."""
-    row = tl.program_id(1).to(tl.int64)
-    places = tl.program_id(0).to(tl.int64) * WIDTH + tl.arange(0, WIDTH)
+    row = tl.program_id(0).to(tl.int64) // blocks
+    places = tl.program_id(0).to(tl.int64) % blocks * WIDTH + tl.arange(0, WIDTH)
     inside = places < size
     keys = _key(tl.load(values + row * size + places, inside, 0.0), ABSOLUTE)
     chosen = inside
@@ -285,14 +286,17 @@ def _largest(values: Tensor, count: int | Tensor, other: int | None, absolute: b
         state = torch.zeros((rows * groups, STATE.value), dtype=torch.int64, device=values.device)
         state[:, LEFT.value] = counts.view(-1)
         tallies = torch.zeros((rows * groups, 1 << DIGIT), dtype=torch.int32, device=values.device)
-        grid = triton.cdiv(size, BLOCK), rows
+        blocks = triton.cdiv(size, BLOCK)
+        grid = (blocks * rows,)
         how |= {"GROUPS": groups, "WIDTH": BLOCK}
         for of_places, bits in ((False, 32), (True, (size - 1).bit_length())):
             for i, (shift, width) in enumerate(_digits(bits)):
                 of = {"OF_PLACES": of_places, "BITS": width}
-                _tally[grid](values, members, state, tallies, size, shift, OPENING=i == 0, **of, **how)
+                _tally[grid](
+                    values, members, state, tallies, size, blocks, shift, OPENING=i == 0, num_warps=8, **of, **how
+                )
                 _descend[rows * groups,](state, tallies, AMONG=how["AMONG"], **of)
-        _mark[grid](values, members, counts, state, marks, size, **how)
+        _mark[grid](values, members, counts, state, marks, size, blocks, **how)
     return out
 
 

@@ -131,7 +131,7 @@ class NoLists(TorchFunctionMode):
 
 def look(method: str, **fields: Any) -> None:
     """The third step of a training, on a device that has no values to give; Waiting where it is not one to capture."""
-    run = Run(method=method, prune_rate=0.9, width=0.25, **fields)
+    run = Run(**({"method": method, "prune_rate": 0.9, "width": 0.25} | fields))
     model = build_network(run, 10, 3, 16).to("meta")
     optimizer = build_optimizer(run, model)
     x, y = torch.randn(2, 3, 16, 16, device="meta"), torch.zeros(2, dtype=torch.long, device="meta")
@@ -155,6 +155,7 @@ def test_nothing_of_a_step_waits_for_the_device(method: str, scope: str) -> None
         {"model": "conv4", "activations": "binary"},
         {"activations": "ede"},
         {"train_affine": True, "model": "resnet20"},
+        {"p_pos": 1 / 3, "width": 1.0},
         *[{"scale": scale} for scale in SCALES],
         *[{"score_gradient": gradient} for gradient in SCORE_GRADIENTS],
     ],

@@ -214,6 +214,25 @@ def test_what_they_are_not_for_is_left_to_torch(monkeypatch: pytest.MonkeyPatch)
     assert seen == [None]
 
 
+def test_where_triton_does_not_work_torch_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has no C compiler, say, or is switched off."""
+    monkeypatch.setattr(kernels, "has_triton", lambda device: True)
+    kernels._triton_works.cache_clear()
+    try:
+        with monkeypatch.context() as patch:
+            broken = RuntimeError("\nFailed to find C compiler")
+            patch.setattr(triton_loops, "signed", lambda *a: (_ for _ in ()).throw(broken))
+            with pytest.warns(UserWarning, match=r"Triton does not work here \(Failed to find C compiler\)"):
+                assert kernels.on_accelerator(torch.ones(3)) is None
+            assert kernels.on_accelerator(torch.ones(3)) is None  # said once
+        kernels._triton_works.cache_clear()
+        with monkeypatch.context() as patch:
+            patch.setenv("MPT_BIHALF_KERNELS", "off")
+            assert kernels.on_accelerator(torch.ones(3)) is None
+    finally:
+        kernels._triton_works.cache_clear()
+
+
 def test_without_an_accelerator_triton_is_not_imported() -> None:
     code = """
 import sys, torch
@@ -236,7 +255,7 @@ KNOWN = {
     "values": NUMBERS, "w": NUMBERS, "g": NUMBERS, "factor": NUMBERS, "scores": NUMBERS, "alphas": NUMBERS,
     "means": NUMBERS, "deviations": NUMBERS, "magnitudes": NUMBERS, "among": FLAGS, "mask": FLAGS, "positive": FLAGS,
     "counts": "*i64", "state": "*i64", "tallies": "*i32", "size": "i32", "count": "i32", "other_count": "i32",
-    "shift": "i32", "total": "i32",
+    "shift": "i32", "blocks": "i32", "total": "i32",
 }
 short = {"ABSOLUTE": True, "WIDTH": 1024, "PLACES": 10}
 long = {"ABSOLUTE": True, "WIDTH": 4096}
