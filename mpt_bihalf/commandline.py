@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -13,6 +14,7 @@ from simple_parsing.helpers.custom_actions import BooleanOptionalAction
 
 from .endings import fail, show
 from .files import expanded
+from .plugins import load_installed, load_plugin
 
 Options = TypeVar("Options", bound=Any)
 
@@ -28,11 +30,18 @@ class Parser(simple_parsing.ArgumentParser):
             argument_generation_mode=simple_parsing.ArgumentGenerationMode.FLAT,
             **settings,
         )
+        self.add_argument(
+            "--plugin",
+            action="append",
+            metavar="PLUGIN",
+            help="FILE.py or a module of your own that registers methods, networks or data sets; may be said again",
+        )
 
     def parse_known_args(self, args: Any = None, *further: Any, **settings: Any) -> Any:
         for argument in sys.argv[1:] if args is None else args:
             if argument.startswith("--") and argument.endswith("=--"):
                 self.error(f"argument {argument[:-3]}: expected a value")  # argparse would drop the two dashes
+        _load_plugins(sys.argv[1:] if args is None else args)
         return super().parse_known_args(args, *further, **settings)
 
     def _preprocessing(self, *args: Any, **kwargs: Any) -> None:
@@ -50,6 +59,18 @@ class Parser(simple_parsing.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         fail(f"{message} (see {self.prog} --help)")
+
+
+def _load_plugins(arguments: Sequence[str]) -> None:
+    """Load the plugins that these arguments name, before anything is looked up by a name that they may register."""
+    load_installed()
+    before = ""
+    for argument in arguments:
+        if before == "--plugin":
+            load_plugin(argument)
+        elif argument.startswith("--plugin="):
+            load_plugin(argument.partition("=")[2])
+        before = argument
 
 
 class _Help(argparse.HelpFormatter):

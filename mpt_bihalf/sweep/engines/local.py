@@ -16,6 +16,7 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 
 from ...devices import accelerators
+from ...plugins import loaded_plugins
 from ...training import Progress, Run
 from ...training.config import usable_cores
 from ..work import Outcome, failed
@@ -142,8 +143,9 @@ class _Worker(threading.Thread):
             if self._stopped:
                 raise _Stop
             if self._process is None or self._process.poll() is not None:
+                plugins = json.dumps(loaded_plugins())
                 self._process = subprocess.Popen(
-                    [sys.executable, START, str(PATIENCE), self._out, self._accelerator, *search_path()],
+                    [sys.executable, START, str(PATIENCE), self._out, self._accelerator, plugins, *search_path()],
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     text=True,

@@ -12,6 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from ...plugins import load_plugins, loaded_plugins
 from ...training import Run
 from ..work import Outcome, failed, perform
 from .engine import Engine, EngineOptions, Event
@@ -63,7 +64,7 @@ class RayEngine(Engine):
                 while left and (not self._options.jobs or len(under_way) < self._options.jobs):
                     run = left.popleft()
                     wanted = {"name": run.name, "max_retries": RETRIES, **self._resources(run)}
-                    under_way[task.options(**wanted).remote(asdict(run), str(self._out))] = run
+                    under_way[task.options(**wanted).remote(asdict(run), str(self._out), loaded_plugins())] = run
                 (done, *_), _ = self._ray.wait(list(under_way), num_returns=1)
                 run = under_way.pop(done)
                 try:
@@ -94,24 +95,25 @@ class RayEngine(Engine):
                 )
 
 
-def _task() -> Callable[[dict[str, Any], str], tuple[dict[str, Any] | None, str]]:
+def _task() -> Callable[..., tuple[dict[str, Any] | None, str]]:
     """What a node does, as a function that Ray hands over by its code, so that it comes before the package's imports.
 
     Ray has its workers look for modules in the driver's current folder first. They do as those of this machine do.
     """
     here, package_lies_here = os.getcwd(), is_here(PACKAGE_PARENT)
 
-    def task(values: dict[str, Any], out: str) -> tuple[dict[str, Any] | None, str]:
+    def task(values: dict[str, Any], out: str, plugins: list[tuple[str, str]]) -> tuple[dict[str, Any] | None, str]:
         import sys
 
         sys.path[:] = [path for path in sys.path if path != here] + [here] * package_lies_here
         from mpt_bihalf.sweep.engines.on_ray import perform_run
 
-        return perform_run(values, out)
+        return perform_run(values, out, plugins)
 
     return task
 
 
-def perform_run(values: dict[str, Any], out: str) -> tuple[dict[str, Any] | None, str]:
+def perform_run(values: dict[str, Any], out: str, plugins: list[tuple[str, str]]) -> tuple[dict[str, Any] | None, str]:
+    load_plugins(plugins)
     outcome = perform(Run.from_dict(values), Path(out), lambda progress: None)
     return outcome.result, outcome.error

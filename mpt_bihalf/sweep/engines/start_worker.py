@@ -1,7 +1,8 @@
 """The program that becomes a worker: run by its path, as what the package needs is not to be found before it begins.
 
-`start_worker.py PATIENCE OUT ACCELERATOR PATH...`: seconds from the sweep's end to that of a worker that hangs; the
-sweep's folder; the accelerator's number, or nothing; the folders to look for modules in.
+`start_worker.py PATIENCE OUT ACCELERATOR PLUGINS PATH...`: seconds from the sweep's end to that of a worker that hangs;
+the sweep's folder; the accelerator's number, or nothing; `loaded_plugins` of the sweep, as JSON; the folders to look
+for modules in.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import sys
 
 
 def main() -> None:
-    patience, out, accelerator, *sys.path[:] = sys.argv[1:]
+    patience, out, accelerator, plugins, *sys.path[:] = sys.argv[1:]
     import signal
 
     if signal.getsignal(signal.SIGINT) == signal.default_int_handler:
@@ -24,7 +25,7 @@ def main() -> None:
 
     gc.freeze()
     gc.enable()
-    work(out, int(accelerator) if accelerator else None)
+    work(out, int(accelerator) if accelerator else None, plugins)
 
 
 def _begin_guard(patience: float) -> None:

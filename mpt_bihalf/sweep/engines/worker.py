@@ -18,7 +18,8 @@ from queue import SimpleQueue
 from typing import Any, TextIO
 
 from ...devices import use_accelerator
-from ...endings import tell
+from ...endings import fail, tell
+from ...plugins import load_plugins
 from ...signals import Stopped
 from ...training import Progress, Run
 from ..work import perform
@@ -27,14 +28,18 @@ from ..work import perform
 EVERY = 0.2
 
 
-def work(out: str, accelerator: int | None) -> None:
-    """Do what standard input asks for, below `out`, on the accelerator of this number, if any."""
+def work(out: str, accelerator: int | None, plugins: str) -> None:
+    """Do what standard input asks for, below `out`, on the accelerator of this number, if any, with these plugins."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what anything else prints is no answer
     # Not by sys.stdin: a thread that waits there holds its lock, and a process forked to decode images closes it first.
     asked = os.fdopen(os.dup(0))
     if accelerator is not None:
         use_accelerator(accelerator)
+    try:
+        load_plugins(json.loads(plugins))
+    except ValueError as fault:
+        fail(str(fault))
     lines: SimpleQueue[str] = SimpleQueue()
     threading.Thread(target=_listen, args=[asked, lines], daemon=True).start()
 
