@@ -16,7 +16,7 @@ from ..endings import one_line, show
 from ..files import output_folder, write_csv, write_text
 from ..sweep.records import named_nothing, noted, record
 from ..sweep.shown import Shown
-from ..sweep.status import strangers_text
+from ..sweep.status import strangers_text, unregistered
 from ..sweep.survey import OVER, Survey
 from ..training import Run
 from ..training.record import FINISHED
@@ -53,6 +53,9 @@ def sweep_report(found: Survey, shown: Shown, columns: int | None = None) -> Non
         notes.append(f"{found.counts['unreadable']:,} runs may not be read and count as {MISSING}")
     if found.strangers:
         notes.append(f"passed over: {strangers_text(found.strangers)}")
+    notes += [
+        f"{part} is not registered here, and its figures stand as they were written" for part in unregistered(found)
+    ]
 
     frame = frame[~without]
     tables = sweep_tables(frame, view)

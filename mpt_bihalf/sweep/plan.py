@@ -82,7 +82,7 @@ def _read(file: Path) -> Plan:
             raise ValueError("its command is none")
         if len(rows) > MOST_RUNS:
             raise ValueError(f"it has more than {MOST_RUNS:,} runs")
-        runs = [Run.from_dict({**common, **dict(zip(varied, row, strict=True))}) for row in rows]
+        runs = [Run.from_record({**common, **dict(zip(varied, row, strict=True))}) for row in rows]
         return Plan(tuple(command), tuple(dict.fromkeys(runs)))
     except (TypeError, KeyError, AttributeError) as fault:
         raise ValueError(f"{file} is no plan: {fault}") from None

@@ -43,7 +43,10 @@ SHORT = 12
 
 def run_folder(out: Path, run: Run) -> Path:
     """The folder of a run within a sweep's output folder."""
-    return out / "runs" / run.name
+    folder = out / "runs" / run.name
+    if run.unregistered and not folder.exists():  # whether its method prunes, of which its name tells, is not known
+        return next(iter(sorted(folder.parent.glob(f"*-{run.hash}"))), folder)
+    return folder
 
 
 def read_result(folder: Path, run: Run) -> dict[str, Any] | None:
@@ -76,10 +79,11 @@ def is_number(value: Any) -> bool:
 def read_run(folder: Path) -> Run:
     """The run that a folder is named by. ValueError where its `config.json` is not of that run, OSError as it comes."""
     try:
-        run = Run.from_dict(read_json(folder / "config.json"))
+        run = Run.from_record(read_json(folder / "config.json"))
     except (TypeError, AttributeError):
         raise ValueError(f"{folder} is no run's: its config.json is something else") from None
-    if run.name != folder.name:
+    alike = folder.name.endswith(f"-{run.hash}") if run.unregistered else run.name == folder.name
+    if not alike:
         raise ValueError(f"{folder} is not believed: its configuration is that of {run.name}")
     return run
 
@@ -104,8 +108,12 @@ def run_folders(out: Path) -> dict[str, Path]:
 
 def in_order(runs: list[Run]) -> list[Run]:
     """The runs by network, data, method, rate and seed."""
-    methods = list(METHODS)
-    return sorted(runs, key=lambda run: (run.model, run.data, methods.index(run.method), run.prune_rate, run.seed))
+    places = {method: place for place, method in enumerate(METHODS)}
+    last = len(places)  # of those that are not registered here
+    return sorted(
+        runs,
+        key=lambda run: (run.model, run.data, places.get(run.method, last), run.method, run.prune_rate, run.seed),
+    )
 
 
 def read_layers(out: Path, runs: list[Run]) -> pd.DataFrame:

@@ -78,10 +78,18 @@ def _summary(found: Survey, columns: int) -> Iterator[str]:
             yield f"time left: about {duration(seconds / workers)} with {workers} running"
         else:
             yield f"nothing is running; work left: about {duration(seconds)} for one worker"
+    for part in unregistered(found):
+        yield f"{part} is not registered here: to go on, or for more than its figures, say --plugin"
     if not found.plans:
         yield "no plan of a sweep lies here: what is missing is not known"
     if found.strangers:
         yield f"passed over: {strangers_text(found.strangers)}"
+
+
+def unregistered(found: Survey) -> list[str]:
+    """The parts of these runs that are not registered here, each with its kind."""
+    runs = [status.run for status in found.runs if status.run]
+    return list(dict.fromkeys(one_line(part) for run in runs for part in run.unregistered))
 
 
 def strangers_text(count: int) -> str:

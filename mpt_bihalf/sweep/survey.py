@@ -132,17 +132,20 @@ def survey(out: Path) -> Survey:
     if not plans and not folders:
         above = f"; try {str(out.parent)!r}" if out.name == "runs" and out.is_dir() else ""
         raise ValueError(f"no sweep in {str(out)!r}: a sweep's output folder has runs/ in it{above}")
-    named = {run.name: run for run in planned_runs(plans)}
-    found, locked, strangers = [], [], 0
+    planned = planned_runs(plans)
+    names = {run.name for run in planned}
+    found: dict[Run, str] = {}
+    locked, strangers = [], 0
     for name, folder in folders.items():
-        if name not in named:
+        if name not in names:
             try:
-                found.append(read_run(folder))
+                found[read_run(folder)] = name
             except PermissionError as fault:
                 locked.append(RunStatus(name=name, state="unreadable", why=str(fault.strerror)))
             except (OSError, ValueError):
                 strangers += 1
-    named |= {run.name: run for run in in_order(found)}
+    named = {found.pop(run, run.name): run for run in planned}
+    named |= {found[run]: run for run in in_order([*found])}
     runs = [_look(name, run, folders.get(name)) for name, run in named.items()]
     return Survey(out=out, runs=runs + locked, plans=plans, strangers=strangers, now=time.time())
 

@@ -44,6 +44,8 @@ def trained_model(folder: Path) -> tuple[Run, nn.Module, Dataset]:
         raise ValueError(f"{str(folder)!r} is no run's folder: there is no config.json in it")
     folder = Path(os.path.realpath(folder))  # its name is looked at, and "." has none
     run = read_run(folder)
+    if run.unregistered:
+        raise ValueError(f"the run in {str(folder)!r}: {run.unregistered[0]} is not registered here: say --plugin")
     result = read_result(folder, run)
     if result is None or result["status"] != FINISHED:
         damaged = f"its {RESULT} is damaged: give its command again" if (folder / RESULT).exists() else "go on with it"

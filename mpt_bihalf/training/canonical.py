@@ -6,6 +6,7 @@ The functions take a run as its fields were given: `Run` asks them while it is m
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from ..activations import ACTIVATION_GRADIENTS
@@ -29,6 +30,27 @@ if TYPE_CHECKING:
 BOTH_PARTS = {"auto": None, "none": False, "standard": True}
 RISES_FROM = 0.5  # where a rising pruning rate starts, in the MPT authors' later code
 RESNET20_T0 = 1e-3  # where EDE's sharpness starts on 1/1 ResNet-20, in IR-Net's code
+
+
+# The fields of a run that name what may be registered, by what fails for a name that is not.
+PARTS: dict[str, Callable[[str], object]] = {
+    "method": find_method,
+    "model": find_network,
+    "data": check_name,
+    "scale": lambda name: not name or SCALES[name],
+    "latent_gradient": lambda name: not name or LATENT_GRADIENTS[name],
+    "score_gradient": lambda name: not name or SCORE_GRADIENTS[name],
+    "activations": lambda name: name in ("real", "binary") or ACTIVATION_GRADIENTS[name],
+}
+
+
+def registered(part: str, name: str) -> bool:
+    """Whether something here is registered as a run's method, model ... of this name."""
+    try:
+        PARTS[part](name)
+    except (ValueError, KeyError):
+        return False
+    return True
 
 
 def check(run: Run) -> None:

@@ -19,7 +19,7 @@ from ..devices import check_captures, check_shared, pick_device
 from ..distributed import launched
 from ..gradients import Ede
 from ..methods import METHODS
-from .canonical import BOTH_PARTS, canonical, check
+from .canonical import BOTH_PARTS, PARTS, canonical, check, registered
 
 # What a run's result does not depend on, so that it is left out of the hash.
 WHERE = ("data_root", "workers", "data_digest")
@@ -208,15 +208,39 @@ class Run:
     @property
     def name(self) -> str:
         """The run's folder: readable parts, then the hash."""
-        rate = f"-pruned{self.prune_rate:g}" if METHODS[self.method].mask is not None else ""
+        masked = METHODS[self.method].mask is not None if self.method in METHODS else self.prune_rate > 0
+        rate = f"-pruned{self.prune_rate:g}" if masked else ""
         data = re.sub(r"[^A-Za-z0-9._-]+", "-", short_data(self.data))[:40]
         bits = "-w1a1" if self.activations != "real" else ""
         model = self.model.replace(":", "-")  # which no file on Windows may have in its name
         return f"{model}{bits}-{data}-{self.method}{rate}-seed{self.seed}-{self.hash}"
 
+    @property
+    def unregistered(self) -> list[str]:
+        """The parts that nothing here is registered as, each with its kind: such a run can be told of, not done."""
+        return [f"{name} {getattr(self, name)!r}" for name in PARTS if not registered(name, getattr(self, name))]
+
+    @classmethod
+    def from_record(cls, values: dict[str, Any]) -> Run:
+        """The run of a record: as `from_dict`, but parts that are not registered here stay as they are written."""
+        arguments = cls._arguments(values)
+        unknown = {name for name in PARTS if not registered(name, arguments[name])}
+        run = cls(**arguments | {name: DEFAULTS[name] for name in unknown})  # all else is checked
+        if unknown:
+            for name in unknown:
+                if not (arguments[name].isprintable() and len(arguments[name]) <= LONGEST_NAME):
+                    raise ValueError(f"not a run's configuration: {name} is {reprlib.repr(arguments[name])[:60]}")
+            for name, value in arguments.items():
+                object.__setattr__(run, name, value)
+        return run
+
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Run:
         """The run of a `config.json`; ValueError for a field that is missing, unknown or of another type."""
+        return cls(**cls._arguments(values))
+
+    @classmethod
+    def _arguments(cls, values: dict[str, Any]) -> dict[str, Any]:
         values = ADDED | values
         if values.keys() != DEFAULTS.keys():
             wrong = sorted(DEFAULTS.keys() ^ values.keys())
@@ -229,10 +253,12 @@ class Run:
         }
         for name, default in DEFAULTS.items():
             _check_type(name, arguments[name], default)
-        return cls(**arguments)
+        return arguments
 
 
 DEFAULTS: dict[str, Any] = {known.name: known.default for known in fields(Run)}
+# In characters, of what a record says of a part that is not registered here.
+LONGEST_NAME = 200
 # What the fields with several items have for items.
 ITEMS = {"skip": str, "milestones": int}
 # How many they have at most in a record.

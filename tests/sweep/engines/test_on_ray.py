@@ -178,3 +178,12 @@ def test_the_default_sweep_with_a_node_killed_half_way_has_the_results_of_one_ma
     results = [(tmp_path / name / "results.csv").read_bytes() for name in ("ray", "here")]
     assert results[0] == results[1]
     assert results[0].count(b"finished") == 81
+
+
+def test_a_plugin_is_there_on_the_nodes(tmp_path: Path, cluster: Any, node: Any) -> None:
+    plugin = tmp_path / "parts.py"
+    plugin.write_text("from mpt_bihalf import METHODS\nMETHODS['mine'] = METHODS['sign']\n")
+    words = ["--plugin", plugin, "--methods", "mine", "--rates", "0.5", "--trials", "1", "--epochs", "1"]
+    words += ["--engine", "ray", "--address", cluster.address, "--out", tmp_path / "out"]
+    subprocess.run([sys.executable, ROOT / "experiments" / "prune_sweep.py", *map(str, words)], check=True)
+    assert len(list(tmp_path.glob("out/runs/*-mine-*/result.json"))) == 1
