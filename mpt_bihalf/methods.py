@@ -107,6 +107,10 @@ METHODS: dict[str, Method] = {
 }
 
 
+# Those of the package, whatever else is registered.
+BUILT_IN = dict(METHODS)
+
+
 def find_method(method: str | Method) -> Method:
     """The method of this name, or the given one itself; ValueError with the known names otherwise."""
     if isinstance(method, Method):

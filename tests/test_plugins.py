@@ -9,14 +9,17 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from mpt_bihalf import plugins
+from mpt_bihalf import METHODS, SCALES, plugins
+from mpt_bihalf.gradients import LATENT_GRADIENTS
 from mpt_bihalf.sweep.records import read_run
 from mpt_bihalf.training import Run
+from mpt_bihalf.training.parts import own_parts
 from tests.processes import wait_for
 
 ROOT = Path(__file__).parents[1]
@@ -250,3 +253,43 @@ def test_a_worker_that_cannot_load_it_says_so(tmp_path: Path) -> None:
     code = "from mpt_bihalf.sweep.engines.worker import work; work('out', None, '[[\"gone.py\", \"\"]]')"
     _, errors = do("-c", code, status=2)
     assert errors == "error: plugin gone.py: there is no such file\n"
+
+
+def test_a_part_that_was_changed_under_its_old_name_is_noticed(plugin: Path, done: Path, tmp_path: Path) -> None:
+    (folder,) = done.glob("runs/*-mine-pruned0.5-seed0-*")
+    parts = json.loads((folder / "environment.json").read_text())["parts"]
+    assert sorted(parts) == ["data 'blobs'", "method 'mine'", "model 'mlp'", "scale 'halved'"]
+    (built_in,) = done.glob("runs/*-mpt-sign-pruned0.5-seed0-*")
+    assert sorted(json.loads((built_in / "environment.json").read_text())["parts"]) == ["data 'blobs'", "model 'mlp'"]
+
+    changed = tmp_path / "changed.py"
+    (tmp_path / "lies_beside.py").write_text("TWO = 2\n")
+    changed.write_text(PLUGIN.replace('SCALES["kaiming"](layer, mask) /', 'SCALES["l1"](layer, mask) /'))
+    told, errors = do(*sweep(changed, done, "--epochs", "2"))
+    assert "6 of 6 runs are done already" in told
+    assert "method 'mine' has changed since 2 of 6 done runs, which stay: give it another name\n" in errors
+    assert "mine-too" not in errors
+    assert "mlp" not in errors
+    told, errors = do(*sweep(plugin, done, "--epochs", "2"))
+    assert "has changed" not in errors
+
+    # One under way does not go on with another method than it began with.
+    for name in ("result.json", "SHA256SUMS"):
+        (folder / name).unlink()
+    _, errors = do(*sweep(changed, done, "--epochs", "2"), status=1)
+    assert "'mine' has changed since the run in" in errors
+    do(*sweep(plugin, done, "--epochs", "2"))
+
+
+def test_a_composition_of_the_packages_parts_is_told_by_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    def digest(**parts: Any) -> str:
+        monkeypatch.setitem(METHODS, "mixed", replace(METHODS["mpt-bihalf"], name="mixed", **parts))
+        return own_parts(Run(method="mixed"))["method 'mixed'"]
+
+    assert own_parts(Run()) == {}
+    assert digest() == digest()
+    assert digest() != digest(scale=SCALES["l1"])
+    assert digest() != digest(latent_gradient=LATENT_GRADIENTS["unscaled"])
+    assert digest(binarizer=lambda layer, mask: layer.weight > 0) != digest(
+        binarizer=lambda layer, mask: layer.weight > 1
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import replace
@@ -15,6 +16,7 @@ from ..data import is_here, load_dataset
 from ..endings import CommandFailed, one_line, show, tell
 from ..training import Progress, Run
 from ..training.build import check_begins, check_fits, check_network, what_stays_real
+from ..training.parts import changed_parts
 from ..training.progress import show_progress
 from ..training.recorded_data import check_asked, has_begun, refuse_other_data
 from .claim import held
@@ -142,6 +144,9 @@ def _check(runs: list[Run], missing: list[Run], out: Path, needs: Sequence[str])
     for note in filter(None, notes):
         tell(note)
     done = set(runs) - set(missing)
+    changed = Counter(part for run in done for part in changed_parts(run, run_folder(out, run)))
+    for part, count in changed.items():
+        tell(f"{part} has changed since {count:,} of {len(done):,} done runs, which stay: give it another name")
     unknown = sum(not recorded[run] for run in done)
     if unknown:
         tell(f"{unknown:,} of {len(done):,} done runs are older, or damaged, and do not tell what data they saw")

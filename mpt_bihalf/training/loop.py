@@ -20,6 +20,7 @@ from .build import build, check_begins, check_compiles, check_computes, check_fi
 from .captured import CapturedStep
 from .checkpoint import State, load_checkpoint
 from .config import Run
+from .parts import check_parts
 from .progress import Progress, Tell, telling
 from .record import DIVERGED, FINISHED, NoRecord, Record, summarise
 from .recorded_data import OtherData, check_asked, check_data, has_begun
@@ -52,7 +53,9 @@ def train(run: Run, folder: Path, dataset: Dataset | None = None, tell: Tell | N
     dataset = prepare(run, dataset)
     check_asked(run, dataset.digest)
     check_data(folder, run, dataset.digest)
-    if not has_begun(folder):
+    if has_begun(folder):
+        check_parts(run, folder)
+    else:
         check_begins(run, check_fits(run, dataset))
     record = Record(folder, run)
     try:

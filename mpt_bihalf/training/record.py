@@ -21,6 +21,7 @@ from .config import Run
 from .environment import environment
 from .events import Curves
 from .log import Figures
+from .parts import IN_RECORD, own_parts
 from .recorded_data import DATA
 
 METRICS, LAYERS, TRACE = "metrics.csv", "layers.csv", "trace.csv"
@@ -58,7 +59,9 @@ class Record:
         write_json(self._folder / CONFIG, asdict(self._run))
         if state.data:
             write_json(self._folder / DATA, state.data.to_json())
-        write_json(self._folder / ENVIRONMENT, environment(torch.device(self._run.device), self._run.threads))
+        facts: dict[str, Any] = {**environment(torch.device(self._run.device), self._run.threads)}
+        own = own_parts(self._run)
+        write_json(self._folder / ENVIRONMENT, facts | ({IN_RECORD: own} if own else {}))
         self._curves = Curves(self._folder, self._run, state.epoch + 1, state.epoch * state.steps + 1)
 
     def end_epoch(
