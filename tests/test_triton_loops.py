@@ -92,15 +92,16 @@ def test_a_row_of_more_than_a_program_holds() -> None:
 
 
 @pytest.mark.slow
-@hypothesis_settings(max_examples=1500, deadline=None)
+@pytest.mark.timeout(3000)
+@hypothesis_settings(max_examples=600, deadline=None)
 @given(st.data())
 def test_any_rows_are_those_of_the_cpu(data: st.DataObject) -> None:
     """Ties, signed zeros, infinities, rows of 1, counts of 0 and all, sizes that no block divides."""
     with pytest.MonkeyPatch.context() as patch:
         if data.draw(st.booleans()):
             patch.setattr(triton_loops, "SHORT", 0)
-            patch.setattr(triton_loops, "BLOCK", data.draw(st.sampled_from([1, 16, 128])))
-        shape = data.draw(st.integers(1, 4)), data.draw(st.integers(1, 700))
+            patch.setattr(triton_loops, "BLOCK", data.draw(st.sampled_from([16, 128])))
+        shape = data.draw(st.integers(1, 3)), data.draw(st.integers(1, 400))
         dtype = data.draw(st.sampled_from([torch.float32, torch.bfloat16, torch.float16]))
         values = VALUES[data.draw(st.sampled_from([*VALUES]))](drawn(data.draw(st.integers(0, 99)), *shape)).to(dtype)
         members = torch.rand(shape, generator=torch.Generator().manual_seed(3)) < data.draw(st.floats(0, 1))
