@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from .parametrization import binary_layers as binary_layers
     from .parametrization import find_nan as find_nan
     from .scales import SCALES as SCALES
+    from .sweep import load_run as load_run
+    from .sweep import runs as runs
     from .tickets import compile_ticket as compile_ticket
     from .tickets import load_ticket as load_ticket
     from .tickets import save_ticket as save_ticket
@@ -59,6 +61,7 @@ _HOMES = {
     "models": ["MODELS", "create_model"],
     "parametrization": ["binary_layers", "find_nan"],
     "scales": ["SCALES"],
+    "sweep": ["load_run", "runs"],
     "tickets": ["compile_ticket", "load_ticket", "save_ticket", "ticket_weights"],
     "transport": ["binarize"],
     "weights": ["binarize_weights", "binary_weights", "forget", "set_progress", "set_prune_rate", "shuffle_scores"],

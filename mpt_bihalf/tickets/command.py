@@ -18,7 +18,9 @@ from ..data import load_dataset
 from ..devices import HOST, pick_device
 from ..endings import CommandFailed, one_line, show, tell
 from ..signals import Stopped
+from ..sweep.done import best_of, load_run, runs
 from ..sweep.records import is_number
+from ..sweep.survey import survey
 from ..training.finished import evaluate_test
 from ..training.run_data import decoders
 from .bench import LARGEST_BATCH, bench_table
@@ -28,7 +30,7 @@ from .compiled import MOST_THREADS, compiled
 from .export import export_cpp, export_onnx, export_torch
 from .file import FORMS, read_ticket, write_ticket
 from .fold import fold
-from .from_run import other_data, placeless, run_ticket, trained_model
+from .from_run import other_data, placeless, run_ticket
 from .images import statistics
 from .retrain import LEARNING_RATE, retrained_table, retraining_run
 from .sizes import size_table
@@ -55,6 +57,18 @@ def add_ticket(commands: Any) -> None:
         "e.g. python -m mpt_bihalf ticket make runs/conv4-digits-mpt-bihalf-pruned0.9-seed0-HASH -o conv4.ticket",
     )
     make.add_argument("run", type=path_argument, metavar="RUN", help="the run's folder, which train and sweeps name")
+    make.add_argument(
+        "--best",
+        action="store_true",
+        help="RUN is a sweep's folder: take its most accurate run, by validation where images were held out",
+    )
+    make.add_argument(
+        "--where",
+        nargs="+",
+        default=[],
+        metavar="FIELD=VALUE",
+        help="with --best, of the runs that all of these hold for, e.g. method=mpt-sign prune_rate=0.5..0.9",
+    )
     make.add_argument("-o", "--out", type=path_argument, required=True, metavar="FILE", help="the ticket to write")
     make.add_argument("--form", choices=FORMS, default="bits", help="bits: masks and signs; seed: masks alone, where "
                       "signs follow from the run's seed (mpt methods), for a torch that draws the same")  # fmt: skip
@@ -187,8 +201,24 @@ def add_ticket(commands: Any) -> None:
 def do_make(options: Any) -> None:
     """Make a ticket of a run."""
     _check_place(options.out)
-    write_ticket(run_ticket(options.run, options.note), options.out, options.form)
+    if options.where and not options.best:
+        raise ValueError("--where chooses among the runs of a sweep: say --best too")
+    run = best_run(options.run, options.where) if options.best else options.run
+    write_ticket(run_ticket(run, options.note), options.out, options.form)
     show(size_table(options.out).rows[-1][-1] + f" times smaller than float32: {options.out}")
+
+
+def best_run(out: Path, where: Sequence[str]) -> Path:
+    """The folder of the best run below `out` that these hold for, which is named."""
+    from ..report.sweep_report import chosen_records, records_of  # with matplotlib, half a second
+
+    names = set(chosen_records(records_of(survey(out)), where)["run"])
+    some = [done for done in runs(out) if done.folder.name in names]
+    if not some:
+        raise ValueError(f"no finished run of {str(out)!r} is one that {' '.join(where) or 'nothing'} holds for")
+    best = best_of(some)
+    show(f"the best of {len(some):,}: {best.folder}, test top-1 {best.result['test_top1']:.2f} %")
+    return best.folder
 
 
 def do_show(options: Any) -> None:
@@ -212,7 +242,7 @@ def do_verify(options: Any) -> None:
         ticket.network()
         show(f"network: {ticket.architecture['name']} takes all of it")
     if options.run is not None:
-        _, model, _ = trained_model(options.run)
+        model = load_run(options.run).model
         theirs, ours = Ticket.of(model).state_dict(), ticket.state_dict()
         other = [name for name in theirs if name not in ours or not torch.equal(theirs[name], ours[name])]
         if other:

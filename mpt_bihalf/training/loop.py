@@ -38,18 +38,20 @@ class Diverged(ArithmeticError):
 def train(run: Run, folder: Path, dataset: Dataset | None = None, tell: Tell | None = None) -> dict[str, Any]:
     """Train one run in its folder, from its last checkpoint if there is one, and return its result.
 
-    run: resolved (`Run.resolved`). dataset: the run's data if loaded already. tell: called after each step and each
-    epoch; without it there is a progress bar. The folder gets `config.json`, `environment.json`, `metrics.csv` (a row
-    an epoch, after each), `layers.csv` (a row a layer and epoch), `trace.csv` (a row a layer and traced step, with
-    `run.trace`), `checkpoint.pt`, TensorBoard events, `times.json`, and `result.json` when the run is finished, or has
-    diverged: then its `status` says so and why, and there are no figures. It has a `note`, `CONSTANT`, where
-    that is so in the last epoch.
+    run: resolved (`Run.resolved`), or it is here. dataset: the run's data if loaded already. tell: called after each
+    step and each epoch; without it there is a progress bar. The folder gets `config.json`, `environment.json`,
+    `metrics.csv` (a row an epoch, after each), `layers.csv` (a row a layer and epoch), `trace.csv` (a row a layer and
+    traced step, with `run.trace`), `checkpoint.pt`, TensorBoard events, `times.json`, and `result.json` when the run is
+    finished, or has diverged: then its `status` says so and why, and there are no figures. It has a `note`, `CONSTANT`,
+    where that is so in the last epoch.
 
     SIGINT and SIGTERM, in the main thread, end it after the step under way: the checkpoint is written as of then, and
     Stopped is raised. Raises ValueError for data and models that do not fit the run.
 
     Where torchrun has started several processes, the first calls this, and all train the run together.
     """
+    if run.device == "auto" or run.compute == "auto" or not run.threads:
+        run = run.resolved()
     dataset = prepare(run, dataset)
     check_asked(run, dataset.digest)
     check_data(folder, run, dataset.digest)

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from mpt_bihalf import METHODS, Method, bake_weights, binarize_weights, create_model, set_compute
 from mpt_bihalf.activations import BinaryActivation
 from mpt_bihalf.data import evaluation_batches
+from mpt_bihalf.sweep import load_run
 from mpt_bihalf.tickets import (
     BinaryLayer,
     Ticket,
@@ -32,7 +33,6 @@ from mpt_bihalf.tickets import (
 )
 from mpt_bihalf.tickets import file as tickets_file
 from mpt_bihalf.tickets.file import _digest
-from mpt_bihalf.tickets.from_run import trained_model
 from tests.reference import one_line_error
 
 SKIP = ("first", "last", "downsample")
@@ -190,7 +190,7 @@ def test_a_trained_conv4_at_90_percent_is_a_fiftieth_and_classifies_alike(
     tmp_path: Path, finished: Callable[..., Path]
 ) -> None:
     folder = finished("mpt-bihalf", model="conv4", width=1.0)
-    _, model, dataset = trained_model(folder)
+    _, model, dataset, *_ = load_run(folder)
     torch.save(bake_weights(model).state_dict(), tmp_path / "plain.pt")
     write_ticket(run_ticket(folder), tmp_path / "a.ticket")
     assert 50 * (tmp_path / "a.ticket").stat().st_size <= (tmp_path / "plain.pt").stat().st_size
