@@ -68,8 +68,8 @@ _HOMES = {
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
-# Of tickets the module itself is the place.
-__all__ = ["measures", *(name for name, module in _HOME.items() if module != "tickets")]  # noqa: PLE0604
+# Of tickets and sweeps the module itself is the place.
+__all__ = ["measures", *(name for name, module in _HOME.items() if module not in ("sweep", "tickets"))]  # noqa: PLE0604
 
 
 def __getattr__(name: str) -> object:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -47,12 +48,13 @@ def compare(
 def paired(records: pd.DataFrame, reference: pd.DataFrame, figure: str = TOP1) -> dict[str, float]:
     """How records differ from reference records over the pairs of equal seed of which both are finished.
 
-    difference: mean of the figure minus the reference's; pairs: how many; p: of the two-sided paired t test; p_ranks:
-    of the two-sided Wilcoxon signed-rank test, which cannot fall below 0.05 with fewer than 6 pairs. No p is corrected
-    for the number of tests. NaN with fewer than two pairs, where none of them differs, and p also where all differ by
-    the same, as nothing then says what chance does. ValueError where a seed stands twice on one side.
+    difference: mean of the figure minus the reference's; pairs: how many; low, high: ends of its 95 % interval, by the
+    t distribution; p: of the two-sided paired t test; p_ranks: of the two-sided Wilcoxon signed-rank test, which cannot
+    fall below 0.05 with fewer than 6 pairs. No p is corrected for the number of tests (`holm`). NaN with fewer than two
+    pairs, where none of them differs, and p also where all differ by the same, as nothing then says what chance does.
+    ValueError where a seed stands twice on one side.
     """
-    from scipy.stats import ttest_rel, wilcoxon  # half a second that not every command needs
+    from scipy.stats import t, ttest_rel, wilcoxon  # half a second that not every command needs
 
     sides = [side.dropna(subset=[figure]).set_index("seed")[figure].astype(float) for side in (records, reference)]
     for side in sides:
@@ -62,12 +64,28 @@ def paired(records: pd.DataFrame, reference: pd.DataFrame, figure: str = TOP1) -
     both = pd.concat(sides, axis=1, join="inner", keys=["here", "there"])
     change = both["here"] - both["there"]
     found = {"difference": change.mean(), "pairs": len(change), "p": np.nan, "p_ranks": np.nan}
+    found |= {"low": np.nan, "high": np.nan}
     if len(change) > 1:
+        reach = t.ppf(0.975, len(change) - 1) * change.std() / len(change) ** 0.5
+        found |= {"low": change.mean() - reach, "high": change.mean() + reach}
         rounding = 1e-9 * both.abs().to_numpy().max()  # equal figures may differ in their last bits
         if change.max() - change.min() > rounding:
             found["p"] = ttest_rel(both["here"], both["there"]).pvalue
         if change.abs().max() > rounding:
             found["p_ranks"] = wilcoxon(change.where(change.abs() > rounding, 0).round(9)).pvalue
+    return found
+
+
+def holm(values: Sequence[float]) -> list[float]:
+    """Each p corrected for how many there are (Holm 1979): that some of them is below 0.05 by chance has 0.05 at most.
+
+    Those that are NaN stay so, and do not count.
+    """
+    order = sorted((value, place) for place, value in enumerate(values) if not np.isnan(value))
+    found, least = [float("nan")] * len(values), 0.0
+    for rank, (value, place) in enumerate(order):
+        least = max(least, min(1.0, (len(order) - rank) * value))
+        found[place] = least
     return found
 
 

@@ -21,9 +21,21 @@ from ..sweep.survey import OVER, Survey
 from ..training import Run
 from ..training.record import FINISHED
 from ..training.step import FIGURES
+from .against import against_tables
 from .figures import draw_sweep, save_figure
 from .outcome import STYLES
-from .tables import LEADING, MISSING, SETTING, SUMMARY, View, summarise_trials, sweep_tables, varied_fields
+from .tables import (
+    ENOUGH,
+    LEADING,
+    MISSING,
+    SETTING,
+    SUMMARY,
+    View,
+    legends,
+    summarise_trials,
+    sweep_tables,
+    varied_fields,
+)
 
 FIELDS = [field.name for field in fields(Run)]
 # What a sweep seldom varies on purpose: it is nobody's axis unless asked for.
@@ -59,16 +71,24 @@ def sweep_report(found: Survey, shown: Shown, columns: int | None = None) -> Non
 
     frame = frame[~without]
     tables = sweep_tables(frame, view)
+    if shown.against:
+        tables += against_tables(frame, view, shown.against)
+    few = summarise_trials(frame, view)
+    few, cells = few[few["finished"].between(1, ENOUGH - 1)], int((few["finished"] > 0).sum())
+    if len(few):
+        notes.append(f"fewer than {ENOUGH} seeds stand behind {len(few):,} of {cells:,} cells")
     try:
         path = report_folder(found.out, shown.to) / view.figure
         for ending, style in STYLES.items():
             heading = {".md": "**{}**\n", ".tex": "% {}"}.get(ending, "{}")
-            text = "\n\n".join(f"{heading.format(table.title)}\n{table.text(style)}" for table in tables)
-            write_text(path.with_name(path.name + ending), text + "\n")
+            texts = [f"{heading.format(table.title)}\n{table.text(style)}" for table in tables]
+            texts += [heading.format(line) if ending == ".tex" else line for line in legends(tables, style)]
+            write_text(path.with_name(path.name + ending), "\n\n".join(texts) + "\n")
         write_csv(path.with_name(path.name + ".csv"), long_rows(frame, view))
         png, pdf = save_figure(draw_sweep(frame, view, unfinished), path)
     finally:  # where nothing can be written, it can be read
-        show("\n\n".join(f"{table.title}\n{table.text(columns=columns)}" for table in tables) + "\n")
+        texts = [f"{table.title}\n{table.text(columns=columns)}" for table in tables]
+        show("\n\n".join([*texts, *legends(tables)]) + "\n")
         if notes:
             show("\n".join(notes) + "\n")
     show(f"tables: {path}.txt, .csv, .md, .tex\nfigure: {png}, {pdf}")

@@ -25,6 +25,10 @@ FOLLOWS = ("compute",)
 SUMMARY = ("mean", "std", "finished", "diverged", "trials")
 # A planned run that has no result yet has this in the place of a record's status.
 MISSING = "missing"
+# Before a cell that is the best of its row, and for LaTeX behind it: characters that no name or figure has.
+BEST, END = "\ue000", "\ue001"
+# Trials from which on a deviation says something.
+ENOUGH = 3
 # Fields that some methods do not look at: what those methods' row is called, and which they are.
 UNUSED: dict[str, tuple[str, Callable[[Method], bool]]] = {
     "prune_rate": ("unpruned", lambda method: method.mask is None),
@@ -51,18 +55,28 @@ PRUNING = View()
 
 @dataclass(frozen=True)
 class Table:
-    """Cells as text, each row after its label."""
+    """Cells as text, each row after its label; a cell that begins with `BEST` is marked."""
 
     title: str
     head: list[str]
     rows: list[list[str]]
+
+    @property
+    def marks(self) -> bool:
+        """Whether a cell is marked."""
+        return any(cell.startswith(BEST) for row in self.rows for cell in row)
+
+    def legend(self, style: str = "simple") -> str:
+        """A line on what a mark says; empty where there is none."""
+        mark = "*" if style == "simple" else "bold"
+        return f"{mark}: the best mean of its row, which may be chance" if self.marks else ""
 
     def text(self, style: str = "simple", columns: int | None = None) -> str:
         """The table in a style of tabulate's; in pieces one below the other where it is wider than `columns`."""
         texts = []
         first, last = 1, len(self.head)
         while first < len(self.head):
-            rows = [[row[0], *row[first:last]] for row in self.rows]
+            rows = [[row[0], *(self._cell(cell, style) for cell in row[first:last])] for row in self.rows]
             head = [self.head[0], *self.head[first:last]]
             text = tabulate(rows, headers=head, tablefmt=style, stralign="right", disable_numparse=True)
             if columns and last - first > 1 and max(map(len, text.splitlines())) > columns:
@@ -70,7 +84,17 @@ class Table:
             else:
                 texts.append(text)
                 first, last = last, len(self.head)
-        return "\n\n".join(texts)
+        whole = "\n\n".join(texts)
+        # Where a table is escaped, as in LaTeX, what marks a cell comes after.
+        return whole.replace(BEST, "\\textbf{").replace(END, "}")
+
+    def _cell(self, cell: str, style: str) -> str:
+        text = cell.removeprefix(BEST)
+        if style == "simple":
+            return f"{text} {'*' if text != cell else ' '}" if self.marks else text
+        if text == cell or not text:
+            return text
+        return f"**{text}**" if style == "github" else f"{BEST}{text}{END}"
 
 
 def summarise_trials(records: list[dict[str, Any]] | pd.DataFrame, view: View = PRUNING) -> pd.DataFrame:
@@ -143,9 +167,11 @@ def split_settings(summary: pd.DataFrame, view: View = PRUNING) -> list[tuple[st
 
 
 def sweep_tables(records: list[dict[str, Any]] | pd.DataFrame, view: View = PRUNING) -> list[Table]:
-    """The tables of a sweep: the view's figure, the best of each row marked with `*`. Needs at least one record.
+    """The tables of a sweep: the view's figure, the best of each row marked. Needs at least one record.
 
-    Methods that do not look at the field of the rows stand in a row of their own, as `unpruned`.
+    Marked is the best mean of the cells of which no trial is missing, if there are two such cells that differ, and no
+    other cell is better so far. Methods that do not look at the field of the rows stand in a row of their own, as
+    `unpruned`.
     """
     return [
         Table(f"{title}{': ' if title else ''}{what_cells_are(part, view)}", *_body(part, view))
@@ -155,7 +181,14 @@ def sweep_tables(records: list[dict[str, Any]] | pd.DataFrame, view: View = PRUN
 
 def sweep_table(records: list[dict[str, Any]]) -> str:
     """The tables of a pruning sweep as text: last-epoch test top-1 in percent by rate and method."""
-    return "\n\n".join(f"{table.title}\n{table.text()}" for table in sweep_tables(records))
+    tables = sweep_tables(records)
+    texts = [f"{table.title}\n{table.text()}" for table in tables]
+    return "\n\n".join([*texts, *legends(tables)])
+
+
+def legends(tables: Sequence[Table], style: str = "simple") -> list[str]:
+    """A line on what marks in these tables say; none where there are none."""
+    return [*dict.fromkeys(line for line in (table.legend(style) for table in tables) if line)]
 
 
 def what_cells_are(part: pd.DataFrame, view: View) -> str:
@@ -197,7 +230,7 @@ def row_label(x: str, value: Any) -> str:
 
 def _cells(row: pd.DataFrame, columns: Sequence[Any], view: View) -> list[str]:
     better = {"top1": "max", "top5": "max", "loss": "min"}.get(view.figure.rsplit("_", 1)[-1])
-    best = getattr(row["mean"], better)() if better else None
+    best = _best(row, better) if better else None
     found = {setting[view.columns] if view.columns else columns[0]: setting for setting in row.to_dict("records")}
     cells = []
     for column in columns:
@@ -205,12 +238,18 @@ def _cells(row: pd.DataFrame, columns: Sequence[Any], view: View) -> list[str]:
         if setting is None:
             cells.append("")
             continue
-        cells.append(
-            f"{_cell(setting, view.figure)} {'*' if setting['mean'] == best else ' '}"
-            if better
-            else _cell(setting, view.figure)
-        )
+        complete = setting["trials"] == setting["finished"] + setting["diverged"]
+        marked = complete and best is not None and setting["mean"] == best
+        cells.append(f"{BEST * marked}{_cell(setting, view.figure)}")
     return cells
+
+
+def _best(row: pd.DataFrame, better: str) -> float | None:
+    """The best mean of a row, max or min; None where nothing is to be told from others yet."""
+    whole = row[(row["trials"] == row["finished"] + row["diverged"]) & row["mean"].notna()]
+    best = getattr(row["mean"], better)()
+    compared = len(whole) > 1 and whole["mean"].nunique() > 1
+    return float(best) if compared and (whole["mean"] == best).any() else None
 
 
 def _cell(setting: dict[str, Any], figure: str) -> str:

@@ -21,5 +21,8 @@ class Shown:
     """runs to look at, e.g. model=conv4 method=mpt-sign,mpt-bihalf prune_rate=0.1..0.5"""
     figure: str = "test_top1"
     """figure of the results, e.g. test_top1, test_loss, train_top1, best_epoch_test_top1"""
+    against: str = ""
+    """method, or other value of the columns, that the others are compared with over equal seeds: mean difference, 95 %%
+    interval, p by Holm"""
     to: str = ""
     """folder for tables and figure (default: report in the sweep's folder)"""

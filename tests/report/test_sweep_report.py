@@ -170,7 +170,10 @@ def test_networks_are_rows_where_only_they_and_methods_were_varied(tmp_path: Pat
 
 def test_one_run_alone_has_a_report(tmp_path: Path, leave: Leave, capsys: pytest.CaptureFixture[str]) -> None:
     leave(Run(epochs=1, device="cpu", threads=1), 51.5)
-    assert "51.50 *" in report(tmp_path, capsys)
+    text = report(tmp_path, capsys)
+    assert "51.50" in text
+    assert "*" not in text
+    assert "fewer than 3 seeds stand behind 1 of 1 cells" in text
 
 
 def test_runs_are_pooled_over_what_is_not_asked_for_and_it_says_so(

@@ -9,14 +9,14 @@ import pytest
 
 from mpt_bihalf.methods import METHODS
 from mpt_bihalf.report import sweep_table
-from mpt_bihalf.report.tables import split_settings, summarise_trials
+from mpt_bihalf.report.tables import MISSING, split_settings, summarise_trials, sweep_tables
 
 Trials = Callable[..., list[dict[str, Any]]]
 
 
 def cells(text: str) -> dict[str, dict[str, str]]:
     """Row label -> method -> cell of one table, whitespace gone; columns are found by the ruler line."""
-    _, head, ruler, *rows = text.splitlines()
+    _, head, ruler, *rows = text.partition("\n\n")[0].splitlines()
     ends = [i for i, c in enumerate(ruler + " ") if c == " " and (i == 0 or (ruler + " ")[i - 1] == "-")]
     starts = [0, *(end + 1 for end in ends[:-1])]
     columns = [(a, b) for a, b in zip(starts, ends, strict=True)]
@@ -55,13 +55,13 @@ def test_diverged_trials_are_left_out_of_the_mean_and_counted(sweep: list[dict[s
 
 def test_a_setting_of_which_every_trial_diverged_says_so_and_is_never_the_best(trials: Trials) -> None:
     table = cells(sweep_table([*trials("mpt-sign", 0.5, [None, None]), *trials("mpt-bihalf", 0.5, [10.0, 11.0])]))
-    assert table["50 %"] == {"mpt-sign": "diverged", "mpt-bihalf": stats(10, 11) + " *"}
+    assert table["50 %"] == {"mpt-sign": "diverged", "mpt-bihalf": stats(10, 11)}
     table = cells(sweep_table(trials("mpt-sign", 0.5, [None, None])))
     assert table["50 %"] == {"mpt-sign": "diverged"}
 
 
 def test_one_trial_has_no_standard_deviation(trials: Trials) -> None:
-    assert cells(sweep_table(trials("mpt-sign", 0.5, [51.5])))["50 %"] == {"mpt-sign": "51.50 *"}
+    assert cells(sweep_table(trials("mpt-sign", 0.5, [51.5])))["50 %"] == {"mpt-sign": "51.50"}
 
 
 def test_the_heading_tells_network_data_and_what_the_figures_are(sweep: list[dict[str, Any]]) -> None:
@@ -89,7 +89,7 @@ def test_what_a_grid_varies_makes_separate_tables_titled_by_it(trials: Trials) -
     for heading, lr, scope in zip(headings, ("0.1", "0.1", "0.05", "0.05"), ("layer", "global") * 2, strict=True):
         assert f"lr {lr}" in heading
         assert f"scope {scope}" in heading
-    assert cells(tables[2])["50 %"]["mpt-sign"] == stats(5, 6) + " *"
+    assert cells(tables[2])["50 %"]["mpt-sign"] == stats(5, 6)
 
 
 def test_methods_whose_own_scales_differ_share_a_table(sweep: list[dict[str, Any]]) -> None:
@@ -100,7 +100,45 @@ def test_methods_whose_own_scales_differ_share_a_table(sweep: list[dict[str, Any
 def test_a_method_of_ones_own_without_a_mask_is_unpruned(trials: Trials, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(METHODS, "mine", replace(METHODS["sign"], name="mine"))
     table = cells(sweep_table([*trials("mine", 0.0, [50.0, 60.0]), *trials("mpt-sign", 0.5, [50.0, 60.0])]))
-    assert list(table) == ["unpruned", "50 %"] and table["unpruned"]["mine"] == stats(50, 60) + " *"
+    assert list(table) == ["unpruned", "50 %"] and table["unpruned"]["mine"] == stats(50, 60)
+
+
+def test_a_mark_is_explained_and_stands_only_where_something_is_compared(trials: Trials) -> None:
+    legend = "*: the best mean of its row, which may be chance"
+    two = sweep_table([*trials("mpt-sign", 0.5, [50.0]), *trials("mpt-bihalf", 0.5, [60.0])])
+    assert two.splitlines()[-1] == legend
+    assert cells(two)["50 %"]["mpt-bihalf"] == "60.00 *"
+    for alone in (
+        trials("mpt-sign", 0.5, [50.0]),
+        [*trials("mpt-sign", 0.5, [50.0]), *trials("mpt-bihalf", 0.5, [50.0])],
+        [*trials("mpt-sign", 0.5, [50.0]), *trials("mpt-bihalf", 0.5, [None])],
+    ):
+        assert "*" not in sweep_table(alone)
+
+
+def test_an_unfinished_cell_is_not_the_best_and_none_below_it_is(trials: Trials) -> None:
+    def missing(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        rest = {"run", "test_top1", "best_epoch_test_top1"}
+        return [
+            {name: value for name, value in row.items() if name not in rest} | {"status": MISSING} for row in records
+        ]
+
+    full = [*trials("mpt-sign", 0.5, [50.0, 50.0]), *trials("mpt-balanced", 0.5, [40.0, 40.0])]
+    under_way = trials("mpt-bihalf", 0.5, [60.0, 60.0])
+    table = cells(sweep_table([*full, under_way[0], *missing(under_way[1:])]))
+    assert table["50 %"] == {"mpt-sign": stats(50, 50), "mpt-balanced": stats(40, 40), "mpt-bihalf": "60.00 (1 of 2)"}
+    table = cells(sweep_table([*full, *trials("mpt-bihalf", 0.5, [45.0]), *missing(under_way[1:])]))
+    assert table["50 %"]["mpt-sign"] == stats(50, 50) + " *"
+
+
+def test_the_best_is_bold_in_markdown_and_latex(trials: Trials) -> None:
+    (table,) = sweep_tables([*trials("mpt-sign", 0.5, [50.0]), *trials("mpt-bihalf", 0.5, [60.0])])
+    assert "**60.00**" in table.text("github")
+    assert "**50.00**" not in table.text("github")
+    assert "\\textbf{60.00}" in table.text("latex_booktabs")
+    assert "50 \\%" in table.text("latex_booktabs")
+    for style in ("github", "latex_booktabs"):
+        assert table.legend(style) == "bold: the best mean of its row, which may be chance"
 
 
 def test_an_unpruned_method_is_compared_in_every_table_of_a_grid_that_it_ignores(trials: Trials) -> None:
