@@ -11,7 +11,7 @@ from ..files import write_text
 from ..methods import METHODS, find_method
 from ..report.figures import draw_sweep, save_figure
 from ..report.outcome import sentences
-from ..report.statistics import SIGNIFICANT, TOP1, compare, reference_of
+from ..report.statistics import SIGNIFICANT, TOP1, compare, holm, reference_of
 from ..report.tables import split_settings, sweep_table
 from ..sweep import noted, write_results
 from ..training import Run
@@ -104,6 +104,7 @@ def _tell(runs: pd.DataFrame) -> str:
     if len(pruned):
         reference = reference_of(pruned, "mpt-sign")
         rates = compare(pruned, reference, by=("prune_rate",))
+        rates["p"] = holm(list(rates["p"]))
         others = [name for name in rates["method"].unique() if name != reference]
         parts = [_tell_method(rates[rates["method"] == name], reference) for name in others]
         if others and rates["pairs"].max() == 1:
@@ -120,7 +121,7 @@ def _tell_method(rates: pd.DataFrame, reference: str) -> str:
         return f"{method} has no finished run beside one of {reference}"
     above = told["difference"] > 0
     sure = int((above & (told["p"] < SIGNIFICANT)).sum())
-    surely = f" ({sure} with p < {SIGNIFICANT})" if told["p"].notna().any() else ""
+    surely = f" ({sure} with p < {SIGNIFICANT} by Holm)" if told["p"].notna().any() else ""
     return (
         f"{method} is above {reference} at {above.sum()} of {len(told)} rates{surely}, "
         f"{told['difference'].mean():+.2f} points on average"
