@@ -23,6 +23,7 @@ from ..training.record import FINISHED
 from ..training.step import FIGURES
 from .against import against_tables
 from .figures import draw_sweep, save_figure
+from .layers import layer_records, layer_views
 from .outcome import STYLES
 from .tables import (
     ENOUGH,
@@ -30,6 +31,7 @@ from .tables import (
     MISSING,
     SETTING,
     SUMMARY,
+    Table,
     View,
     legends,
     summarise_trials,
@@ -75,15 +77,11 @@ def sweep_report(found: Survey, shown: Shown, columns: int | None = None) -> Non
         tables += against_tables(frame, view, shown.against)
     few = summarise_trials(frame, view)
     few, cells = few[few["finished"].between(1, ENOUGH - 1)], int((few["finished"] > 0).sum())
-    if len(few):
+    if len(few) and "seed" not in view.by:
         notes.append(f"fewer than {ENOUGH} seeds stand behind {len(few):,} of {cells:,} cells")
     try:
         path = report_folder(found.out, shown.to) / view.figure
-        for ending, style in STYLES.items():
-            heading = {".md": "**{}**\n", ".tex": "% {}"}.get(ending, "{}")
-            texts = [f"{heading.format(table.title)}\n{table.text(style)}" for table in tables]
-            texts += [heading.format(line) if ending == ".tex" else line for line in legends(tables, style)]
-            write_text(path.with_name(path.name + ending), "\n\n".join(texts) + "\n")
+        write_tables(path, tables)
         write_csv(path.with_name(path.name + ".csv"), long_rows(frame, view))
         png, pdf = save_figure(draw_sweep(frame, view, unfinished), path)
     finally:  # where nothing can be written, it can be read
@@ -92,6 +90,30 @@ def sweep_report(found: Survey, shown: Shown, columns: int | None = None) -> Non
         if notes:
             show("\n".join(notes) + "\n")
     show(f"tables: {path}.txt, .csv, .md, .tex\nfigure: {png}, {pdf}")
+    if shown.layers:
+        runs = {status.name: status.run for status in found.of("done") if status.run}
+        report_layers(layer_records(found.out, runs, frame), view, path.parent, columns)
+
+
+def report_layers(records: pd.DataFrame, view: View, folder: Path, columns: int | None) -> None:
+    """Print and write the tables of the sweep by layer, and a figure for each of what is measured there."""
+    views = layer_views(view)
+    tables = [table for each in views for table in sweep_tables(records, each)]
+    path = folder / "layers"
+    write_tables(path, tables)
+    write_csv(path.with_name("layers.csv"), [row for each in views for row in long_rows(records, each)])
+    figures = [save_figure(draw_sweep(records, each), folder / f"layers_{each.figure}")[0] for each in views]
+    show("\n" + "\n\n".join(f"{table.title}\n{table.text(columns=columns)}" for table in tables) + "\n")
+    show(f"tables: {path}.txt, .csv, .md, .tex\nfigures: {', '.join(map(str, figures))}, and as .pdf")
+
+
+def write_tables(path: Path, tables: Sequence[Table]) -> None:
+    """The tables as `path`.txt, .md and .tex."""
+    for ending, style in STYLES.items():
+        heading = {".md": "**{}**\n", ".tex": "% {}"}.get(ending, "{}")
+        texts = [f"{heading.format(table.title)}\n{table.text(style)}" for table in tables]
+        texts += [heading.format(line) if ending == ".tex" else line for line in legends(tables, style)]
+        write_text(path.with_name(path.name + ending), "\n\n".join(texts) + "\n")
 
 
 def records_of(found: Survey) -> pd.DataFrame:
@@ -236,7 +258,7 @@ def long_rows(frame: pd.DataFrame, view: View) -> list[dict[str, Any]]:
     """A row for each setting: its fields, the figure, mean, std, and how many trials there are of each kind."""
     summary = summarise_trials(frame, view)
     told = {*LEADING, *varied_fields(frame), view.x, view.columns, "seed"}
-    names = [name for name in dict.fromkeys([*LEADING, *FIELDS]) if name in view.by and name in told]
+    names = [name for name in dict.fromkeys([*LEADING, *FIELDS, view.x]) if name in view.by and name in told]
     rows = []
     for setting in summary.to_dict("records"):
         row = named_nothing({name: setting[name] for name in names})

@@ -24,5 +24,7 @@ class Shown:
     against: str = ""
     """method, or other value of the columns, that the others are compared with over equal seeds: mean difference, 95 %%
     interval, p by Holm"""
+    layers: bool = False
+    """kept share, share of +1 and entropy of each layer too, at the end of the runs, as tables and figures"""
     to: str = ""
     """folder for tables and figure (default: report in the sweep's folder)"""

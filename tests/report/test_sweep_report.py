@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from mpt_bihalf.sweep.records import run_folder
 from mpt_bihalf.sweep.shown import Shown
 from mpt_bihalf.sweep.survey import survey
 from mpt_bihalf.training import Run
+from mpt_bihalf.training.log import MEASURED
 
 Leave = Callable[..., None]
 ENDINGS = (".csv", ".md", ".pdf", ".png", ".tex", ".txt")
@@ -471,3 +473,45 @@ def test_a_run_whose_data_are_not_known_is_no_second_trial_of_the_same_seed(
     report(tmp_path, capsys)
     (row,) = rows(tmp_path / "report" / "test_top1.csv")
     assert (row["mean"], row["trials"]) == ("50.5", "2")
+
+
+def leave_layers(folder: Path, shares: list[float]) -> None:
+    """layers.csv of two epochs; shares: of +1 in each layer at the end."""
+    lines = [",".join(["epoch", "layer", "weights", *MEASURED])]
+    for epoch in (1, 2):
+        for name, share in zip(("features.0", "head"), shares, strict=True):
+            lines.append(f"{epoch},{name},100,0.9,0.8,{share if epoch == 2 else 0.01},0.25,1,2,0.5")
+    (folder / "layers.csv").write_text("\n".join(lines) + "\n")
+
+
+def test_layers_are_shown_by_their_names_at_the_end_of_the_runs(
+    tmp_path: Path, leave: Leave, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for run in grid(rates="0.5", methods=["mpt-sign", "mpt-bihalf"], trials=2, epochs=2):
+        leave(run, 50.0)
+        ours = run.method == "mpt-bihalf"
+        leave_layers(run_folder(tmp_path, run), [0.5, 0.5] if ours else [0.3 + 0.1 * run.seed, 0.7])
+    text = report(tmp_path, capsys, layers=True)
+    share = text.split("positive share, mean")[1].split("\n\n")[0]
+    assert re.search(r"features\.0 +0\.35 ± 0\.0707 +0\.5 ± 0\n", share)
+    assert re.search(r"head +0\.7 ± 0 +0\.5 ± 0", share)
+    assert "0.01" not in text
+    assert "kept, mean" in text
+    assert "entropy, mean" in text
+    folder = tmp_path / "report"
+    assert {path.name for path in folder.glob("layers*.png")} == {
+        f"layers_{figure}.png" for figure in ("kept", "positive_share", "entropy")
+    }
+    told = [row for row in rows(folder / "layers.csv") if row["figure"] == "positive_share"]
+    assert [(row["layer"], row["method"], row["trials"]) for row in told[:2]] == [
+        ("features.0", "mpt-sign", "2"),
+        ("head", "mpt-sign", "2"),
+    ]
+    for ending in (".md", ".tex", ".txt"):
+        assert "features.0" in (folder / f"layers{ending}").read_text()
+
+
+def test_runs_without_figures_of_layers_are_one_line(tmp_path: Path, leave: Leave) -> None:
+    leave(Run(method="dense", epochs=1, device="cpu", threads=1), 51.5)
+    with pytest.raises(ValueError, match="layers: no finished run has binary layers whose figures are kept"):
+        sweep_report(survey(tmp_path), Shown(layers=True))
