@@ -133,7 +133,7 @@ def test_status_without_the_plugin_knows_all_runs(done: Path) -> None:
     told, _ = do("-m", "mpt_bihalf", "status", done)
     assert "6 done (of 6)" in told
     assert "passed over" not in told
-    assert "method 'mine' is not registered here: to go on, or for more than its figures, say --plugin" in told
+    assert "not registered" not in told  # nothing is left to go on with
 
 
 def test_what_is_missing_is_known_without_the_plugin(plugin: Path, tmp_path: Path, done: Path) -> None:
@@ -144,6 +144,7 @@ def test_what_is_missing_is_known_without_the_plugin(plugin: Path, tmp_path: Pat
     told, _ = do("-m", "mpt_bihalf", "status", tmp_path)
     assert "0 done, 6 missing (of 6)" in told
     assert f"--plugin '{plugin}'" in told
+    assert "method 'mine' is not registered here: to go on, say --plugin" in told
 
 
 def test_a_single_run_and_its_ticket_take_it(plugin: Path, tmp_path: Path, done: Path) -> None:
@@ -267,15 +268,23 @@ def test_a_part_that_was_changed_under_its_old_name_is_noticed(plugin: Path, don
     changed.write_text(PLUGIN.replace('SCALES["kaiming"](layer, mask) /', 'SCALES["l1"](layer, mask) /'))
     told, errors = do(*sweep(changed, done, "--epochs", "2"))
     assert "6 of 6 runs are done already" in told
-    assert "method 'mine' has changed since 2 of 6 done runs, which stay: give it another name\n" in errors
+    assert "method 'mine' has changed since 2 of 6 done runs were made, and they stay as they are" in errors
     assert "mine-too" not in errors
     assert "mlp" not in errors
     told, errors = do(*sweep(plugin, done, "--epochs", "2"))
     assert "has changed" not in errors
+    # No further runs go into the same mean, and no network is made of its checkpoint.
+    _, errors = do(*sweep(changed, done, "--epochs", "2", "--trials", "3"), status=2)
+    assert "method 'mine' has changed since 2 of 6 done runs were made, and more are to do: give it another" in errors
+    _, errors = do("-m", "mpt_bihalf", "ticket", "make", folder, "-o", tmp_path / "t", "--plugin", changed, status=2)
+    assert "'mine' has changed since the run in" in errors
+    told, _ = do("-m", "mpt_bihalf", "report", done, "--plugin", changed)
+    assert "method 'mine' is not what it was when 2 of these runs were made" in told
 
     # One under way does not go on with another method than it began with.
-    for name in ("result.json", "SHA256SUMS"):
-        (folder / name).unlink()
+    for other in done.glob("runs/*-mine-pruned0.5-seed*"):
+        (other / "result.json").unlink()
+        (other / "SHA256SUMS").unlink()
     _, errors = do(*sweep(changed, done, "--epochs", "2"), status=1)
     assert "'mine' has changed since the run in" in errors
     do(*sweep(plugin, done, "--epochs", "2"))
@@ -293,3 +302,22 @@ def test_a_composition_of_the_packages_parts_is_told_by_them(monkeypatch: pytest
     assert digest(binarizer=lambda layer, mask: layer.weight > 0) != digest(
         binarizer=lambda layer, mask: layer.weight > 1
     )
+
+
+def test_a_built_in_method_that_is_overridden_is_noticed(done: Path, tmp_path: Path) -> None:
+    plugin = tmp_path / "overrides.py"
+    plugin.write_text(
+        "from dataclasses import replace\nfrom mpt_bihalf import METHODS\n"
+        "METHODS['sign'] = replace(METHODS['sign'], binarizer=lambda layer, mask: layer.weight < 0)\n"
+    )
+    words = ["experiments/prune_sweep.py", "--methods", "sign", "--epochs", "1", "--out", tmp_path / "out"]
+    do(*words, "--trials", "1")
+    _, errors = do(*words, "--trials", "2", "--plugin", plugin, status=2)
+    assert "method 'sign' has changed since 1 of 1 done runs were made" in errors
+
+
+@pytest.mark.parametrize("name", ["my/method", "my method", "..", "a\\b", "x\ny"])
+def test_a_name_that_cannot_be_a_folders_is_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(METHODS, name, METHODS["sign"])
+    with pytest.raises(ValueError, match="names folders: take letters, digits"):
+        Run(method=name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -19,6 +20,7 @@ from ..sweep.shown import Shown
 from ..sweep.status import strangers_text, unregistered
 from ..sweep.survey import OVER, Survey
 from ..training import Run
+from ..training.parts import changed_parts
 from ..training.record import FINISHED
 from ..training.step import FIGURES
 from .against import against_tables
@@ -67,9 +69,10 @@ def sweep_report(found: Survey, shown: Shown, columns: int | None = None) -> Non
         notes.append(f"{found.counts['unreadable']:,} runs may not be read and count as {MISSING}")
     if found.strangers:
         notes.append(f"passed over: {strangers_text(found.strangers)}")
-    notes += [
-        f"{part} is not registered here, and its figures stand as they were written" for part in unregistered(found)
-    ]
+    for part in unregistered(status.run for status in found.runs if status.run):
+        notes.append(f"{part} is not registered here, and its figures stand as they were written")
+    for part, count in changed(found).items():
+        notes.append(f"{part} is not what it was when {count:,} of these runs were made")
 
     frame = frame[~without]
     tables = sweep_tables(frame, view)
@@ -93,6 +96,13 @@ def sweep_report(found: Survey, shown: Shown, columns: int | None = None) -> Non
     if shown.layers:
         runs = {status.name: status.run for status in found.of("done") if status.run}
         report_layers(layer_records(found.out, runs, frame), view, path.parent, columns)
+
+
+def changed(found: Survey) -> Counter[str]:
+    """The parts of users' own that have changed since done runs were made, and since how many."""
+    done = [status for status in found.of("done") if status.run and not status.run.unregistered]
+    folder = found.out / "runs"
+    return Counter(part for each in done if each.run for part in changed_parts(each.run, folder / each.name))
 
 
 def report_layers(records: pd.DataFrame, view: View, folder: Path, columns: int | None) -> None:

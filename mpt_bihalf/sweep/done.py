@@ -17,6 +17,7 @@ from ..sums import read_whole
 from ..training import Run
 from ..training.config import DEFAULTS
 from ..training.finished import finished_model
+from ..training.parts import check_parts
 from ..training.record import FINISHED, METRICS, RESULT
 from ..training.recorded_data import OtherData
 from ..training.run_data import load_run_data
@@ -85,7 +86,7 @@ def best_of(some: Sequence[DoneRun]) -> DoneRun:
     figure = "validation_top1"
     if any(figure not in done.result for done in some):
         figure = "test_top1"
-        tell("chosen by test accuracy, as no images were held out (holdout): what it says of the best is too high")
+        tell("the best is chosen by its test accuracy, as no images were held out (holdout): too high an estimate")
     return max(some, key=lambda done: float(done.result[figure]))
 
 
@@ -101,7 +102,11 @@ def load_run(folder: Path | str) -> LoadedRun:
     place = Path(os.path.realpath(place))  # its name is looked at, and "." has none
     run = read_run(place)
     if run.unregistered:
-        raise ValueError(f"the run in {str(place)!r}: {run.unregistered[0]} is not registered here: say --plugin")
+        raise ValueError(
+            f"the run in {str(place)!r}: {run.unregistered[0]} is not registered here: say --plugin, or in a program "
+            "mpt_bihalf.plugins.load_plugin"
+        )
+    check_parts(run, place)
     result = read_result(place, run)
     if result is None or result["status"] != FINISHED:
         damaged = f"its {RESULT} is damaged: give its command again" if (place / RESULT).exists() else "go on with it"

@@ -16,7 +16,7 @@ from ..data import is_here, load_dataset
 from ..endings import CommandFailed, one_line, show, tell
 from ..training import Progress, Run
 from ..training.build import check_begins, check_fits, check_network, what_stays_real
-from ..training.parts import changed_parts
+from ..training.parts import changed_parts, own_parts
 from ..training.progress import show_progress
 from ..training.recorded_data import check_asked, has_begun, refuse_other_data
 from .claim import held
@@ -146,7 +146,10 @@ def _check(runs: list[Run], missing: list[Run], out: Path, needs: Sequence[str])
     done = set(runs) - set(missing)
     changed = Counter(part for run in done for part in changed_parts(run, run_folder(out, run)))
     for part, count in changed.items():
-        tell(f"{part} has changed since {count:,} of {len(done):,} done runs, which stay: give it another name")
+        since = f"{part} has changed since {count:,} of {len(done):,} done runs were made"
+        if any(part in own_parts(run) for run in missing):
+            raise ValueError(f"{since}, and more are to do: give it another name, or take another folder")
+        tell(f"{since}, and they stay as they are: give it another name to do them anew")
     unknown = sum(not recorded[run] for run in done)
     if unknown:
         tell(f"{unknown:,} of {len(done):,} done runs are older, or damaged, and do not tell what data they saw")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from tabulate import tabulate
 
 from ..endings import one_line
+from ..training import Run
 from .survey import OVER, RunStatus, Survey
 
 # How many lines a list has on the screen at most, and how many commands are told.
@@ -78,17 +79,16 @@ def _summary(found: Survey, columns: int) -> Iterator[str]:
             yield f"time left: about {duration(seconds / workers)} with {workers} running"
         else:
             yield f"nothing is running; work left: about {duration(seconds)} for one worker"
-    for part in unregistered(found):
-        yield f"{part} is not registered here: to go on, or for more than its figures, say --plugin"
+    for part in unregistered(status.run for status in found.runs if status.run and status.state not in OVER):
+        yield f"{part} is not registered here: to go on, say --plugin"
     if not found.plans:
         yield "no plan of a sweep lies here: what is missing is not known"
     if found.strangers:
         yield f"passed over: {strangers_text(found.strangers)}"
 
 
-def unregistered(found: Survey) -> list[str]:
+def unregistered(runs: Iterable[Run]) -> list[str]:
     """The parts of these runs that are not registered here, each with its kind."""
-    runs = [status.run for status in found.runs if status.run]
     return list(dict.fromkeys(one_line(part) for run in runs for part in run.unregistered))
 
 

@@ -77,6 +77,7 @@ def check(run: Run) -> None:
             raise ValueError(f"unknown {name} {getattr(run, name)!r}; known: {options}")
     find_network(run.model)
     check_name(run.data)
+    _check_names(run)
     fraction_within(run.prune_rate, "prune_rate", below_one=True)
     fraction_within(run.p_pos, "p_pos")
     fraction_within(run.holdout, "holdout", below_one=True)
@@ -115,6 +116,12 @@ def check(run: Run) -> None:
         raise ValueError(f"batch_size {run.batch_size} cannot be divided evenly among {run.processes} processes")
     if any(milestone < 1 for milestone in run.milestones):
         raise ValueError(f"milestones must be epochs from 1 on, not {min(run.milestones)}")
+
+
+def _check_names(run: Run) -> None:
+    for part in ("method", "model"):
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+:-]*", getattr(run, part)):
+            raise ValueError(f"{part} {getattr(run, part)!r} names folders: take letters, digits, and . _ + - in it")
 
 
 def _check_compute(run: Run) -> None:

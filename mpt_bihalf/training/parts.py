@@ -54,9 +54,9 @@ def own_parts(run: Run) -> dict[str, str]:
 
 
 def recorded_parts(folder: Path) -> dict[str, str] | None:
-    """What `own_parts` gave when the run in this folder was made; None where its record does not tell."""
+    """What `own_parts` gave when the run in this folder was made; None where there is no such record."""
     with suppress(OSError, ValueError, AttributeError):
-        told = read_json(folder / "environment.json").get(IN_RECORD)
+        told = read_json(folder / "environment.json").get(IN_RECORD, {})
         if isinstance(told, dict) and all(isinstance(digest, str) for digest in told.values()):
             return told
     return None
@@ -64,10 +64,11 @@ def recorded_parts(folder: Path) -> dict[str, str] | None:
 
 def changed_parts(run: Run, folder: Path) -> list[str]:
     """The parts of the run, each with its kind, that are not what they were when the run in this folder was made."""
-    told = recorded_parts(folder)
+    told, now = recorded_parts(folder), own_parts(run)
     if told is None:
         return []
-    now = own_parts(run)
+    if not told and run.method not in BUILT_IN:
+        return []  # it may be of a time before parts were told of
     return [name for name in {**told, **now} if told.get(name) != now.get(name)]
 
 
@@ -76,8 +77,8 @@ def check_parts(run: Run, folder: Path) -> None:
     changed = changed_parts(run, folder)
     if changed:
         raise OtherParts(
-            f"{changed[0]} has changed since the run in {folder} began: give it another name, or do the run anew in "
-            "another folder"
+            f"{changed[0]} has changed since the run in {folder} was made: load what it was then, or give what it is "
+            "now another name"
         )
 
 

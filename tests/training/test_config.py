@@ -12,6 +12,7 @@ import pytest
 from mpt_bihalf import LATENT_GRADIENTS, METHODS, MODELS, SCALES, SCORE_GRADIENTS, sparse
 from mpt_bihalf.data import DATASETS
 from mpt_bihalf.training import Run, config, train
+from mpt_bihalf.training.build import check_computes
 from mpt_bihalf.training.config import ADDED, DEFAULTS
 from tests.reference import one_line_error
 
@@ -141,7 +142,7 @@ def test_sparse_compute_is_refused_where_it_is_not_what_is_done(
     assert "is for the CPU, not cuda" in sparse.why_not("cuda")
     assert not sparse.available("cuda")
     with pytest.raises(ValueError, match=r"compute is auto: Run\.resolved decides it"):
-        train(Run(device="cpu", threads=1), tmp_path / "run")
+        check_computes(Run(device="cpu", threads=1))
     monkeypatch.setattr(sparse.kernels, "compiled", lambda: None)  # as of a worker without a compiler
     with pytest.raises(ValueError, match=r"^compute sparse needs a processor with AVX2 and the compiled loops"):
         train(Run(device="cpu", threads=1, compute="sparse"), tmp_path / "run")
@@ -173,7 +174,7 @@ def test_a_run_of_several_processes_needs_them(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"processes is 2, but this command was started with 1: .*torchrun"):
         Run(device="cpu", processes=2).resolved()
     with pytest.raises(ValueError, match="the run is one of 2 processes, and 1 are here"):
-        train(Run(device="cpu", threads=1, processes=2), tmp_path / "run")
+        train(Run(device="cpu", threads=1, compute="dense", processes=2), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
