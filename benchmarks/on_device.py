@@ -776,7 +776,7 @@ def run_cells(options: OnDevice, place: Place, some: list[Cell], out: Path) -> l
 
 
 def outcome(cell: Result) -> str:
-    """A cell in a few words; what is nested has a table of its own."""
+    """What a cell found, in a few words; results of several rows have a table of their own."""
     word = {True: "passed", False: "FAILED"}.get(cell.get("passed"), "")  # type: ignore[arg-type]
     told = [f"{name} {number(value)}" for name, value in cell["result"].items() if not isinstance(value, dict)]
     return ": ".join(filter(None, [word, ", ".join(told)])) or "measured"

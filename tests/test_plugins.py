@@ -14,12 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torch import nn
 
-from mpt_bihalf import METHODS, SCALES, plugins
+from mpt_bihalf import METHODS, MODELS, SCALES, plugins
 from mpt_bihalf.gradients import LATENT_GRADIENTS
+from mpt_bihalf.models.design import Network
 from mpt_bihalf.sweep.records import read_run
 from mpt_bihalf.training import Run
-from mpt_bihalf.training.parts import own_parts
+from mpt_bihalf.training.parts import changed_parts, own_parts
 from tests.processes import wait_for
 
 ROOT = Path(__file__).parents[1]
@@ -321,3 +323,17 @@ def test_a_name_that_cannot_be_a_folders_is_refused(name: str, monkeypatch: pyte
     monkeypatch.setitem(METHODS, name, METHODS["sign"])
     with pytest.raises(ValueError, match="names folders: take letters, digits"):
         Run(method=name)
+
+
+def test_a_record_of_before_parts_were_told_of_is_taken_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a built-in method on a network of one's own, say: that it is what it was cannot be known."""
+    monkeypatch.setitem(MODELS, "mine", Network(lambda design: nn.Linear(1, 1)))
+    (tmp_path / "environment.json").write_text('{"torch": "2.9"}')
+    run = Run(method="sign", model="mine")
+    assert list(own_parts(run)) == ["model 'mine'"]
+    assert changed_parts(run, tmp_path) == []
+    assert changed_parts(run, tmp_path / "nothing") == []
+    (tmp_path / "environment.json").write_text('{"parts": {"model \'mine\'": "another"}}')
+    assert changed_parts(run, tmp_path) == ["model 'mine'"]

@@ -64,11 +64,12 @@ def recorded_parts(folder: Path) -> dict[str, str] | None:
 
 def changed_parts(run: Run, folder: Path) -> list[str]:
     """The parts of the run, each with its kind, that are not what they were when the run in this folder was made."""
-    told, now = recorded_parts(folder), own_parts(run)
+    told = recorded_parts(folder)
     if told is None:
         return []
-    if not told and run.method not in BUILT_IN:
-        return []  # it may be of a time before parts were told of
+    now = own_parts(run)
+    if not told:  # it may be of a time before parts were told of: only what the package brings is known to be another
+        return [name for name in now if name == f"method {run.method!r}" and run.method in BUILT_IN]
     return [name for name in {**told, **now} if told.get(name) != now.get(name)]
 
 
