@@ -18,6 +18,7 @@ with starting(__name__):
     from .files import output_folder, refuse_links
     from .signals import Stopped
     from .sweep.claim import claimed
+    from .sweep.records import folder_within
     from .sweep.shown import Shown
     from .sweep.status import status_json, status_text
     from .sweep.survey import OVER, survey
@@ -82,7 +83,7 @@ def do_train(options: Any) -> None:
     """Train one run."""
     run = options.run.resolved()
     out = output_folder(options.where.out)
-    folder = out / run.name
+    folder = folder_within(out, run)
     refuse_links(folder, out)
     check_network(run)
     check_compiles(run)

@@ -1,5 +1,6 @@
 """How the variance of activations goes through the layers, before and after training, of the runs of a sweep."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import cycle
 from math import nan
@@ -18,7 +19,7 @@ from ..parametrization import binary_layers
 from ..report.figures import COLOURS
 from ..report.outcome import Outcome
 from ..sweep import find_runs
-from ..training import Run
+from ..training import Callback, Run
 from ..training.build import build_model
 from ..training.finished import evaluate_test
 from ..training.recorded_data import OtherData
@@ -43,7 +44,7 @@ class ActivationVariance(Experiment):
     out: str = "runs/prune_sweep"
     """folder of a sweep whose finished runs have their checkpoints still; the table goes there too"""
 
-    def results(self, out: Path) -> Results:
+    def results(self, out: Path, callbacks: Iterable[Callback] = ()) -> Results:
         """Those of the runs that lie there."""
         return Results(out, find_runs(out))
 

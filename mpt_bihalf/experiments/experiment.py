@@ -16,7 +16,7 @@ from ..sweep.engines import EngineOptions, check_engine
 from ..sweep.plan import MOST_RUNS
 from ..sweep.records import write_results
 from ..sweep.run_all import run_all
-from ..training import Run
+from ..training import Callback, Run
 from ..training.config import cores_for
 from .grid import Grid, Setting
 from .recipe import Recipe
@@ -44,14 +44,15 @@ class Experiment:
         """Do what the command line asks for."""
         parse(cls, cls.about).run()
 
-    def run(self) -> None:
+    def run(self, callbacks: Iterable[Callback] = ()) -> None:
         """Do what is missing, write the outcome below `out` and print it.
 
-        Raises ValueError, naming the option at fault, before any file is written.
+        callbacks: told here of the runs that are done now, in whatever process. Raises ValueError, naming the option at
+        fault, before any file is written.
         """
-        self.conclude(self.results(output_folder(self.out)))
+        self.conclude(self.results(output_folder(self.out), callbacks))
 
-    def results(self, out: Path) -> Results:
+    def results(self, out: Path, callbacks: Iterable[Callback] = ()) -> Results:
         """What there is to look at below `out`."""
         return Results(out, [])
 
@@ -112,10 +113,10 @@ class TrainingExperiment(Experiment, EngineOptions):
     out: str = "runs"
     """folder for runs, tables and figures"""
 
-    def results(self, out: Path) -> Results:
+    def results(self, out: Path, callbacks: Iterable[Callback] = ()) -> Results:
         """Do the runs that are missing; the results of all."""
         runs = self.runs()
-        run_all(runs, out, self, self.needs)
+        run_all(runs, out, self, self.needs, callbacks)
         return Results(out, runs)
 
     def conclude(self, results: Results) -> None:

@@ -1,5 +1,6 @@
 """Accuracy of each method on each network, beside the published figures (Table 2)."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -19,7 +20,7 @@ from ..report.published import published
 from ..report.statistics import SIGNIFICANT, TOP1, compare, diverged_texts, p_text, reference_of
 from ..report.tables import of_trials
 from ..sweep import EngineOptions, read_records, run_all
-from ..training import Run
+from ..training import Callback, Run
 from .experiment import MOST_TRIALS, TrainingExperiment
 from .grid import Grid
 from .recipe import FULL, OF_METHOD, OF_MODEL, PAPER, QUICK, Recipe
@@ -96,14 +97,14 @@ class MethodComparison(TrainingExperiment):
         every = words(self.activations) or self.chosen_recipe().varied.get("activations", ("real",))
         return [{**scale, "activations": activations} for activations in every]
 
-    def results(self, out: Path) -> Results:
+    def results(self, out: Path, callbacks: Iterable[Callback] = ()) -> Results:
         """Those of the trials, after `tune` where that is asked for; its grid is left as `tuning.csv`."""
         runs = self.runs()
         if self.tune:
             runs, scores = tune(runs, self.tuning_runs(), out, self)
             write_csv(out / "tuning.csv", scores.to_dict("records"))
             show(f"tuning:   {out / 'tuning.csv'}")
-        run_all(runs, out, self)
+        run_all(runs, out, self, callbacks=callbacks)
         return Results(out, runs)
 
     def outcome(self, results: Results) -> Outcome:

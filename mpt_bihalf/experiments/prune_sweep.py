@@ -12,8 +12,10 @@ from ..methods import METHODS, find_method
 from ..report.figures import draw_sweep, save_figure
 from ..report.outcome import sentences
 from ..report.statistics import SIGNIFICANT, TOP1, compare, holm, reference_of
-from ..report.tables import split_settings, sweep_table
+from ..report.sweep_report import choose_view, few_seeds, pooled, tables_text, told_apart
+from ..report.tables import split_settings, sweep_tables
 from ..sweep import noted, write_results
+from ..sweep.shown import Shown
 from ..training import Run
 from .experiment import TrainingExperiment
 from .grid import Grid, Setting, parse_rates
@@ -35,7 +37,7 @@ class PruneSweep(TrainingExperiment):
         "with sign (MPT), and pruning finds subnetworks that are more accurate than the full binary network"
     )
     recipes: ClassVar = {
-        "quick": Recipe("digits", ("conv2",), ("mpt-sign", "mpt-bihalf", "mpt-balanced"), 3, 3, QUICK),
+        "quick": Recipe("digits", ("conv2",), ("mpt-sign", "mpt-bihalf", "mpt-balanced", "dense"), 3, 3, QUICK),
         # The unpruned binary networks stand beside the pruned ones. The last panel of Fig. 8 is that of
         # `--models resnet18 --data cifar100`.
         "paper": Recipe(
@@ -81,14 +83,16 @@ class PruneSweep(TrainingExperiment):
         """`results.csv`, `table.txt` and the figure; `report` writes the table in the other formats."""
         out, records = results.out, results.records
         path = write_results(out, records)
-        table = sweep_table(records)
+        frame, notes = told_apart(pd.DataFrame(records))
+        view = choose_view(frame, Shown())
+        table = tables_text(sweep_tables(frame, view))
         write_text(out / "table.txt", table + "\n")
-        png, pdf = save_figure(draw_sweep(records), out / self.name)
+        png, pdf = save_figure(draw_sweep(frame, view), out / self.name)
         show(f"\n{table}\n")
-        for note in noted(records):
+        for note in (*notes, *pooled(frame, view), *noted(records), *few_seeds(frame, view)):
             show(f"{note}\n")
         show(f"{sentences(finding_of(records), self.claim)}\n")
-        show(f"results: {path}\nfigure:  {png}, {pdf}\ncurves:  {curves_command(out / 'runs')}")
+        show(f"runs:    {out / 'runs'}\nresults: {path}\nfigure:  {png}, {pdf}\ncurves:  {curves_command(out)}")
 
 
 def finding_of(records: list[dict[str, Any]]) -> str:
@@ -129,11 +133,18 @@ def _tell_method(rates: pd.DataFrame, reference: str) -> str:
 
 
 def _tell_best(runs: pd.DataFrame) -> str:
-    """The best mean of a pruned network, and of one that is not."""
+    """The best mean of a pruned network, of a binary one that is not, and of one with real weights."""
     finished = runs.reindex(columns=["method", "prune_rate", TOP1]).dropna(subset=[TOP1])
-    pruned = finished["prune_rate"] > 0
+    pruned, binary = (
+        finished["prune_rate"] > 0,
+        finished["method"].map(lambda name: METHODS[name].binarizer is not None),
+    )
     told = []
-    for kind, part in (("pruned", finished[pruned]), ("unpruned", finished[~pruned])):
+    for kind, part in (
+        ("pruned", finished[pruned]),
+        ("unpruned", finished[~pruned & binary]),
+        ("real-valued", finished[~pruned & ~binary]),
+    ):
         if len(part):
             means = part.groupby(["method", "prune_rate"], sort=False)[TOP1].mean()
             method, rate = means.idxmax()

@@ -15,7 +15,7 @@ from ..data import Dataset
 from ..sweep.records import read_layers, read_records, read_trace, run_folder
 from ..training import Run
 from ..training.finished import finished_model
-from ..training.record import FINISHED
+from ..training.log import FINISHED
 from ..training.run_data import kept_data, load_run_data
 
 Found = TypeVar("Found")
@@ -51,7 +51,7 @@ class Results:
     def finished(self) -> list[Run]:
         """The runs that did not diverge."""
         names = {record["run"] for record in self.records if record["status"] == FINISHED}
-        return [run for run in self.runs if run.name in names]
+        return [run for run in self.runs if run_folder(self.out, run).name in names]
 
     def model(self, run: Run) -> tuple[nn.Module, Dataset]:
         """The network of a finished run, and its data, as `finished_model` has them."""
@@ -60,9 +60,10 @@ class Results:
     def look_again(
         self, measure: Callable[[Run, Path, Callable[[], Dataset]], Found], runs: list[Run], told: str
     ) -> dict[str, Found]:
-        """What `measure` finds in each of these finished runs, by the run's name.
+        """What `measure` finds in each of these finished runs, by the name of the run's folder.
 
         measure: of (run, folder, what gives the data where they are needed). told: what the bar is of.
         """
         bar = tqdm(runs, desc=told, unit="run", disable=None)
-        return {run.name: measure(run, run_folder(self.out, run), lambda: self.data) for run in bar}
+        folders = ((run, run_folder(self.out, run)) for run in bar)
+        return {folder.name: measure(run, folder, lambda: self.data) for run, folder in folders}

@@ -18,14 +18,14 @@ FIGURES = ("kept", "positive_share", "entropy")
 def layer_records(out: Path, runs: dict[str, Run], frame: pd.DataFrame) -> pd.DataFrame:
     """A row for each layer of each of these finished runs: the run's fields, and the layer's figures in its last epoch.
 
-    runs: by the names that they have in the frame of records. ValueError where none has left figures of layers.
+    runs: by the names of their folders. ValueError where none has left figures of layers.
     """
-    by_run = {run.name: name for name, run in runs.items() if name in set(frame["run"])}
-    table = read_layers(out, [run for run in runs.values() if run.name in by_run])
+    names = set(frame["run"])
+    table = read_layers(out, [run for name, run in runs.items() if name in names])
     if table.empty:
         raise ValueError("layers: no finished run has binary layers whose figures are kept")
     last = table[table["epoch"] == table.groupby("run")["epoch"].transform("max")]
-    last = last.assign(run=last["run"].map(by_run))[["run", "layer", *FIGURES]]
+    last = last[["run", "layer", *FIGURES]]
     others = [name for name in frame if name not in FIGURES and name != "layer"]
     return frame[others].merge(last, on="run")
 

@@ -15,7 +15,7 @@ from tabulate import tabulate
 from ..commandline import curves_command
 from ..endings import show
 from ..files import refuse_links, write_csv, write_text
-from ..training.events import NAME, EventFile, number_of, scalars
+from ..training.events import scalars, write_events
 from .figures import save_figure
 
 Rows = Sequence[dict[str, Any]]
@@ -81,22 +81,9 @@ def write_table(path: Path, rows: Rows) -> str:
 
 
 def write_curves(folder: Path, curves: Curves) -> None:
-    """TensorBoard curves in the place of those written here before; what else is in the folder stays.
-
-    Of several processes that do so at once the last one's curves stay.
-    """
-    events = EventFile(folder, 0, CURVES)
-    try:
-        for tag, points in curves.items():
-            for step, value in points:
-                events.add(scalars({tag: value}), step)
-        events.flush()
-    except BaseException:
-        events.path.unlink(missing_ok=True)
-        raise
-    for other in folder.glob(f"{NAME}*{CURVES}"):
-        if number_of(other) < number_of(events.path):
-            other.unlink(missing_ok=True)
+    """TensorBoard curves in the place of those written here before, as `write_events` does."""
+    points = ((scalars({tag: value}), step) for tag, some in curves.items() for step, value in some)
+    write_events(folder, points, CURVES)
 
 
 def _is_nan(value: Any) -> bool:

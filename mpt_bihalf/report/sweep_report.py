@@ -19,9 +19,10 @@ from ..sweep.records import named_nothing, noted, record
 from ..sweep.shown import Shown
 from ..sweep.status import strangers_text, unregistered
 from ..sweep.survey import OVER, Survey
+from ..sweep.varied import LEADING, SETTING
 from ..training import Run
+from ..training.log import FINISHED
 from ..training.parts import changed_parts
-from ..training.record import FINISHED
 from ..training.step import FIGURES
 from .against import against_tables
 from .figures import draw_sweep, save_figure
@@ -29,9 +30,7 @@ from .layers import layer_records, layer_views
 from .outcome import STYLES
 from .tables import (
     ENOUGH,
-    LEADING,
     MISSING,
-    SETTING,
     SUMMARY,
     Table,
     View,
@@ -78,24 +77,32 @@ def sweep_report(found: Survey, shown: Shown, columns: int | None = None) -> Non
     tables = sweep_tables(frame, view)
     if shown.against:
         tables += against_tables(frame, view, shown.against)
-    few = summarise_trials(frame, view)
-    few, cells = few[few["finished"].between(1, ENOUGH - 1)], int((few["finished"] > 0).sum())
-    if len(few) and "seed" not in view.by:
-        notes.append(f"fewer than {ENOUGH} seeds stand behind {len(few):,} of {cells:,} cells")
+    notes += few_seeds(frame, view)
     try:
         path = report_folder(found.out, shown.to) / view.figure
         write_tables(path, tables)
         write_csv(path.with_name(path.name + ".csv"), long_rows(frame, view))
         png, pdf = save_figure(draw_sweep(frame, view, unfinished), path)
     finally:  # where nothing can be written, it can be read
-        texts = [f"{table.title}\n{table.text(columns=columns)}" for table in tables]
-        show("\n\n".join([*texts, *legends(tables)]) + "\n")
+        show(tables_text(tables, columns) + "\n")
         if notes:
             show("\n".join(notes) + "\n")
     show(f"tables: {path}.txt, .csv, .md, .tex\nfigure: {png}, {pdf}")
     if shown.layers:
         runs = {status.name: status.run for status in found.of("done") if status.run}
         report_layers(layer_records(found.out, runs, frame), view, path.parent, columns)
+
+
+def tables_text(tables: Sequence[Table], columns: int | None = None) -> str:
+    """The tables as a screen of this width has them, and what their marks say; without a width it is unlimited."""
+    return "\n\n".join([*(f"{table.title}\n{table.text(columns=columns)}" for table in tables), *legends(tables)])
+
+
+def few_seeds(frame: pd.DataFrame, view: View) -> list[str]:
+    """A line where few trials stand behind some cells."""
+    finished = summarise_trials(frame, view)["finished"]
+    few, cells = int(finished.between(1, ENOUGH - 1).sum()), int((finished > 0).sum())
+    return [f"fewer than {ENOUGH} seeds stand behind {few:,} of {cells:,} cells"] * (few > 0 and "seed" not in view.by)
 
 
 def changed(found: Survey) -> Counter[str]:
@@ -135,8 +142,7 @@ def records_of(found: Survey) -> pd.DataFrame:
     if not known:
         raise ValueError(f"no run that may be read lies in {found.out}")
     rows = [
-        record(status.name, run, status.result or {"status": MISSING}, found.out / "runs" / status.name)
-        for status, run in known
+        record(run, status.result or {"status": MISSING}, found.out / "runs" / status.name) for status, run in known
     ]
     return pd.DataFrame(rows).assign(state=[status.state for status, _ in known])
 
@@ -242,6 +248,7 @@ def choose_view(frame: pd.DataFrame, shown: Shown) -> View:
     numbers = [name for name in SETTING if name in candidates and is_numeric_dtype(frame[name])]
     numbers = [name for name in numbers if not is_bool_dtype(frame[name])]
     first = ["prune_rate"] * ("prune_rate" in numbers) + numbers + candidates
+    first += ["prune_rate"] * (columns != "prune_rate" and not by and bool((frame["prune_rate"] > 0).any()))
     x = x or next((name for name in first), "" if columns == "method" else "method")
     x = x or next(name for name in ("model", "data") if name != columns)
     columns = columns or ("method" if x != "method" and (not by or "method" in by) else "")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
@@ -12,15 +12,9 @@ from tabulate import tabulate
 from ..data import short_data
 from ..endings import one_line
 from ..methods import METHODS, Method
-from ..training import Run
-from ..training.config import WHERE
+from ..sweep import varied
+from ..sweep.varied import LEADING, SETTING
 
-# What a setting is made of: all fields but what its trials differ in and what does not bear on the result.
-SETTING = tuple(field.name for field in fields(Run) if field.name not in ("seed", *WHERE))
-# Fields that stand in a title by their value alone, and each in tables of its own.
-LEADING = ("model", "data", "method")
-# Fields that follow from the others and from the machine, where nothing else is said.
-FOLLOWS = ("compute",)
 # What `summarise_trials` adds.
 SUMMARY = ("mean", "std", "finished", "diverged", "trials")
 # A planned run that has no result yet has this in the place of a record's status.
@@ -119,22 +113,8 @@ def summarise_trials(records: list[dict[str, Any]] | pd.DataFrame, view: View = 
 
 
 def varied_fields(frame: pd.DataFrame) -> list[str]:
-    """The fields of a setting, of those that the frame has, that were varied.
-
-    Network, data and method were if there are several; another field if one method has several values of it, as
-    methods differ by themselves in, say, their scale. What follows from other fields was varied only if it has several
-    values where those have one.
-    """
-    leading = [name for name in LEADING if name in frame and frame[name].nunique() > 1]
-    others = [name for name in SETTING if name in frame and name not in LEADING]
-    methods = frame["method"] if "method" in frame else pd.Series("", index=frame.index)
-    several = frame.groupby(methods, sort=False)[others].nunique(dropna=False) > 1 if others else pd.DataFrame()
-    varied = [name for name in others if several[name].any()]
-    for name in set(FOLLOWS).intersection(varied):
-        rest = [other for other in frame if other in SETTING and other != name]
-        if frame.groupby(rest, sort=False, dropna=False)[name].nunique().max() == 1:
-            varied.remove(name)
-    return leading + varied
+    """As `sweep.varied` has them, of these records."""
+    return varied.varied_fields(frame[[name for name in SETTING if name in frame]].to_dict("records"))
 
 
 def split_settings(summary: pd.DataFrame, view: View = PRUNING) -> list[tuple[str, pd.DataFrame]]:
@@ -151,17 +131,17 @@ def split_settings(summary: pd.DataFrame, view: View = PRUNING) -> list[tuple[st
             short_data(str(value)) if name == "data" else str(value)
             for name, value in zip(leading, values, strict=True)
         ]
-        varied = [name for name in varied_fields(block) if name not in (*placed, *leading)]
-        varied += ["seed"] * ("seed" in view.by and "seed" not in placed)
+        fields = [name for name in varied_fields(block) if name not in (*placed, *leading)]
+        fields += ["seed"] * ("seed" in view.by and "seed" not in placed)
         methods = block["method"] if "method" in block else pd.Series("", index=block.index)
-        single = block[varied].groupby(methods, sort=False).nunique(dropna=False) == 1 if varied else pd.DataFrame()
-        ignored = {name: methods.map(single[name]) for name in varied}
-        points = block[varied].drop_duplicates() if varied else pd.DataFrame(index=[0])
+        single = block[fields].groupby(methods, sort=False).nunique(dropna=False) == 1 if fields else pd.DataFrame()
+        ignored = {name: methods.map(single[name]) for name in fields}
+        points = block[fields].drop_duplicates() if fields else pd.DataFrame(index=[0])
         for _, point in points.iterrows():
             chosen = pd.Series(True, index=block.index)
-            for name in varied:
+            for name in fields:
                 chosen &= (block[name] == point[name]) | ignored[name]
-            extra = [f"{name} {point[name]}" for name in varied]
+            extra = [f"{name} {point[name]}" for name in fields]
             parts.append((one_line(", ".join([*title, *extra])), block[chosen]))
     return parts
 

@@ -6,6 +6,7 @@ import io
 import os
 from collections.abc import Iterable
 from contextlib import suppress
+from functools import lru_cache
 from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,8 +17,8 @@ from ..methods import METHODS
 from ..sums import read_whole
 from ..training import Run
 from ..training.config import DEFAULTS
-from ..training.log import MEASURED, TRACED
-from ..training.record import DIVERGED, FINISHED, LAYERS, RESULT, TRACE
+from ..training.log import DIVERGED, FINISHED, MEASURED, TRACED
+from ..training.record import LAYERS, RESULT, TRACE
 from ..training.recorded_data import recorded_data
 from ..training.step import FIGURES
 
@@ -42,11 +43,28 @@ SHORT = 12
 
 
 def run_folder(out: Path, run: Run) -> Path:
-    """The folder of a run within a sweep's output folder."""
-    folder = out / "runs" / run.name
-    if run.unregistered and not folder.exists():  # whether its method prunes, of which its name tells, is not known
-        return next(iter(sorted(folder.parent.glob(f"*-{run.hash}"))), folder)
-    return folder
+    """The folder of a run within a sweep's output folder: that of its name, or another whose name ends in its hash."""
+    return folder_within(out / "runs", run)
+
+
+def folder_within(place: Path, run: Run) -> Path:
+    """The folder of a run among those in `place`, whether it is there or not, as `run_folder` has it."""
+    folder = place / run.name
+    if os.path.lexists(folder):
+        return folder
+    try:
+        other = _by_hash(place, os.stat(place).st_mtime_ns).get(run.hash)
+    except OSError:
+        other = None
+    return place / other if other else folder
+
+
+@lru_cache(8)
+def _by_hash(place: Path, changed: int) -> dict[str, str]:
+    """The names of the folders in `place` by what they end in; of several the first. changed: when, last."""
+    with os.scandir(place) as entries:
+        names = sorted((entry.name for entry in entries if entry.is_dir() and entry.name[0] != "."), reverse=True)
+    return {name.rpartition("-")[2]: name for name in names}
 
 
 def read_result(folder: Path, run: Run) -> dict[str, Any] | None:
@@ -77,24 +95,24 @@ def is_number(value: Any) -> bool:
 
 
 def read_run(folder: Path) -> Run:
-    """The run that a folder is named by. ValueError where its `config.json` is not of that run, OSError as it comes."""
+    """The run by whose hash a folder is named. ValueError where its `config.json` is of none, OSError as it comes."""
     try:
         run = Run.from_record(read_json(folder / "config.json"))
     except (TypeError, AttributeError):
         raise ValueError(f"{folder} is no run's: its config.json is something else") from None
-    alike = folder.name.endswith(f"-{run.hash}") if run.unregistered else run.name == folder.name
-    if not alike:
+    if not folder.name.endswith(f"-{run.hash}"):
         raise ValueError(f"{folder} is not believed: its configuration is that of {run.name}")
     return run
 
 
 def find_runs(out: Path) -> list[Run]:
-    """The runs that have a folder in a sweep's output folder, by method, rate and seed."""
-    runs = []
+    """The runs that have a folder in a sweep's output folder, each once, by method, rate and seed."""
+    runs: dict[str, Run] = {}
     for folder in run_folders(out).values():
         with suppress(OSError, ValueError):  # a folder that is no run's is nobody's record
-            runs.append(read_run(folder))
-    return in_order(runs)
+            run = read_run(folder)
+            runs.setdefault(run.hash, run)
+    return in_order([*runs.values()])
 
 
 def run_folders(out: Path) -> dict[str, Path]:
@@ -141,9 +159,9 @@ def _read_rows(out: Path, runs: list[Run], name: str) -> pd.DataFrame:
             ended = (read_result(folder, run) or {}).get("status") == FINISHED
             if ended and (run.trace or name != TRACE):
                 why = "" if isinstance(fault, FileNotFoundError) else f" ({fault})"
-                tell(f"{run.name}: {name} is missing{why}, and the run is left out")
+                tell(f"{folder.name}: {name} is missing{why}, and the run is left out")
             continue
-        frames.append(frame.assign(run=run.name, **{field: getattr(run, field) for field in SETTING}))
+        frames.append(frame.assign(run=folder.name, **{field: getattr(run, field) for field in SETTING}))
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
 
 
@@ -199,21 +217,22 @@ def read_records(out: Path, runs: list[Run]) -> list[dict[str, Any]]:
     rows = []
     for run in runs:
         with suppress(PermissionError, NotADirectoryError):
-            result = read_result(run_folder(out, run), run)
+            folder = run_folder(out, run)
+            result = read_result(folder, run)
             if result is not None:
-                rows.append(record(run.name, run, result, run_folder(out, run)))
+                rows.append(record(run, result, folder))
     return rows
 
 
-def record(name: str, run: Run, result: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """The row of a run: its name, its configuration, and what of the result does not stand there already.
+def record(run: Run, result: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """The row of a run: its folder's name, its configuration, and what of the result does not stand there already.
 
     data_digest is that of the data it was trained on, as its folder tells it, in `SHORT` digits; empty where unknown.
     """
     seen = None
     with suppress(OSError, ValueError):
         seen = recorded_data(folder)
-    row = {"run": name, **vars(run), "data_digest": seen.sha256[:SHORT] if seen else ""}
+    row = {"run": folder.name, **vars(run), "data_digest": seen.sha256[:SHORT] if seen else ""}
     row = {field: " ".join(map(str, value)) if isinstance(value, tuple) else value for field, value in row.items()}
     return row | {name: value for name, value in result.items() if name not in row or name == "epochs"}
 
@@ -237,7 +256,7 @@ def write_results(out: Path, records: list[dict[str, Any]]) -> Path:
     What a configuration leaves empty is `none` there: pandas takes an empty cell for no value at all.
     """
     path, names = out / "results.csv", {row["run"] for row in records}
-    others = read_records(out, [run for run in find_runs(out) if run.name not in names])
+    others = read_records(out, [run for run in find_runs(out) if run_folder(out, run).name not in names])
     write_csv(path, [named_nothing(row) for row in [*records, *others]])
     return path
 

@@ -15,7 +15,8 @@ from ..sums import SUMS, Damaged, read_sums, read_whole, write_summed
 from ..training import Run
 from ..training.checkpoint import read_history
 from ..training.finished import read_activations, read_shuffled
-from ..training.record import ACTIVATIONS, CONFIG, FINISHED, RESULT, SHUFFLED, SUMMED, TRACE, tables
+from ..training.log import FINISHED
+from ..training.record import ACTIVATIONS, CONFIG, RESULT, SHUFFLED, SUMMED, TRACE, tables
 from ..training.recorded_data import DATA, recorded_data
 from .claim import claimed
 from .records import read_result, read_run, read_table, run_folder
@@ -36,7 +37,7 @@ def is_done(run: Run, out: Path, needs: Sequence[str] = (), again: bool = True) 
     except OSError:  # nothing that may be read, as doing the run will tell
         return False
     if result is None:
-        _tell(run, [f"{name} is damaged" for name in damaged if name in (SUMS, RESULT)])
+        _tell(folder, [f"{name} is damaged" for name in damaged if name in (SUMS, RESULT)])
         return False
     _mend_configuration(folder, out, run)
     lacking = _lacking(folder, run, needs) if result["status"] == FINISHED else {}
@@ -51,11 +52,11 @@ def is_done(run: Run, out: Path, needs: Sequence[str] = (), again: bool = True) 
         if result["status"] == FINISHED and len(history["epochs"]) < run.epochs:
             raise ValueError(f"its checkpoint is of epoch {len(history['epochs'])} of {run.epochs}")
     except (OSError, ValueError) as why:
-        _tell(run, [f"{name} is {fault}, and cannot be made again: {why}" for name, fault in faults.items()])
+        _tell(folder, [f"{name} is {fault}, and cannot be made again: {why}" for name, fault in faults.items()])
         if lacking and again:
             _put_aside(folder, out, run, needs)
         elif not lacking:
-            _tell(run, [f"to do it again, and have its files whole, remove {folder / RESULT}"])
+            _tell(folder, [f"to do it again, and have its files whole, remove {folder / RESULT}"])
         return not (lacking and again)
     made_again = {name: text for name, text in tables(history).items() if name in faults}
     try:
@@ -64,13 +65,13 @@ def is_done(run: Run, out: Path, needs: Sequence[str] = (), again: bool = True) 
         if DATA in faults and data:
             write_json(folder / DATA, data.to_json())
     except OSError as why:
-        _tell(run, [f"{name} is {fault}, and cannot be made again: {why}" for name, fault in faults.items()])
+        _tell(folder, [f"{name} is {fault}, and cannot be made again: {why}" for name, fault in faults.items()])
         return not lacking
     made = dict.fromkeys((SHUFFLED, ACTIVATIONS), "its checkpoint is there to make it again")
     made |= dict.fromkeys(made_again, "made again from its checkpoint")
     if data:
         made[DATA] = "made again from its checkpoint"
-    _tell(run, [f"{name} was {fault}; {made[name]}" for name, fault in faults.items() if name in made])
+    _tell(folder, [f"{name} was {fault}; {made[name]}" for name, fault in faults.items() if name in made])
     return True
 
 
@@ -115,12 +116,12 @@ def damaged_files(folder: Path) -> list[str]:
 def _mend_configuration(folder: Path, out: Path, run: Run) -> None:
     """Write the run's configuration where that in the folder is another's, or none."""
     with suppress(OSError, ValueError):
-        if read_run(folder).name == run.name:
+        if read_run(folder).hash == run.hash:
             return
     with suppress(OSError, ValueError):  # a link, or nothing that may be written
         refuse_links(folder, out)
         write_json(folder / CONFIG, asdict(replace(run, data_digest="")))
-        _tell(run, [f"{CONFIG} was damaged; written again"])
+        _tell(folder, [f"{CONFIG} was damaged; written again"])
 
 
 def _lacking(folder: Path, run: Run, needs: Sequence[str]) -> dict[str, str]:
@@ -154,9 +155,9 @@ def _put_aside(folder: Path, out: Path, run: Run, needs: Sequence[str]) -> None:
             if ours and _lacking(folder, run, needs):
                 aside = Path(tempfile.mkdtemp(dir=folder, prefix="put-aside-")) / RESULT
                 (folder / RESULT).replace(aside)
-                _tell(run, [f"it is done again; its result is kept as {aside}"])
+                _tell(folder, [f"it is done again; its result is kept as {aside}"])
 
 
-def _tell(run: Run, lines: Sequence[str]) -> None:
+def _tell(folder: Path, lines: Sequence[str]) -> None:
     for line in lines:
-        tell(f"{run.name}: {line}")
+        tell(f"{folder.name}: {line}")

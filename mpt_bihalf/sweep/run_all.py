@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -14,16 +14,18 @@ from tqdm import tqdm
 
 from ..data import is_here, load_dataset
 from ..endings import CommandFailed, one_line, show, tell
-from ..training import Progress, Run
+from ..training import Callback, Epoch, Progress, ProgressBar, Run
 from ..training.build import check_begins, check_fits, check_network, what_stays_real
+from ..training.callbacks import Together
+from ..training.events import describe_runs
 from ..training.parts import changed_parts, own_parts
-from ..training.progress import show_progress
 from ..training.recorded_data import check_asked, has_begun, refuse_other_data
 from .claim import held
-from .engines import EngineOptions, make_engine
-from .plan import write_plan
-from .records import read_result, run_folder
+from .engines import Engine, EngineOptions, make_engine
+from .plan import find_plans, planned_runs, write_plan
+from .records import find_runs, read_result, run_folder
 from .repair import is_done, seen_data
+from .varied import differing, short_name
 from .work import Outcome
 
 # What a data set is loaded by: its name, the folder it is looked for in, the size that images are brought to.
@@ -36,13 +38,20 @@ class RunsFailed(CommandFailed):
     """Some runs of a sweep ended with an error; the message says how many, and why the first did."""
 
 
-def run_all(runs: list[Run], out: Path, options: EngineOptions | None = None, needs: Sequence[str] = ()) -> None:
+def run_all(
+    runs: list[Run],
+    out: Path,
+    options: EngineOptions | None = None,
+    needs: Sequence[str] = (),
+    callbacks: Iterable[Callback] = (),
+) -> None:
     """Do what is missing of `runs` below `out`, each run once, by the engine that the options name.
 
     A run that fails does not stop the others. One that another sweep is doing is waited for, and taken over if that
     sweep ends before it. needs: files of each run, beside its result, that are to be there in the end, or its
-    checkpoint for what is made from that, as `is_done` has it. Raises ValueError for a run or an option that cannot be,
-    and for other data than runs were trained on, before any file is written, and RunsFailed at the end.
+    checkpoint for what is made from that, as `is_done` has it. callbacks: told here of the runs that are done now, in
+    whatever process. Raises ValueError for a run or an option that cannot be, and for other data than runs were trained
+    on, before any file is written, and RunsFailed at the end.
     """
     options = options or EngineOptions()
     without = {run: None for run in runs if _result(run, out) is None}
@@ -56,28 +65,45 @@ def run_all(runs: list[Run], out: Path, options: EngineOptions | None = None, ne
     write_plan(out, runs)
     if len(missing) < len(runs):
         show(f"{len(runs) - len(missing)} of {len(runs)} runs are done already")
-    failures: list[Outcome] = []
-    with closing(_Bars(len(runs), len(runs) - len(missing))) as bars:
-        while missing:
-            elsewhere: list[Run] = []
-            with closing(engine.do(missing)) as events:
-                for event in events:
-                    if not isinstance(event, Outcome):
-                        bars.under_way(*event)
-                    elif event.error:
-                        failures.append(event)
-                        bars.ended(event)
-                    elif event.result is None:
-                        elsewhere.append(event.run)
-                    else:
-                        bars.ended(event)
-            missing = _given_up(elsewhere, out, bars)
+    varied = _describe(runs, out)
+    with closing(_Bars(len(runs), len(runs) - len(missing), varied)) as bars:
+        told = engine.told = _Told(out, [bars, *callbacks])
+        try:
+            failures = _do(engine, missing, out, bars, told)
+        except _CallbackFailed as failed:
+            raise (failed.__cause__ or failed) from None
     if failures:
         first = failures[0]
         raise RunsFailed(
-            f"{len(failures)} of {len(runs)} runs failed, the first, {first.run.name}, by: {first.error} "
-            f"(the same command tries again what failed, and only that; `python -m mpt_bihalf status {out}` tells more)"
+            f"{len(failures)} of {len(runs)} runs failed, the first, {run_folder(out, first.run).name}, by: "
+            f"{first.error} (the same command tries again what failed, and only that; `python -m mpt_bihalf status "
+            f"{out}` tells more)"
         )
+
+
+def _describe(runs: list[Run], out: Path) -> list[str]:
+    """What the runs that lie below `out`, or are planned, and these were varied in; TensorBoard is told."""
+    varied = differing([*planned_runs(find_plans(out)), *find_runs(out), *runs])
+    describe_runs(out, varied)
+    return varied
+
+
+def _do(engine: Engine, missing: list[Run], out: Path, bars: _Bars, told: _Told) -> list[Outcome]:
+    """Do these runs, or wait until others have; the outcomes of those that failed."""
+    failures: list[Outcome] = []
+    while missing:
+        elsewhere: list[Run] = []
+        with closing(engine.do(missing)) as events:
+            for event in events:
+                if not isinstance(event, Outcome):
+                    told.pass_on(*event)
+                elif event.result is None and not event.error:
+                    elsewhere.append(event.run)
+                else:
+                    failures += [event] * bool(event.error)
+                    told.end(event)
+        missing = _given_up(elsewhere, out, bars, told)
+    return failures
 
 
 def _result(run: Run, out: Path) -> dict[str, Any] | None:
@@ -88,7 +114,7 @@ def _result(run: Run, out: Path) -> dict[str, Any] | None:
         return None
 
 
-def _given_up(runs: list[Run], out: Path, bars: _Bars) -> list[Run]:
+def _given_up(runs: list[Run], out: Path, bars: _Bars, told: _Told) -> list[Run]:
     """Wait until each of these runs, which somebody else is doing, is done or given up; those that are given up."""
     left = list(runs)
     while left:
@@ -96,7 +122,7 @@ def _given_up(runs: list[Run], out: Path, bars: _Bars) -> list[Run]:
         left = [run for run in left if run not in free]
         for run, result in free.items():
             if result is not None:
-                bars.ended(Outcome(run, result))
+                told.end(Outcome(run, result))
         missing = [run for run, result in free.items() if result is None]
         if missing:
             return missing + left
@@ -160,35 +186,64 @@ def _data_of(run: Run) -> Data:
     return run.data, run.data_root, run.image_size
 
 
-class _Bars:
+class _CallbackFailed(BaseException):
+    """A callback has raised what is its cause: that ends the sweep, and is no fault of the run under way."""
+
+
+class _Told(Together):
+    """The callbacks of a sweep, told of runs wherever these are done."""
+
+    def __init__(self, out: Path, callbacks: Iterable[Callback]) -> None:
+        super().__init__(callbacks)
+        self._out, self._begun = out, set[Run]()
+
+    def pass_on(self, run: Run, progress: Progress, epoch: Epoch | None = None) -> None:
+        """What an engine yields of a run under way: the first of it is that it begins."""
+        if run not in self._begun:
+            self._begun.add(run)
+            self.run_begins(run, run_folder(self._out, run), progress)
+        elif epoch is None:
+            self.step(run, progress)
+        if epoch is not None:
+            self.epoch(run, progress, epoch)
+
+    def run_ends(self, run: Run, result: dict[str, Any]) -> None:
+        """Not yet: its outcome is still to come."""
+
+    def tell(self, it: Callable[[Callback], object]) -> None:
+        try:
+            super().tell(it)
+        except Exception as fault:
+            raise _CallbackFailed from fault
+
+    def end(self, outcome: Outcome) -> None:
+        """Of a run that is done, or has failed."""
+        self._begun.discard(outcome.run)
+        super().run_ends(outcome.run, outcome.result or {"status": f"failed: {outcome.error}"})
+
+
+class _Bars(ProgressBar):
     """A bar for the sweep, and below it one for each run under way; a line for each run that ended."""
 
-    def __init__(self, runs: int, done: int) -> None:
-        self._total, self._done = runs, done
+    def __init__(self, runs: int, done: int, varied: Sequence[str]) -> None:
+        super().__init__()
+        self._total, self._done, self._varied = runs, done, varied
         self._sweep = tqdm(total=runs, initial=done, desc="sweep", unit="run", disable=None)
-        self._runs: dict[Run, tqdm] = {}
+
+    def name_of(self, run: Run) -> str:
+        return short_name(run, self._varied)
 
     def close(self) -> None:
-        for bar in (*self._runs.values(), self._sweep):
-            bar.close()
+        super().close()
+        self._sweep.close()
 
-    def under_way(self, run: Run, progress: Progress) -> None:
-        bar = self._runs.get(run)
-        if bar is None:
-            bar = tqdm(desc=run.name, total=progress.steps, unit="step", leave=False, disable=None)
-            bar.initial = progress.step
-            self._runs[run] = bar
-        show_progress(bar, progress)
-
-    def ended(self, outcome: Outcome) -> None:
-        if outcome.run in self._runs:
-            self._runs.pop(outcome.run).close()
+    def run_ends(self, run: Run, result: dict[str, Any]) -> None:
+        super().run_ends(run, result)
         self._done += 1
         self._sweep.update()
-        result = outcome.result or {"status": f"failed: {outcome.error}"}
         told = f"test top-1 {result['test_top1']:.2f} %" if "test_top1" in result else result["status"]
         told += f"; {result['note']}" if "note" in result else ""
-        show(f"[{self._done}/{self._total}] {outcome.run.name}: {one_line(told, 1000)}")
+        show(f"[{self._done}/{self._total}] {self.name_of(run)}: {one_line(told, 1000)}")
 
     def waiting(self, runs: int) -> None:
         self._sweep.set_description(f"sweep ({runs} done by another sweep, waiting)")

@@ -93,7 +93,7 @@ def unregistered(runs: Iterable[Run]) -> list[str]:
 
 
 def strangers_text(count: int) -> str:
-    return f"{count:,} folder{'s' * (count > 1)} of no run, or of another than the name says"
+    return f"{count:,} folder{'s' * (count > 1)} of no run, of another than the name says, or of one that has another"
 
 
 def _row(found: Survey, status: RunStatus) -> dict[str, str]:

@@ -15,10 +15,11 @@ from typing import Any
 from ..endings import one_line
 from ..files import read_bytes, read_json
 from ..training import Run
-from ..training.record import FINISHED, RESULT
+from ..training.log import FINISHED
+from ..training.record import RESULT
 from .claim import held, read_claim
 from .plan import Plan, find_plans, planned_runs
-from .records import FAILURE, MOST_FIGURES, in_order, is_number, read_result, read_run, run_folders
+from .records import FAILURE, MOST_FIGURES, in_order, is_number, read_result, read_run, run_folder, run_folders
 
 # done and diverged runs are never done again; the command goes on with all others.
 STATES = ("done", "diverged", "running", "failed", "interrupted", "missing", "unreadable")
@@ -132,19 +133,23 @@ def survey(out: Path) -> Survey:
     if not plans and not folders:
         above = f"; try {str(out.parent)!r}" if out.name == "runs" and out.is_dir() else ""
         raise ValueError(f"no sweep in {str(out)!r}: a sweep's output folder has runs/ in it{above}")
-    planned = planned_runs(plans)
-    names = {run.name for run in planned}
+    named = {run_folder(out, run).name: run for run in planned_runs(plans)}
     found: dict[Run, str] = {}
     locked, strangers = [], 0
     for name, folder in folders.items():
-        if name not in names:
-            try:
-                found[read_run(folder)] = name
-            except PermissionError as fault:
-                locked.append(RunStatus(name=name, state="unreadable", why=str(fault.strerror)))
-            except (OSError, ValueError):
+        if name in named:
+            continue
+        try:
+            run = read_run(folder)
+        except PermissionError as fault:
+            locked.append(RunStatus(name=name, state="unreadable", why=str(fault.strerror)))
+        except (OSError, ValueError):
+            strangers += 1
+        else:
+            if run_folder(out, run) == folder:
+                found[run] = name
+            else:
                 strangers += 1
-    named = {found.pop(run, run.name): run for run in planned}
     named |= {found[run]: run for run in in_order([*found])}
     runs = [_look(name, run, folders.get(name)) for name, run in named.items()]
     return Survey(out=out, runs=runs + locked, plans=plans, strangers=strangers, now=time.time())

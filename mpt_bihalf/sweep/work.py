@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import traceback
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,8 +12,7 @@ from typing import Any, NamedTuple
 from ..endings import wants_memory
 from ..files import refuse_links, remove_leftovers, write_json
 from ..signals import asked_to_end
-from ..training import Run, train
-from ..training.progress import Tell
+from ..training import Callback, Run, train
 from ..training.run_data import kept_data
 from .claim import claimed
 from .records import FAILURE, read_result, run_folder
@@ -26,10 +26,10 @@ class Outcome(NamedTuple):
     error: str = ""
 
 
-def perform(run: Run, out: Path, tell: Tell | None = None) -> Outcome:
+def perform(run: Run, out: Path, callbacks: Iterable[Callback] = ()) -> Outcome:
     """Do a run below `out`, unless it is done already or somebody else's; its folder says why where it failed.
 
-    tell: called with what is done so far, instead of a progress bar.
+    callbacks: told while it is trained.
     """
     folder = run_folder(out, run)
     try:
@@ -43,7 +43,7 @@ def perform(run: Run, out: Path, tell: Tell | None = None) -> Outcome:
                 return Outcome(run)
             result = read_result(folder, run)
             if result is None:
-                result = train(run, folder, kept_data(run), tell)
+                result = train(run, folder, kept_data(run), callbacks, bar=False)
             (folder / FAILURE).unlink(missing_ok=True)
             remove_leftovers(folder / FAILURE)
             return Outcome(run, result)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 import reprlib
 from dataclasses import dataclass, field, fields, replace
 from sys import float_info
@@ -14,15 +13,12 @@ from typing import Any, Literal
 import torch
 
 from .. import sparse
-from ..data import short_data
 from ..devices import check_captures, check_shared, pick_device
 from ..distributed import launched
 from ..gradients import Ede
-from ..methods import METHODS
 from .canonical import BOTH_PARTS, PARTS, canonical, check, registered
+from .names import WHERE, folder_name
 
-# What a run's result does not depend on, so that it is left out of the hash.
-WHERE = ("data_root", "workers", "data_digest")
 # Fields that came later, with what they are in runs made before: at that value they are left out of the hash, so that
 # these runs keep their names.
 ADDED = {
@@ -207,13 +203,11 @@ class Run:
 
     @property
     def name(self) -> str:
-        """The run's folder: readable parts, then the hash."""
-        masked = METHODS[self.method].mask is not None if self.method in METHODS else self.prune_rate > 0
-        rate = f"-pruned{self.prune_rate:g}" if masked else ""
-        data = re.sub(r"[^A-Za-z0-9._-]+", "-", short_data(self.data))[:40]
-        bits = "-w1a1" if self.activations != "real" else ""
-        model = self.model.replace(":", "-")  # which no file on Windows may have in its name
-        return f"{model}{bits}-{data}-{self.method}{rate}-seed{self.seed}-{self.hash}"
+        """The run's folder, in at most 200 bytes: what it trains on what, all else that is no default, the hash.
+
+        Records of before have other names, and are found by the hash at their end.
+        """
+        return folder_name(self)
 
     @property
     def unregistered(self) -> list[str]:

@@ -6,7 +6,7 @@ import os
 import re
 import socket
 import time
-from dataclasses import asdict
+from collections.abc import Collection, Iterable
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -18,12 +18,15 @@ from tensorboard.plugins.hparams.metadata import EXPERIMENT_TAG, SESSION_END_INF
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData, SessionEndInfo
 from tensorboard.plugins.hparams.summary_v2 import hparams_pb
 from tensorboard.summary.writer.record_writer import RecordWriter
+from torch import nn
 
-from .config import WHERE, Run
-from .log import TRACED, Figures
+from .callbacks import Callback, Epoch, Progress
+from .config import DEFAULTS, Run
+from .log import FINISHED, TRACED
+from .names import WHERE
 
-# The HParams page hides all but a few fields until asked: these are what the runs of a folder mostly differ in.
-SHOWN = ("model", "data", "method", "prune_rate", "seed")
+# What determines the result of a run.
+HPARAMS = [name for name in DEFAULTS if name not in WHERE]
 METRICS = ("top1/test", "loss/test", "top1/validation", "loss/validation", "top1/train", "loss/train")
 NAME = "events.out.tfevents."
 # In seconds since 1970: names beyond it are not ours, and would not leave room for a later one of ten digits.
@@ -31,45 +34,82 @@ LATEST = 9_000_000_000
 NO_LINK = getattr(os, "O_NOFOLLOW", 0)
 
 
-class Curves:
-    """TensorBoard's view of a run, in its folder. A resumed run goes on from `first_epoch`: later points go.
+class TensorBoard(Callback):
+    """TensorBoard's view of a run, in its folder. Of a run that is gone on with, the points from there on go.
 
-    Those of a trace, which count steps from `first_step`, lie in `trace` below it.
+    Those of a trace, which count steps, lie in `trace` below it.
     """
 
-    def __init__(self, folder: Path, run: Run, first_epoch: int, first_step: int) -> None:
-        self._folder, self._first_step = folder, first_step
-        self._events = EventFile(folder, first_epoch)
+    def run_begins(self, run: Run, folder: Path, progress: Progress, model: nn.Module | None = None) -> None:
+        steps = max(1, progress.steps // run.epochs)
+        self._folder, epochs = folder, progress.step // steps
+        self._events = EventFile(folder, epochs + 1)
         self._trace: EventFile | None = None
-        experiment, values = _describe(run)
-        self._events.add(_hparams(EXPERIMENT_TAG, experiment=experiment), 0)
+        self._first_step = epochs * steps + 1
+        values = {name: _plain(getattr(run, name)) for name in HPARAMS}
         self._events.add(hparams_pb(values, trial_id=""), 0)  # no group: each run has a row of its own
         self._events.flush()
 
-    def add(self, figures: Figures, layers: list[Figures], trace: list[Figures], lr: float) -> None:
-        points = {"learning_rate": lr}
-        for name, value in figures.items():
+    def epoch(self, run: Run, progress: Progress, epoch: Epoch) -> None:
+        points = {"learning_rate": epoch.learning_rate}
+        for name, value in epoch.figures.items():
             if name != "epoch":
                 split, measure = name.split("_", 1)
                 points[f"{measure}/{split}"] = value
-        for row in layers:
+        for row in epoch.layers:
             for name, value in row.items():
                 if name not in ("epoch", "layer", "weights"):
                     points[f"{name}/{row['layer']}"] = value
-        self._events.add(scalars(points), figures["epoch"])
+        self._events.add(scalars(points), epoch.figures["epoch"])
         self._events.flush()
-        if trace:
+        if epoch.trace:
             self._trace = self._trace or EventFile(self._folder / "trace", self._first_step)
-            for row in trace:
+            for row in epoch.trace:
                 self._trace.add(scalars({f"{name}/{row['layer']}": row[name] for name in TRACED}), row["step"])
             self._trace.flush()
 
-    def end(self, finished: bool) -> None:
-        """The run is done: finished, or diverged."""
-        status = Status.STATUS_SUCCESS if finished else Status.STATUS_FAILURE
+    def run_ends(self, run: Run, result: dict[str, Any]) -> None:
+        status = Status.STATUS_SUCCESS if result["status"] == FINISHED else Status.STATUS_FAILURE
         end = SessionEndInfo(status=status, end_time_secs=time.time())
         self._events.add(_hparams(SESSION_END_INFO_TAG, session_end_info=end), 0)
         self._events.flush()
+
+
+def describe_runs(folder: Path, varied: Collection[str]) -> None:
+    """Have the HParams page of the runs below `folder` show what they were varied in, beside their figures.
+
+    Runs themselves do not say: of some alone TensorBoard finds it out. Raises OSError where it cannot be written.
+    """
+    kinds = {name: _plain(value) for name, value in DEFAULTS.items() if name in HPARAMS}
+    infos = [  # by hand, as HParam of summary_v2 cannot say what differs
+        HParamInfo(
+            name=name,
+            type=DataType.DATA_TYPE_STRING if isinstance(value, str) else DataType.DATA_TYPE_FLOAT64,
+            differs=name in varied,
+        )
+        for name, value in kinds.items()
+    ]
+    metrics = [MetricInfo(name=MetricName(tag=tag)) for tag in METRICS]
+    summary = _hparams(EXPERIMENT_TAG, experiment=Experiment(hparam_infos=infos, metric_infos=metrics))
+    write_events(folder, [(summary, 0)], ".hparams")
+
+
+def write_events(folder: Path, summaries: Iterable[tuple[Summary, int]], suffix: str) -> None:
+    """A file of these summaries, each at its step, in the place of the one of this suffix that was written here before.
+
+    What else is in the folder stays. Of several processes that do so at once the last one's file stays.
+    """
+    events = EventFile(folder, 0, suffix)
+    try:
+        for summary, step in summaries:
+            events.add(summary, step)
+        events.flush()
+    except BaseException:
+        events.path.unlink(missing_ok=True)
+        raise
+    for other in folder.glob(f"{NAME}*{suffix}"):
+        if number_of(other) < number_of(events.path):
+            other.unlink(missing_ok=True)
 
 
 class EventFile:
@@ -135,21 +175,6 @@ def _new_file(folder: Path, suffix: str) -> Path:
         if all(number_of(other) < number for other in folder.iterdir() if other != path):
             return path
         path.unlink(missing_ok=True)
-
-
-def _describe(run: Run) -> tuple[Experiment, dict[str, float | str]]:
-    """What there is to see of runs, the same for all, and what determines the result of this one."""
-    values = {name: _plain(value) for name, value in asdict(run).items() if name not in WHERE}
-    infos = [  # by hand, as HParam of summary_v2 cannot say what differs
-        HParamInfo(
-            name=name,
-            type=DataType.DATA_TYPE_STRING if isinstance(value, str) else DataType.DATA_TYPE_FLOAT64,
-            differs=name in SHOWN,
-        )
-        for name, value in values.items()
-    ]
-    metrics = [MetricInfo(name=MetricName(tag=tag)) for tag in METRICS]
-    return Experiment(hparam_infos=infos, metric_infos=metrics), values
 
 
 def _plain(value: Any) -> float | str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from contextlib import closing
 from math import ceil, isfinite
 from pathlib import Path
 from typing import Any
@@ -9,20 +11,21 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..data import Dataset, evaluation_batches, training_batches
+from ..data import Dataset, Images, evaluation_batches, training_batches
 from ..data.batches import evaluation_batch
 from ..data.digest import DataDigest
 from ..devices import keep_freed_memory, reproducible_kernels
 from ..distributed import PartFailed, Team, launched, together
 from ..parametrization import find_nan
-from ..signals import Stopped, say_also, stop_when_asked
+from ..signals import Stop, Stopped, say_also, stop_when_asked
 from .build import build, check_begins, check_compiles, check_computes, check_fits, check_network, compiled
+from .callbacks import Callback, Epoch, Progress, ProgressBar, Together
 from .captured import CapturedStep
 from .checkpoint import State, load_checkpoint
 from .config import Run
+from .log import DIVERGED, FINISHED
 from .parts import check_parts
-from .progress import Progress, Tell, telling
-from .record import DIVERGED, FINISHED, NoRecord, Record, summarise
+from .record import NoRecord, Record, summarise
 from .recorded_data import OtherData, check_asked, check_data, has_begun
 from .run_data import check_alike, decoders, kept_data, load_run_data
 from .schedule import learning_rate, start_epoch, start_step
@@ -35,11 +38,18 @@ class Diverged(ArithmeticError):
     """A loss, a weight or a score became NaN or infinite; the message names the epoch and the layer."""
 
 
-def train(run: Run, folder: Path, dataset: Dataset | None = None, tell: Tell | None = None) -> dict[str, Any]:
+def train(
+    run: Run,
+    folder: Path | str | None = None,
+    dataset: Dataset | None = None,
+    callbacks: Iterable[Callback] = (),
+    bar: bool = True,
+) -> dict[str, Any]:
     """Train one run in its folder, from its last checkpoint if there is one, and return its result.
 
-    run: resolved (`Run.resolved`), or it is here. dataset: the run's data if loaded already. tell: called after each
-    step and each epoch; without it there is a progress bar. The folder gets `config.json`, `environment.json`,
+    run: resolved (`Run.resolved`), or it is here. folder: by default `runs/` and the run's name, as the command `train`
+    has it. dataset: the run's data if loaded already. callbacks: told as they say. bar: whether a progress bar is
+    shown. The folder gets `config.json`, `environment.json`,
     `metrics.csv` (a row an epoch, after each), `layers.csv` (a row a layer and epoch), `trace.csv` (a row a layer and
     traced step, with `run.trace`), `checkpoint.pt`, TensorBoard events, `times.json`, and `result.json` when the run is
     finished, or has diverged: then its `status` says so and why, and there are no figures. It has a `note`, `CONSTANT`,
@@ -52,6 +62,7 @@ def train(run: Run, folder: Path, dataset: Dataset | None = None, tell: Tell | N
     """
     if run.device == "auto" or run.compute == "auto" or not run.threads:
         run = run.resolved()
+    folder = Path("runs") / run.name if folder is None else Path(folder)
     dataset = prepare(run, dataset)
     check_asked(run, dataset.digest)
     check_data(folder, run, dataset.digest)
@@ -63,7 +74,8 @@ def train(run: Run, folder: Path, dataset: Dataset | None = None, tell: Tell | N
     try:
         with together(take_part, run, folder, device=torch.device(run.device)) as team:
             check_alike(team, run, dataset)
-            return train_together(team, run, folder, dataset, record, tell)
+            with closing(ProgressBar()) as bars:
+                return train_together(team, run, folder, dataset, record, [*callbacks, *[bars] * bar])
     except PartFailed:
         raise
     except KeyboardInterrupt as end:
@@ -75,7 +87,7 @@ def take_part(run: Run, folder: Path, team: Team) -> None:
     """What another process than the first does in `train`; the folder is the first one's."""
     dataset = prepare(run, kept_data(run))
     check_alike(team, run, dataset)
-    train_together(team, run, folder, dataset, NoRecord(), lambda progress: None)
+    train_together(team, run, folder, dataset, NoRecord(), [])
 
 
 def prepare(run: Run, dataset: Dataset | None = None) -> Dataset:
@@ -96,20 +108,25 @@ def prepare(run: Run, dataset: Dataset | None = None) -> Dataset:
 
 
 def train_together(
-    team: Team, run: Run, folder: Path, dataset: Dataset, record: Record | NoRecord, tell: Tell | None
+    team: Team,
+    run: Run,
+    folder: Path,
+    dataset: Dataset,
+    record: Record | NoRecord,
+    callbacks: Iterable[Callback],
 ) -> dict[str, Any]:
     """`train` in each process of a team. record: what to write, if anything; only the first reads the folder."""
     data = dataset.digest
-    splits = {"test": dataset.test}
-    if run.holdout:
-        dataset, validation = dataset.hold_out(run.holdout)
-        splits = {"validation": validation, **splits}
+    dataset, splits = split(run, dataset)
     state = resume(team, run, folder, dataset, record, data)
-    record.begin(state)
     model, optimizer, history, steps = state.model, state.optimizer, state.history, state.steps
-    parallel = compiled(run, team.parallel(model, run.sync_bn))
     first, total = state.epoch, run.epochs * steps
-    with stop_when_asked(team.agree) as stop, telling(run, tell, first * steps + state.step, total) as told:
+    begins = Progress(first * steps + state.step, total)
+    record.begin(state, begins)
+    parallel = compiled(run, team.parallel(model, run.sync_bn))
+    told = Together(callbacks)
+    with stop_when_asked(team.agree) as stop:
+        told.run_begins(run, folder, begins, model)
         try:
             for epoch in range(first, run.epochs):
                 model.train()
@@ -121,36 +138,61 @@ def train_together(
                     state.totals += take(parallel, optimizer, x, y, run.precision, state.scaler)
                     state.step += 1
                     state.trace.look(state.step)
-                    told(Progress(epoch * steps + state.step, total))
+                    told.step(run, Progress(epoch * steps + state.step, total))
                 sums = team.sum(state.totals).tolist()
                 figures = {"epoch": epoch + 1, **means(sums, steps * run.batch_size, "train")}
                 team.level(model)
-                for split, images in splits.items():
-                    size = evaluation_batch(dataset)
-                    batches = evaluation_batches(images, dataset, size, team.share)
-                    rounds = ceil(len(images) / (size * team.processes))
-                    of_split, constant = evaluate(model, stop.between(batches, rounds), split, run.precision, team)
-                    figures |= of_split
+                of_splits, constant = evaluate_splits(team, run, model, splits, dataset, stop)
+                figures |= of_splits
                 check_finite(model, figures)
                 layers, traced = state.log.measure(model, epoch + 1), state.trace.rows(epoch + 1)
                 lr = learning_rate(run, epoch, (epoch + 1) * steps - 1, total) if optimizer else 0.0
-                state.note = CONSTANT if constant else ""  # of the test images, which come last
+                state.note = CONSTANT if constant else ""
                 state.end_epoch(epochs=[figures], layers=layers, trace=traced)
-                record.end_epoch(state, figures, layers, traced, lr)
-                told(Progress((epoch + 1) * steps, total, figures))
+                done = Progress((epoch + 1) * steps, total), Epoch(figures, lr, layers, traced)
+                record.end_epoch(state, *done)
+                told.epoch(run, *done)
             result = {"status": FINISHED, **summarise(history["epochs"])}
             result |= {"note": state.note} if state.note else {}
         except Diverged as fault:
             result = {"status": f"{DIVERGED}: {fault}"}
         except Stopped as stopped:
-            totals = team.gather(state.totals)
-            try:
-                record.keep_steps(state, totals)
-            except OSError as fault:
-                say_also(stopped, f"the steps since the last checkpoint are lost ({fault})")
+            keep_steps(team, state, record, stopped)
             raise
         record.end(history, result)
+        told.run_ends(run, result)
     return result
+
+
+def split(run: Run, dataset: Dataset) -> tuple[Dataset, dict[str, Images]]:
+    """The data that the run trains on, and the images that it is evaluated on, by name; the test images come last."""
+    if not run.holdout:
+        return dataset, {"test": dataset.test}
+    dataset, validation = dataset.hold_out(run.holdout)
+    return dataset, {"validation": validation, "test": dataset.test}
+
+
+def keep_steps(team: Team, state: State, record: Record | NoRecord, stopped: Stopped) -> None:
+    """Write the checkpoint as of the step that a stop has come after; where that cannot be, `stopped` says so."""
+    totals = team.gather(state.totals)
+    try:
+        record.keep_steps(state, totals)
+    except OSError as fault:
+        say_also(stopped, f"the steps since the last checkpoint are lost ({fault})")
+
+
+def evaluate_splits(
+    team: Team, run: Run, model: nn.Module, splits: dict[str, Images], dataset: Dataset, stop: Stop
+) -> tuple[dict[str, float], bool]:
+    """The figures of these splits, and whether all images of the last have equal logits; as `evaluate` has them."""
+    figures: dict[str, float] = {}
+    constant, size = False, evaluation_batch(dataset)
+    for split, images in splits.items():
+        batches = evaluation_batches(images, dataset, size, team.share)
+        rounds = ceil(len(images) / (size * team.processes))
+        of_split, constant = evaluate(model, stop.between(batches, rounds), split, run.precision, team)
+        figures |= of_split
+    return figures, constant
 
 
 def resume(team: Team, run: Run, folder: Path, dataset: Dataset, record: Record | NoRecord, data: DataDigest) -> State:

@@ -16,11 +16,11 @@ from ..endings import tell
 from ..files import csv_text, json_text, write_csv, write_json
 from ..signals import FROM_HERE
 from ..sums import write_summed
+from .callbacks import Epoch, Progress
 from .checkpoint import CHECKPOINT, History, State, save_checkpoint
 from .config import Run
 from .environment import environment
-from .events import Curves
-from .log import Figures
+from .events import TensorBoard
 from .parts import IN_RECORD, own_parts
 from .recorded_data import DATA
 
@@ -30,7 +30,6 @@ CONFIG, ENVIRONMENT, TIMES, RESULT = "config.json", "environment.json", "times.j
 SHUFFLED, ACTIVATIONS = "shuffled.json", "activations.csv"
 # The files of which SHA256SUMS tells. A checkpoint has its sum, and data.json is one.
 SUMMED = (METRICS, LAYERS, TRACE, RESULT, SHUFFLED, ACTIVATIONS)
-FINISHED, DIVERGED = "finished", "diverged"
 FROM_CHECKPOINT = "the same command goes on from the last checkpoint"
 FROM_START = "the same command begins this run anew"
 
@@ -41,6 +40,7 @@ class Record:
     def __init__(self, folder: Path, run: Run) -> None:
         self._folder, self._run = folder, replace(run, data_digest="")
         self._state: State | None = None  # of the run under way
+        self._curves = TensorBoard()
         self._kept = 0, 0  # the epochs and steps done by the checkpoint
 
     def put_aside(self, fault: ValueError) -> None:
@@ -49,7 +49,7 @@ class Record:
         (self._folder / CHECKPOINT).replace(aside)
         tell(f"{fault}; it is kept as {aside}, and the run starts over")
 
-    def begin(self, state: State) -> None:
+    def begin(self, state: State, progress: Progress) -> None:
         """The run goes on from here, or begins."""
         self._folder.mkdir(parents=True, exist_ok=True)
         self._started, self._first = time.perf_counter(), state.epoch
@@ -62,13 +62,11 @@ class Record:
         facts: dict[str, Any] = {**environment(torch.device(self._run.device), self._run.threads)}
         own = own_parts(self._run)
         write_json(self._folder / ENVIRONMENT, facts | ({IN_RECORD: own} if own else {}))
-        self._curves = Curves(self._folder, self._run, state.epoch + 1, state.epoch * state.steps + 1)
+        self._curves.run_begins(self._run, self._folder, progress)
 
-    def end_epoch(
-        self, state: State, figures: Figures, layers: list[Figures], traced: list[Figures], lr: float
-    ) -> None:
+    def end_epoch(self, state: State, progress: Progress, epoch: Epoch) -> None:
         """An epoch is done, and the state has its rows."""
-        self._curves.add(figures, layers, traced, lr)
+        self._curves.epoch(self._run, progress, epoch)
         self._save(state)
         write_csv(self._folder / METRICS, state.history["epochs"])
 
@@ -94,7 +92,7 @@ class Record:
     def end(self, history: History, result: dict[str, Any]) -> None:
         """A file for each kind of figures that the run has; the result last, as it says that the run is done."""
         self._state = None
-        self._curves.end(finished=result["status"] == FINISHED)
+        self._curves.run_ends(self._run, result)
         seconds = round(time.perf_counter() - self._started, 3)
         write_json(self._folder / TIMES, {"seconds": seconds, "from_epoch": self._first})
         for name in (SHUFFLED, ACTIVATIONS):

@@ -78,7 +78,10 @@ def test_an_engine_that_cannot_be_is_told(options: dict[str, Any], message: str)
     ("options", "count"),
     [
         ({"rates": "0..0.9:0.0001", "trials": 12, "methods": ["mpt-sign", "bihalf"]}, 12 * 9_001 + 12),
-        ({"grid": [f"lr={','.join(map(str, range(1, 1001)))}", f"momentum={','.join(['0'] * 1000)}"]}, 81 * 10**6),
+        (
+            {"grid": [f"lr={','.join(map(str, range(1, 1001)))}", f"momentum={','.join(['0'] * 1000)}"]},
+            81 * 10**6 + 3 * 10**6,
+        ),
         ({"models": ["conv2"] * 400, "trials": 10_000, "methods": ["dense"], "rates": "0.5"}, 4 * 10**6),
     ],
 )
@@ -96,34 +99,36 @@ def test_a_tuning_of_too_many_runs_is_refused_likewise() -> None:
         options.tuning_runs()
 
 
-# The names of all runs of the recipes, quick and paper, by their SHA-256: what is done under them is found again. They
+# The hashes of all runs of the recipes, quick and paper, by their SHA-256: what is done under them is found again. They
 # are of before scales moved to outputs and layers computed sparsely: with scale_on="weight" and compute="dense".
-NAMES = {
-    "activation_entropy": ("07b13d1a82322cdf", "6289b2e2858505d3"),
-    "architectures": ("5e940e05127e1bb6", "56dc85e5f41bebeb"),
-    "bit_flips": ("4db40d7a1adfd9af", "cce6fddf650a85b5"),
-    "bit_ratio": ("bfb1c072da426199", "4fad4e740b13d2ee"),
-    "decay": ("dfae921cf2671db5", "6472b41ec34beeaa"),
-    "imagenet": ("9f86c314b8df1320", "53c7b095e061ed49"),
-    "mask_controls": ("7e62fd9cbc270d9e", "f5ca17620220dfcf"),
-    "method_comparison": ("aea11e697888eee6", "720a9318b1a70f43"),
-    "prune_sweep": ("f0434ac4ee3fbc8e", "1032a1d8b45f4803"),
-    "repeated_trainings": ("8cb535c604e1114f", "fedfd20bce5d0eeb"),
-    "weight_entropy": ("46b7cc5d0d7bd1e0", "b4fc16f6cd43e39c"),
+HASHES = {
+    "activation_entropy": ("488b58c241905468", "edf25cb343ff6f25"),
+    "architectures": ("302b603f310758d1", "32c146563dc2bd1e"),
+    "bit_flips": ("7e604ad2e15a937f", "c0553c7a9643c669"),
+    "bit_ratio": ("6dbf33593824da9d", "8b99379c8dfe4649"),
+    "decay": ("9a6bc025c01bb747", "247666e602aa7d56"),
+    "imagenet": ("2d97eb06d83e22a6", "a924a31dea3a7fb8"),
+    "mask_controls": ("0b87b4060fcff248", "e36518dc9aa8c86f"),
+    "method_comparison": ("5316a2f639ba3e6b", "a772de28d3556330"),
+    "prune_sweep": ("a07713c163e4880a", "4bdd9edbbb8a0a3d"),
+    "repeated_trainings": ("51eab821787a2539", "30d394d6eece3d0c"),
+    "weight_entropy": ("1e71f29ffb9ba002", "485287d6690ed8d1"),
 }
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_the_runs_of_the_recipes_keep_their_names(name: str, experiment_of: Callable[[str], Any]) -> None:
+@pytest.mark.parametrize("name", HASHES)
+def test_the_runs_of_the_recipes_keep_their_hashes(name: str, experiment_of: Callable[[str], Any]) -> None:
     found = []
     for recipe in ("quick", "paper"):
         runs = experiment_of(name)(recipe=recipe, device="cpu", threads=1).runs()
-        names = "\n".join(replace(run, scale_on="weight", compute="dense").name for run in runs)
-        found.append(hashlib.sha256(names.encode()).hexdigest()[:16])
-    assert tuple(found) == NAMES[name]
+        # The dense runs of the sweep came later.
+        runs = [run for run in runs if run.method != "dense" or name != "prune_sweep"]
+        hashes = "\n".join(replace(run, scale_on="weight", compute="dense").hash for run in runs)
+        found.append(hashlib.sha256(hashes.encode()).hexdigest()[:16])
+    assert tuple(found) == HASHES[name]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", HASHES)
 def test_the_scale_of_binary_networks_is_on_the_output(name: str, experiment_of: Callable[[str], Any]) -> None:
     for recipe in ("quick", "paper"):
         for run in experiment_of(name)(recipe=recipe, device="cpu", threads=1).runs():

@@ -240,7 +240,10 @@ def test_a_network_that_looks_at_no_image_is_named(
         lines = (told.out + told.err).splitlines()
         (name,) = (path.parent.name for path in tmp_path.glob("runs/*/result.json") if note in path.read_text())
         assert lines.count(f"{note}: {name}") == 1
-        assert sum(line.endswith(f" %; {note}") and f"{name}: test top-1 " in line for line in lines) == told_of_run
+        assert (
+            sum(line.endswith(f" %; {note}") and "prune_rate=0.999: test top-1 " in line for line in lines)
+            == told_of_run
+        )
 
 
 def check_kills(arguments: list[str], steps: list[int], tmp_path: Path, sweep: Sweep, kill: Kill) -> list[Path]:

@@ -151,17 +151,25 @@ def test_another_number_that_was_varied_is_the_axis_where_no_rate_was(tmp_path: 
 def test_methods_stand_side_by_side_where_nothing_else_was_varied(
     tmp_path: Path, leave: Leave, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for run in grid(rates="0.5", methods=["mpt-sign", "sign", "bihalf"]):
+    for run in grid(methods=["irnet", "sign", "bihalf"]):
         leave(run, 50.0 + len(run.method))
     frame = records_of(survey(tmp_path))
     view = choose_view(frame, Shown())
     assert (view.x, view.columns) == ("method", "")
     (panel,) = draw_sweep(frame, view).axes
-    assert [tick.get_text() for tick in panel.get_xticklabels()] == ["sign", "bihalf", "mpt-sign"]
+    assert [tick.get_text() for tick in panel.get_xticklabels()] == ["sign", "irnet", "bihalf"]
     (points,) = panel.containers
-    assert points.lines[0].get_xydata().tolist() == [[0, 54], [1, 56], [2, 58]]
+    assert points.lines[0].get_xydata().tolist() == [[0, 54], [1, 55], [2, 56]]
     lines = report(tmp_path, capsys).splitlines()
-    assert [line.split()[0] for line in lines[3:6]] == ["sign", "bihalf", "mpt-sign"]
+    assert [line.split()[0] for line in lines[3:6]] == ["sign", "irnet", "bihalf"]
+
+
+def test_a_single_rate_is_told(tmp_path: Path, leave: Leave, capsys: pytest.CaptureFixture[str]) -> None:
+    for run in grid(rates="0.5", methods=["mpt-sign", "mpt-bihalf"]):
+        leave(run, 50.0 + len(run.method))
+    view = choose_view(records_of(survey(tmp_path)), Shown())
+    assert (view.x, view.columns) == ("prune_rate", "method")
+    assert report(tmp_path, capsys).splitlines()[3].split()[:3] == ["50", "%", "58.00"]
 
 
 def test_networks_are_rows_where_only_they_and_methods_were_varied(tmp_path: Path, leave: Leave) -> None:

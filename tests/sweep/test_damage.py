@@ -31,8 +31,8 @@ from mpt_bihalf.sweep.work import perform
 from mpt_bihalf.training import Run
 from mpt_bihalf.training.build import build_model
 from mpt_bihalf.training.checkpoint import CHECKPOINT, load_checkpoint, read_history
-from mpt_bihalf.training.config import WHERE
 from mpt_bihalf.training.finished import activation_shares, evaluate_shuffled, read_activations, read_shuffled
+from mpt_bihalf.training.names import WHERE
 from mpt_bihalf.training.record import ACTIVATIONS, CONFIG, LAYERS, METRICS, RESULT, SHUFFLED, SUMMED, TRACE
 from mpt_bihalf.training.recorded_data import DATA, recorded_data
 from mpt_bihalf.training.run_data import kept_data

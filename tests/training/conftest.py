@@ -12,7 +12,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from mpt_bihalf.data import Dataset, ImageSet, load_dataset
 from mpt_bihalf.signals import Stopped
-from mpt_bihalf.training import Progress, Run, train
+from mpt_bihalf.training import Run, train
+from tests.told import Each, Told
 
 
 @pytest.fixture(scope="session")
@@ -69,12 +70,12 @@ def stopped(tmp_path: Path, small: Dataset, make_run: Callable[..., Run]) -> Cal
     def do(at: int, place: str = "stopped", signum: int = signal.SIGTERM, **fields: object) -> tuple[Run, Path]:
         run = make_run(**fields)
 
-        def tell(progress: Progress) -> None:
+        def tell(progress: Told) -> None:
             if progress.step == at and progress.figures is None:
                 os.kill(os.getpid(), signum)
 
         with pytest.raises(Stopped) as end:
-            train(run, tmp_path / place, small, tell)
+            train(run, tmp_path / place, small, [Each(tell)])
         assert end.value.signum == signum
         return run, tmp_path / place
 

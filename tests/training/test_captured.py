@@ -16,6 +16,7 @@ from mpt_bihalf.training import captured as module
 from mpt_bihalf.training.build import build_network, build_optimizer, check_computes
 from mpt_bihalf.training.captured import WARM_UP, CapturedStep
 from mpt_bihalf.training.step import NO_SCALER, train_step
+from tests.told import Each
 
 FIELDS: dict[str, Any] = {
     "data": "digits", "epochs": 3, "batch_size": 128, "lr": 0.125, "schedule": "constant", "device": "cpu",
@@ -79,7 +80,7 @@ def test_a_run_by_graphs_goes_on_from_its_checkpoint(graphs: list[list[Tensor]],
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train(run, tmp_path / "cut", tell=stop)
+        train(run, tmp_path / "cut", callbacks=[Each(stop)])
     assert train(run, tmp_path / "cut") == whole
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mpt_bihalf.data import Dataset, ImageSet
 from mpt_bihalf.signals import Stopped
-from mpt_bihalf.training import Progress, Run, checkpoint, train
+from mpt_bihalf.training import Run, checkpoint, train
 from mpt_bihalf.training.build import build_model, build_optimizer
 from mpt_bihalf.training.checkpoint import (
     CHECKPOINT,
@@ -27,6 +27,7 @@ from mpt_bihalf.training.checkpoint import (
     save_checkpoint,
 )
 from mpt_bihalf.training.recorded_data import DATA, OtherData
+from tests.told import Each, Told
 
 ENDS = ("result.json", "metrics.csv", "layers.csv", "trace.csv", "config.json")
 
@@ -201,12 +202,12 @@ def halfway(tmp_path_factory: pytest.TempPathFactory, small: Dataset) -> tuple[R
     )
     folder = tmp_path_factory.mktemp("halfway")
 
-    def tell(progress: Progress) -> None:
+    def tell(progress: Told) -> None:
         if progress.step == 6:
             os.kill(os.getpid(), signal.SIGTERM)
 
     with pytest.raises(Stopped):
-        train(run, folder, small, tell)
+        train(run, folder, small, [Each(tell)])
     whole = tmp_path_factory.mktemp("whole")
     train(run, whole, small)
     return run, folder, {name: (whole / name).read_bytes() for name in ENDS}
@@ -226,7 +227,7 @@ def load(folder: Path, run: Run, dataset: Dataset) -> State | None:
 def starts_over(run: Run, folder: Path, dataset: Dataset) -> bool:
     """Go on with a run to its end; whether it began with its first step."""
     steps: list[int] = []
-    train(run, folder, dataset, lambda progress: steps.append(progress.step))
+    train(run, folder, dataset, [Each(lambda progress: steps.append(progress.step))])
     return steps[0] == 1
 
 

@@ -19,10 +19,10 @@ from tensorboard.plugins.hparams import api_pb2, get_experiment, list_session_gr
 from tensorboard.plugins.hparams.backend_context import Context
 
 from mpt_bihalf.data import Dataset
-from mpt_bihalf.training import Run, events, record, train
-from mpt_bihalf.training.config import WHERE
-from mpt_bihalf.training.events import Curves, EventFile
+from mpt_bihalf.training import Epoch, Progress, Run, events, record, train
+from mpt_bihalf.training.events import METRICS, EventFile, TensorBoard, describe_runs
 from mpt_bihalf.training.log import MEASURED, TRACED
+from mpt_bihalf.training.names import WHERE
 
 LAYERS = ["0", "2", "6", "8", "10"]
 CurvesOf = Callable[[Path], dict[str, list[tuple[int, float]]]]
@@ -79,10 +79,12 @@ def test_learning_rate_curve_ends_with_that_of_the_last_step(trained: Trained, c
 
 def test_a_resumed_curve_has_each_point_once(tmp_path: Path, curves_of: CurvesOf, make_run: Callable[..., Run]) -> None:
     for first, last in ((1, 3), (3, 4), (2, 5)):
-        curves = Curves(tmp_path, make_run(), first, 10 * first)
+        curves, run = TensorBoard(), make_run(epochs=10)
+        curves.run_begins(run, tmp_path, Progress(10 * (first - 1), 100))
         for epoch in range(first, last + 1):
             trace = [{"step": 10 * epoch, "layer": "0", **dict.fromkeys(TRACED, first + epoch / 10)}]
-            curves.add({"epoch": epoch, "test_loss": first + epoch / 10}, [], trace, 0.1)
+            figures = {"epoch": epoch, "test_loss": first + epoch / 10}
+            curves.epoch(run, Progress(10 * epoch, 100), Epoch(figures, 0.1, [], trace))
     # The last go began at epoch 2, so only epoch 1 is of the first.
     points = curves_of(tmp_path)["loss/test"]
     assert [step for step, _ in points] == [1, 2, 3, 4, 5]
@@ -98,7 +100,9 @@ def test_what_is_written_later_counts_whatever_the_clock_and_the_machine_say(
     for moment, machine, value in ((now, "b", 0.25), (now + shift, "a", 0.5), (now + shift / 2, "c", 0.75)):
         monkeypatch.setattr(time, "time", lambda: moment)
         monkeypatch.setattr(socket, "gethostname", lambda: machine)
-        Curves(tmp_path, make_run(), 1, 1).add({"epoch": 1, "test_loss": value}, [], [], 0.1)
+        curves, run = TensorBoard(), make_run(epochs=1)
+        curves.run_begins(run, tmp_path, Progress(0, 4))
+        curves.epoch(run, Progress(4, 4), Epoch({"epoch": 1, "test_loss": value}, 0.1, [], []))
     assert curves_of(tmp_path)["loss/test"] == [(1, 0.75)]
 
 
@@ -147,7 +151,7 @@ def test_the_hparams_page_shows_each_run_with_its_fields_and_figures(trained: Tr
     experiment, sessions = hparams_page(tmp_path / "runs")
     shown = [info.name for info in experiment.hparam_infos]
     assert set(shown) == set(asdict(made[0][0])) - {*WHERE}
-    assert set(shown[:5]) == {"model", "data", "method", "prune_rate", "seed"}  # those beyond are hidden until asked
+    assert {info.name for info in experiment.hparam_infos if info.differs} == {"prune_rate", "seed"}
     assert {"top1/test", "loss/test", "top1/train"} <= {info.name.tag for info in experiment.metric_infos}
     assert {session.name for session in sessions} == {folder.name for _, folder in made}
     for run, folder in made:
@@ -161,6 +165,19 @@ def test_the_hparams_page_shows_each_run_with_its_fields_and_figures(trained: Tr
         assert figures["loss/train"] == pytest.approx(last["train_loss"], rel=1e-6)
         assert "top1/validation" not in figures
         assert session.sessions[0].status == api_pb2.STATUS_SUCCESS
+
+
+def test_what_runs_were_varied_in_is_what_the_hparams_page_shows(trained: Trained, tmp_path: Path) -> None:
+    for seed in (0, 1):
+        trained(f"runs/{seed}", method="mpt-sign", seed=seed)
+    for varied in (["lr", "seed"], ["seed", "skip"]):
+        describe_runs(tmp_path, varied)
+        experiment, sessions = hparams_page(tmp_path)
+        assert {info.name for info in experiment.hparam_infos if info.differs} == {*varied}
+        assert [info.name for info in experiment.hparam_infos][:2] == varied  # those beyond are hidden until asked
+        assert {info.name.tag for info in experiment.metric_infos} == {*METRICS}
+        assert {session.name for session in sessions} == {"runs/0", "runs/1"}
+    assert len(list(tmp_path.glob("events*.hparams"))) == 1
 
 
 def test_the_hparams_page_tells_what_diverged_and_what_is_not_done_yet_also_once_resumed(

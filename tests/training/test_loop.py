@@ -21,12 +21,13 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, MultiStepLR
 from mpt_bihalf import METHODS, binary_layers, binary_weights, sparse
 from mpt_bihalf.data import Dataset, batches, evaluation_batches, training_batches
 from mpt_bihalf.signals import Stopped
-from mpt_bihalf.training import Progress, Run, loop, step, train
+from mpt_bihalf.training import Run, loop, step, train
 from mpt_bihalf.training.build import build_model
-from mpt_bihalf.training.events import Curves
+from mpt_bihalf.training.events import TensorBoard
 from mpt_bihalf.training.finished import finished_model
 from mpt_bihalf.training.step import FIGURES, evaluate
 from tests.reference import one_line_error
+from tests.told import Each, Told
 
 RECORDS = ("result.json", "metrics.csv", "layers.csv", "trace.csv", "config.json")
 
@@ -383,7 +384,9 @@ def test_a_run_stopped_twice_in_mid_epoch_ends_with_the_same_bits(
     _, folder = stopped(7, epochs=3, **options)
     assert not (folder / "result.json").exists()
     steps: list[int] = []
-    train(run, folder, small, lambda progress: steps.append(progress.step) if progress.figures is None else None)
+    train(
+        run, folder, small, [Each(lambda progress: steps.append(progress.step) if progress.figures is None else None)]
+    )
     assert steps == [8, 9, 10, 11, 12]
     assert same_ends(folder, whole)
     assert curves_of(folder) == curves_of(whole)
@@ -399,7 +402,7 @@ def test_a_run_can_be_stopped_after_any_step(
     _, whole = trained("whole", **options)
     run, folder = stopped(at, signum=signum, **options)
     steps: list[int] = []
-    train(run, folder, small, lambda progress: steps.append(progress.step))
+    train(run, folder, small, [Each(lambda progress: steps.append(progress.step))])
     # After the last step of an epoch the images to test on are left, and it is told again with their figures.
     assert steps == sorted([*range(at + 1, 9), 8, *([4] if at <= 4 else [])])
     assert same_ends(folder, whole)
@@ -425,7 +428,7 @@ def test_evaluation_is_given_up_for_a_stop_and_the_steps_are_kept(
             train(run, tmp_path / "run", small)
     assert looked == [20, 20, 20]
     steps: list[int] = []
-    train(run, tmp_path / "run", small, lambda progress: steps.append(progress.step))
+    train(run, tmp_path / "run", small, [Each(lambda progress: steps.append(progress.step))])
     assert steps == [4, 5, 6, 7, 8, 8]
     assert same_ends(tmp_path / "run", whole)
 
@@ -437,12 +440,12 @@ def test_a_run_that_was_done_when_asked_to_stop_is_done(
     small: Dataset,
     make_run: Callable[..., Run],
 ) -> None:
-    def tell(progress: Progress) -> None:
+    def tell(progress: Told) -> None:
         if progress.figures and progress.step == progress.steps:
             os.kill(os.getpid(), signal.SIGTERM)
 
     with pytest.raises(Stopped):
-        train(make_run(), tmp_path / "last", small, tell)
+        train(make_run(), tmp_path / "last", small, [Each(tell)])
     _, whole = trained("whole")
     assert same_ends(tmp_path / "last", whole)
 
@@ -454,11 +457,11 @@ def test_a_killed_run_goes_on_from_a_checkpoint_in_mid_epoch(
     _, whole = trained("whole", **options)
     run, folder = stopped(6, **options)
 
-    def kill(progress: Progress) -> None:
+    def kill(progress: Told) -> None:
         raise SystemExit
 
     with pytest.raises(SystemExit):
-        train(run, folder, small, kill)
+        train(run, folder, small, [Each(kill)])
     train(run, folder, small)
     assert same_ends(folder, whole)
 
@@ -466,8 +469,8 @@ def test_a_killed_run_goes_on_from_a_checkpoint_in_mid_epoch(
 def test_progress_is_told_after_each_step_and_each_epoch(
     tmp_path: Path, small: Dataset, make_run: Callable[..., Run]
 ) -> None:
-    told: list[Progress] = []
-    result = train(make_run(), tmp_path, small, told.append)
+    told: list[Told] = []
+    result = train(make_run(), tmp_path, small, [Each(told.append)])
     assert [(step, steps) for step, steps, _ in told] == [(n, 8) for n in (1, 2, 3, 4, 4, 5, 6, 7, 8, 8)]
     assert [index for index, progress in enumerate(told) if progress.figures] == [4, 9]
     assert told[9].figures == {"epoch": 2} | {name: result[name] for name in FIGURES}
@@ -478,11 +481,11 @@ def test_the_figures_of_each_epoch_are_on_disk_when_they_are_told(
 ) -> None:
     found: list[list[int]] = []
 
-    def tell(progress: Progress) -> None:
+    def tell(progress: Told) -> None:
         if progress.figures:
             found.append(pd.read_csv(tmp_path / "metrics.csv")["epoch"].tolist())
 
-    train(make_run(epochs=3), tmp_path, small, tell)
+    train(make_run(epochs=3), tmp_path, small, [Each(tell)])
     assert found == [[1], [1, 2], [1, 2, 3]]
 
 
@@ -490,10 +493,10 @@ def test_figures_of_an_epoch_that_has_to_be_done_again_are_not_left_standing(tra
     run, folder = trained()
     (folder / "checkpoint.pt").write_text("damaged")
 
-    def tell(progress: Progress) -> None:
+    def tell(progress: Told) -> None:
         assert (folder / "metrics.csv").exists() == (progress.step > 4 or progress.figures is not None)
 
-    train(run, folder, small, tell)
+    train(run, folder, small, [Each(tell)])
 
 
 def fill(disk: Path) -> Path:
@@ -524,23 +527,23 @@ def test_a_full_disk_ends_the_run_in_a_clear_error_and_with_room_again_it_goes_o
         before.update({path.name: path.read_bytes() for path in folder.glob("*.*")})
         fill(small_disk)
 
-    def tell(progress: Progress) -> None:
+    def tell(progress: Told) -> None:
         if progress.step == epoch * 4 and not progress.figures:
             full()
 
     with monkeypatch.context() as patch:
         if place == "checkpoint":
-            add = Curves.add
+            told = TensorBoard.epoch
 
             def fill_after(*arguments: Any) -> None:
-                add(*arguments)
-                if arguments[1]["epoch"] == epoch:
+                told(*arguments)
+                if arguments[3].figures["epoch"] == epoch:
                     full()
 
-            patch.setattr(Curves, "add", fill_after)
+            patch.setattr(TensorBoard, "epoch", fill_after)
         name = "events.out.tfevents.*" if place == "events" else "checkpoint.pt"
         with pytest.raises(OSError, match=f"No space left on device: '{folder}/(trace/)?{name}'"):
-            train(run, folder, small, tell if place == "events" else None)
+            train(run, folder, small, [Each(tell)] if place == "events" else [])
     kept = {path.name: path.read_bytes() for path in folder.glob("*.*") if "tfevents" not in path.name}
     assert kept == {name: content for name, content in before.items() if "tfevents" not in name}
     (small_disk / "filler").unlink()
@@ -554,13 +557,13 @@ def test_a_full_disk_ends_the_run_in_a_clear_error_and_with_room_again_it_goes_o
 def test_an_end_at_once_says_from_where_the_same_command_goes_on(
     at: int, told: str, make_run: Callable[..., Run], tmp_path: Path, small: Dataset
 ) -> None:
-    def tell(progress: Progress) -> None:
+    def tell(progress: Told) -> None:
         if progress.step == at:
             for _ in range(2):
                 os.kill(os.getpid(), signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt, match=f"the same command {told}"):
-        train(make_run(), tmp_path, small, tell)
+        train(make_run(), tmp_path, small, [Each(tell)])
 
 
 def test_a_stop_once_the_loss_is_not_finite_says_that_it_keeps_no_steps(
@@ -582,7 +585,7 @@ def test_a_stop_on_a_full_disk_keeps_the_last_checkpoint_and_says_so(
     run, whole = trained("whole")
     folder = small_disk / "run"
 
-    def tell(progress: Progress) -> None:
+    def tell(progress: Told) -> None:
         if progress.step == 6:
             fill(small_disk)
             os.kill(os.getpid(), signal.SIGTERM)
@@ -590,10 +593,10 @@ def test_a_stop_on_a_full_disk_keeps_the_last_checkpoint_and_says_so(
     with pytest.raises(
         Stopped, match=r"last checkpoint are lost .*No space left on device: .*checkpoint\.pt'.*; .*goes"
     ):
-        train(run, folder, small, tell)
+        train(run, folder, small, [Each(tell)])
     (small_disk / "filler").unlink()
     steps: list[int] = []
-    train(run, folder, small, lambda progress: steps.append(progress.step))
+    train(run, folder, small, [Each(lambda progress: steps.append(progress.step))])
     assert steps[0] == 5
     assert same_ends(folder, whole)
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...distributed import launched
-from ...training import Progress, Run
+from ...training import Callback, Epoch, Progress, Run
 from ..work import Outcome
 
-Event = Outcome | tuple[Run, Progress]
+Event = Outcome | tuple[Run, Progress] | tuple[Run, Progress, Epoch]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,13 +39,17 @@ class EngineOptions:
 class Engine(ABC):
     """Made for the runs of one sweep, of which it is then asked to do some, or all."""
 
+    told: Callback = Callback()
+    """whom a run that is done in this very process tells how far it is; the sweep sets it"""
+
     @abstractmethod
     def __init__(self, out: Path, runs: list[Run], options: EngineOptions) -> None:
         """out: the sweep's folder, absolute. Raises ValueError for options that cannot be."""
 
     @abstractmethod
     def do(self, runs: list[Run]) -> Generator[Event]:
-        """Do these runs by `perform`, in about this order: the progress of each as it comes, and its outcome once.
+        """Do these runs by `perform`, in about this order: the outcome of each once, and before it, of runs in other
+        processes, `(run, progress)` as it begins and goes on, and `(run, progress, epoch)`.
 
         Closing the iterator ends the runs under way, with what they have done kept.
         """

@@ -17,7 +17,8 @@ from queue import Empty, SimpleQueue
 
 from ...devices import accelerators
 from ...plugins import loaded_plugins
-from ...training import Progress, Run
+from ...training import Run
+from ...training.callbacks import received
 from ...training.config import usable_cores
 from ..work import Outcome, failed
 from .engine import Engine, EngineOptions, Event
@@ -132,7 +133,7 @@ class _Worker(threading.Thread):
                     if answer["error"]:
                         self._end()  # what it may have left in memory is not the next run's
                     return Outcome(run, **answer)
-                self._events.put((run, Progress(*answer)))
+                self._events.put((run, *received(answer)))
         except (BrokenPipeError, ValueError):  # it died before it had read, or while it wrote
             pass
         self._end()

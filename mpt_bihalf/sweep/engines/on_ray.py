@@ -14,6 +14,7 @@ from typing import Any
 
 from ...plugins import load_plugins, loaded_plugins
 from ...training import Run
+from ...training.callbacks import Sender, received
 from ..work import Outcome, failed, perform
 from .engine import Engine, EngineOptions, Event
 from .local import PACKAGE_PARENT, is_here
@@ -56,19 +57,29 @@ class RayEngine(Engine):
         self._check_room(runs)
 
     def do(self, runs: list[Run]) -> Generator[Event]:
+        from ray.util.queue import Queue
+
         task = self._ray.remote(_task())
         left = deque(runs)
         under_way: dict[Any, Run] = {}
+        messages = Queue(actor_options={"num_cpus": 0})
+        by_hash = {run.hash: run for run in runs}
         try:
             while left or under_way:
                 while left and (not self._options.jobs or len(under_way) < self._options.jobs):
                     run = left.popleft()
                     wanted = {"name": run.name, "max_retries": RETRIES, **self._resources(run)}
-                    under_way[task.options(**wanted).remote(asdict(run), str(self._out), loaded_plugins())] = run
-                (done, *_), _ = self._ray.wait(list(under_way), num_returns=1)
-                run = under_way.pop(done)
+                    given = asdict(run), str(self._out), loaded_plugins(), messages
+                    under_way[task.options(**wanted).remote(*given)] = run
+                done, _ = self._ray.wait(list(under_way), num_returns=1, timeout=Sender.EVERY)
+                with suppress(self._ray.exceptions.RayError):  # then nothing is told but what comes out
+                    for key, message in messages.get_nowait_batch(messages.size()):
+                        yield (by_hash[key], *received(message))
+                if not done:
+                    continue
+                run = under_way.pop(done[0])
                 try:
-                    yield Outcome(run, *self._ray.get(done))
+                    yield Outcome(run, *self._ray.get(done[0]))
                 except self._ray.exceptions.RayError as fault:  # its worker or node died once too often
                     yield failed(run, self._out, f"Ray gave it up: {type(fault).__name__}: {fault}")
         finally:
@@ -76,6 +87,7 @@ class RayEngine(Engine):
                 self._ray.cancel(reference)  # as an interrupt: training stops after its step
             with suppress(self._ray.exceptions.RayError):
                 self._ray.wait(list(under_way), num_returns=len(under_way), timeout=PATIENCE) if under_way else None
+            messages.shutdown(force=True)
 
     def _resources(self, run: Run) -> dict[str, float]:
         on_cpu = run.device == "cpu"
@@ -102,18 +114,33 @@ def _task() -> Callable[..., tuple[dict[str, Any] | None, str]]:
     """
     here, package_lies_here = os.getcwd(), is_here(PACKAGE_PARENT)
 
-    def task(values: dict[str, Any], out: str, plugins: list[tuple[str, str]]) -> tuple[dict[str, Any] | None, str]:
+    def task(
+        values: dict[str, Any], out: str, plugins: list[tuple[str, str]], messages: Any
+    ) -> tuple[dict[str, Any] | None, str]:
         import sys
 
         sys.path[:] = [path for path in sys.path if path != here] + [here] * package_lies_here
         from mpt_bihalf.sweep.engines.on_ray import perform_run
 
-        return perform_run(values, out, plugins)
+        return perform_run(values, out, plugins, messages)
 
     return task
 
 
-def perform_run(values: dict[str, Any], out: str, plugins: list[tuple[str, str]]) -> tuple[dict[str, Any] | None, str]:
+def perform_run(
+    values: dict[str, Any], out: str, plugins: list[tuple[str, str]], messages: Any
+) -> tuple[dict[str, Any] | None, str]:
+    """What `_task` does, as (result, error). messages: a queue of Ray's for what is told on the way."""
     load_plugins(plugins)
-    outcome = perform(Run.from_dict(values), Path(out), lambda progress: None)
+    run = Run.from_dict(values)
+
+    def send(message: list[Any]) -> None:
+        import ray
+
+        with suppress(Exception):  # whoever reads it may be gone, and Ray's errors have many kinds
+            sent = messages.actor.put_nowait.remote((run.hash, message))
+            if message[2:]:  # an epoch, which is to arrive before the outcome
+                ray.wait([sent], timeout=PATIENCE)
+
+    outcome = perform(run, Path(out), [Sender(send)])
     return outcome.result, outcome.error

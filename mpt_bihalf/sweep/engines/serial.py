@@ -11,7 +11,7 @@ from .engine import Engine, EngineOptions, Event
 
 
 class SerialEngine(Engine):
-    """One run at a time, each with its own progress bar."""
+    """One run at a time."""
 
     def __init__(self, out: Path, runs: list[Run], options: EngineOptions) -> None:
         if options.jobs not in (None, 1):
@@ -20,4 +20,4 @@ class SerialEngine(Engine):
 
     def do(self, runs: list[Run]) -> Generator[Event]:
         for run in runs:
-            yield perform(run, self._out)
+            yield perform(run, self._out, [self.told])

@@ -1,7 +1,8 @@
 """A process that does runs one after the other, as the local engine asks it to.
 
-It reads a line of JSON for each run, its configuration, and answers with lines of JSON: `[step, steps, figures]` while
-it trains, then `{"result": ..., "error": ...}`. When nobody is left to read them it stops, with what it has done kept.
+It reads a line of JSON for each run, its configuration, and answers with lines of JSON: lists while it trains, as
+`Sender` has them, then `{"result": ..., "error": ...}`. When nobody is left to read them it stops, with what it has
+done kept.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ import os
 import signal
 import sys
 import threading
-import time
 from contextlib import suppress
 from pathlib import Path
 from queue import SimpleQueue
@@ -21,11 +21,9 @@ from ...devices import use_accelerator
 from ...endings import fail, tell
 from ...plugins import load_plugins
 from ...signals import Stopped
-from ...training import Progress, Run
+from ...training import Run
+from ...training.callbacks import Sender
 from ..work import perform
-
-# Seconds between two lines on the progress of a run.
-EVERY = 0.2
 
 
 def work(out: str, accelerator: int | None, plugins: str) -> None:
@@ -49,16 +47,8 @@ def work(out: str, accelerator: int | None, plugins: str) -> None:
             answers.flush()
 
     while line := lines.get():
-        last = 0.0
-
-        def pass_on(progress: Progress) -> None:
-            nonlocal last
-            if progress.figures is not None or time.monotonic() - last > EVERY:
-                answer(progress)
-                last = time.monotonic()
-
         try:
-            outcome = perform(Run.from_dict(json.loads(line)), Path(out), pass_on)
+            outcome = perform(Run.from_dict(json.loads(line)), Path(out), [Sender(answer)])
         except Stopped as stopped:
             if text := str(stopped):
                 tell(text)
