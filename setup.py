@@ -79,6 +79,7 @@ setup(
         "docs": DOCS,
         "export": EXPORT,
         "ray": ["ray>=2.9"],
+        "loops": ["accelerate>=1.15", "lightning>=2.6", "schedulefree>=1.4", "timm>=1.0.31"],
         "notebooks": ["ipykernel", "jupyterlab"],
     },
 )

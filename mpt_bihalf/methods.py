@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import sys
 import warnings
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -60,7 +62,7 @@ class Method:
                 f"method {self.name!r}: a scale takes (layer, mask), and its first argument is called layer; "
                 "that of a weight will go",
                 FutureWarning,
-                stacklevel=3,
+                stacklevel=_caller(),
             )
 
     @property
@@ -111,6 +113,14 @@ METHODS: dict[str, Method] = {
 BUILT_IN = dict(METHODS)
 
 
+def _caller() -> int:
+    """How far up the stack from `__post_init__` a method is made, `dataclasses.replace` left out."""
+    level, frame = 3, sys._getframe(3)  # beyond this function, `__post_init__` and `__init__`
+    while frame.f_back and frame.f_code.co_filename == dataclasses.__file__:
+        level, frame = level + 1, frame.f_back
+    return level
+
+
 def find_method(method: str | Method) -> Method:
     """The method of this name, or the given one itself; ValueError with the known names otherwise."""
     if isinstance(method, Method):
@@ -118,4 +128,6 @@ def find_method(method: str | Method) -> Method:
     try:
         return METHODS[method]
     except (KeyError, TypeError):
-        raise ValueError(f"unknown method {method!r}; known: {', '.join(METHODS)}") from None
+        raise ValueError(
+            f"unknown method {method!r}; known: {', '.join(METHODS)}; one of your own comes by --plugin"
+        ) from None

@@ -19,6 +19,8 @@ from .endings import one_line
 from .files import expanded
 
 GROUP = "mpt_bihalf.plugins"
+# How the modules begin that files become.
+MODULE_NAME = "mpt_bihalf_plugin_"
 # What each was asked for by, and the folder that its modules are looked for in, last of all.
 _loaded: dict[str, str] = {}
 
@@ -45,7 +47,8 @@ def load_plugin(plugin: str, folder: str = "") -> None:
     except (Exception, SystemExit) as fault:
         for each in added:
             sys.path.remove(each)
-        raise ValueError(one_line(f"plugin {plugin}: {type(fault).__name__}: {fault}", 300)) from fault
+        meant = f"; {plugin}.py is a file here" if not path and Path(f"{plugin}.py").is_file() else ""
+        raise ValueError(one_line(f"plugin {plugin}: {type(fault).__name__}: {fault}{meant}", 300)) from fault
     _loaded[name] = folder or _root(module)
 
 
@@ -75,7 +78,7 @@ def load_installed() -> None:
 
 def _imported_file(path: Path) -> ModuleType:
     """The file as a module, under a name that is no other's and can be told from its path."""
-    name = f"mpt_bihalf_plugin_{path.stem}_{len(_loaded)}"
+    name = f"{MODULE_NAME}{path.stem}_{len(_loaded)}"
     spec = spec_from_file_location(name, path)
     assert spec
     assert spec.loader

@@ -69,10 +69,23 @@ def fenced(language: str) -> Iterator[tuple[str, int, str]]:
 
 
 PYTHON = list(fenced("python"))
+# Blocks with these in them want the extra `loops`, and are run by hand: pytest -m slow tests/test_docs.py
+LOOPS = re.compile(r"^(?:import|from) (?:accelerate|lightning|schedulefree|timm)\b", re.MULTILINE)
+BLOCKS = [
+    pytest.param(*block, id=f"{block[0]}:{block[1] + 1}", marks=[pytest.mark.slow] * bool(LOOPS.search(block[2])))
+    for block in PYTHON
+]
 
 
-@pytest.mark.parametrize(("page", "line", "code"), PYTHON, ids=[f"{page}:{line + 1}" for page, line, _ in PYTHON])
-def test_python_runs(page: str, line: int, code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("page", "line", "code"), BLOCKS)
+def test_python_runs(
+    page: str,
+    line: int,
+    code: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     monkeypatch.chdir(tmp_path)
     alone = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}  # as torchrun sets them
     for name, value in alone.items() if "init_process_group" in code else ():
@@ -82,6 +95,10 @@ def test_python_runs(page: str, line: int, code: str, tmp_path: Path, monkeypatc
             kept.enter_context(mock.patch.dict(registry))
         if "run_command" not in code:
             exec(compile("\n" * line + code, ROOT / page, "exec"), {"__name__": "__main__"})
+            for top1 in (
+                re.findall(r"test top-1 ([\d.]+) %", capsys.readouterr().out) if page == "docs/loops.md" else ()
+            ):
+                assert float(top1) > 80, top1
             return
         Path("command.py").write_text(code)
         monkeypatch.setattr(sys, "argv", ["command.py", "--engine", "serial", "--epochs", "1", "--trials", "1"])

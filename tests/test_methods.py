@@ -90,8 +90,9 @@ def test_a_method_of_the_users_own_parts_does_what_they_say(trains: str) -> None
 
 
 def test_a_scale_of_the_form_of_before_does_with_a_warning() -> None:
-    with pytest.warns(FutureWarning, match=r"'mpt-bihalf': a scale takes \(layer, mask\)"):
+    with pytest.warns(FutureWarning, match=r"'mpt-bihalf': a scale takes \(layer, mask\)") as told:
         old = replace(METHODS["mpt-bihalf"], scale=of_weight)
+    assert told[0].filename == __file__
     new = replace(METHODS["mpt-bihalf"], scale=per_filter)
     one, other = (binarize_weights(nn.Linear(12, 5), method, seed=0) for method in (old, new))
     assert torch.equal(one.weight, other.weight)

@@ -51,7 +51,8 @@ def label(field: str, value: Any) -> str:
 @cache
 def records(folder: str) -> pd.DataFrame:
     frame = pd.DataFrame(read_records(RESULTS / folder, find_runs(RESULTS / folder))).assign(folder=folder)
-    assert len(frame) == len(list((RESULTS / folder / "runs").iterdir())) and (frame["status"] == "finished").all()
+    assert sorted(frame["run"]) == sorted(path.name for path in (RESULTS / folder / "runs").iterdir())
+    assert (frame["status"] == "finished").all()
     return frame
 
 

@@ -131,6 +131,9 @@ def split_settings(summary: pd.DataFrame, view: View = PRUNING) -> list[tuple[st
             short_data(str(value)) if name == "data" else str(value)
             for name, value in zip(leading, values, strict=True)
         ]
+        rates = set(block["prune_rate"]) - {0.0} if "prune_rate" in block and "prune_rate" not in placed else set()
+        if len(rates) == 1:  # of all that are pruned
+            title.append(f"{row_label('prune_rate', rates.pop())} pruned")
         fields = [name for name in varied_fields(block) if name not in (*placed, *leading)]
         fields += ["seed"] * ("seed" in view.by and "seed" not in placed)
         methods = block["method"] if "method" in block else pd.Series("", index=block.index)

@@ -23,6 +23,7 @@ from ..training.record import METRICS, RESULT
 from ..training.recorded_data import OtherData
 from ..training.run_data import load_run_data
 from .records import find_runs, read_result, read_run, run_folder
+from .varied import differing
 
 
 class LoadedRun(NamedTuple):
@@ -36,6 +37,9 @@ class LoadedRun(NamedTuple):
     """the rows of metrics.csv, one for each epoch"""
     result: dict[str, Any]
 
+    def __repr__(self) -> str:
+        return f"<{self.run.name}: test top-1 {self.result['test_top1']:.2f} %, {len(self.metrics)} epochs>"
+
 
 class DoneRun(NamedTuple):
     """A finished run: its folder, its configuration, and the figures of its last epoch."""
@@ -44,6 +48,9 @@ class DoneRun(NamedTuple):
     run: Run
     result: dict[str, Any]
 
+    def __repr__(self) -> str:
+        return f"<{self.folder.name}: test top-1 {self.result['test_top1']:.2f} %>"
+
     def load(self) -> LoadedRun:
         """See `load_run`."""
         return load_run(self.folder)
@@ -51,6 +58,12 @@ class DoneRun(NamedTuple):
 
 class Runs(list[DoneRun]):
     """The finished runs of a sweep."""
+
+    def __repr__(self) -> str:
+        names = differing(done.run for done in self) if self else []
+        varied = {name: len({getattr(done.run, name) for done in self}) for name in names}
+        told = ", ".join(f"{count} of {name}" for name, count in varied.items())
+        return f"<{len(self)} finished run{'s' * (len(self) != 1)}{': ' * bool(told)}{told}>"
 
     def where(self, **fields: Any) -> Runs:
         """Those whose fields have these values, e.g. method="mpt-sign". ValueError for a field that a run has not."""
@@ -73,8 +86,13 @@ class Runs(list[DoneRun]):
 
 
 def runs(out: Path | str) -> Runs:
-    """The finished runs below a sweep's output folder, by network, data, method, rate and seed."""
+    """The finished runs below a sweep's output folder, by network, data, method, rate and seed.
+
+    ValueError where there is no such folder.
+    """
     place = Path(out)
+    if not place.is_dir():
+        raise ValueError(f"there is no folder {str(place)!r}")
     found = [(run_folder(place, run), run) for run in find_runs(place)]
     results = [(folder, run, read_result(folder, run)) for folder, run in found]
     return Runs(

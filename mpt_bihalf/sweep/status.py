@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from tabulate import tabulate
@@ -58,10 +59,16 @@ def status_text(found: Survey, columns: int = 100, lines: int = 50) -> str:
     commands = found.to_do()
     for command, count in commands[:MOST_COMMANDS]:
         goes_on = one_line(shlex.join(command), 2000)
-        parts.append(f"{count:,} run{'s' * (count > 1)} to do; this goes on with them:\n  {goes_on}")
+        elsewhere = " (typed in another folder)" if _is_elsewhere(command) else ""
+        parts.append(f"{count:,} run{'s' * (count > 1)} to do; this goes on with them{elsewhere}:\n  {goes_on}")
     if len(commands) > MOST_COMMANDS:
         parts.append(f"... and {len(commands) - MOST_COMMANDS:,} other commands")
     return "\n\n".join(parts)
+
+
+def _is_elsewhere(command: Sequence[str]) -> bool:
+    """Whether the program of a command is a file that is not to be found from here."""
+    return len(command) > 1 and command[1].endswith(".py") and not Path(command[1]).exists()
 
 
 def _summary(found: Survey, columns: int) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 import traceback
 from collections.abc import Iterable
@@ -11,6 +12,7 @@ from typing import Any, NamedTuple
 
 from ..endings import wants_memory
 from ..files import refuse_links, remove_leftovers, write_json
+from ..plugins import MODULE_NAME
 from ..signals import asked_to_end
 from ..training import Callback, Run, train
 from ..training.run_data import kept_data
@@ -70,7 +72,14 @@ def failed(run: Run, out: Path, error: str, trace: str = "") -> Outcome:
 
 
 def _told(fault: Exception) -> str:
-    text = str(fault) or type(fault).__name__
+    text = f"{str(fault) or type(fault).__name__}{_place(fault)}"
     if wants_memory(fault):
         return f"out of memory: {text}"
     return text if isinstance(fault, OSError | ValueError) else f"{type(fault).__name__}: {text}"
+
+
+def _place(fault: Exception) -> str:
+    """The last line of a plugin that the fault came through, in parentheses; empty where there is none."""
+    own = {str(sys.modules[name].__file__) for name in list(sys.modules) if name.startswith(MODULE_NAME)}
+    places = [frame for frame in traceback.extract_tb(fault.__traceback__) if frame.filename in own]
+    return f" ({Path(places[-1].filename).name}, line {places[-1].lineno})" if places else ""

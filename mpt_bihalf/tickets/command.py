@@ -37,6 +37,9 @@ from .sizes import size_table
 from .ticket import Ticket
 from .transfer import check_images, transfer_table
 
+# Of top-1 in percent, from machine to machine, as sums round otherwise there.
+ROUNDING = 1.0
+
 
 def add_ticket(commands: Any) -> None:
     """Add `ticket` and its commands to those of the program."""
@@ -267,6 +270,9 @@ def do_verify(options: Any) -> None:
         told = f"; its run had {_figure(result, 'test_top1', 2)} % on {one_line(run.get('data'))}" if result else ""
         told += ", which are other data" if result and differing else ""
         show(f"{options.data}: test top-1 {figures['test_top1']:.2f} %{told}")
+        had = result.get("test_top1")
+        if is_number(had) and not differing and abs(figures["test_top1"] - cast(float, had)) > ROUNDING:
+            raise CommandFailed(f"{str(options.ticket)!r} does not do on these images what its run did")
 
 
 def do_run(options: Any) -> None:
@@ -412,7 +418,7 @@ def _about(ticket: Ticket) -> list[str]:
         pruned = f"{100 * cast(float, rate):g}%" if is_number(rate) else "?"
         lines.append(
             f"trained: {run.get('method')} on {run.get('data')}, {pruned} pruned, "
-            f"{run.get('epochs')} epochs, seed {run.get('seed')}"
+            f"{run.get('epochs')} epoch{'s' * (run.get('epochs') != 1)}, seed {run.get('seed')}"
         )
     if result:
         lines.append(f"result: test top-1 {_figure(result, 'test_top1', 2)} %, loss {_figure(result, 'test_loss', 4)}")

@@ -71,7 +71,9 @@ def test_the_best_is_by_validation_where_images_were_held_out(
 
 
 def test_what_is_not_there_is_one_line(out: Path, tmp_path: Path) -> None:
-    assert runs(tmp_path) == []
+    assert runs(tmp_path) == [] and repr(runs(tmp_path)) == "<0 finished runs>"
+    with pytest.raises(ValueError, match="there is no folder"):
+        runs(tmp_path / "nowhere")
     with pytest.raises(ValueError, match=r"^no finished run$"):
         runs(tmp_path).best()
     with pytest.raises(ValueError, match=r"^no finished run with method=bihalf, seed=3$"):
