@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .gradients import LATENT_GRADIENTS as LATENT_GRADIENTS
     from .gradients import SCORE_GRADIENTS as SCORE_GRADIENTS
     from .gradients import Ede as Ede
+    from .layer import Layer as Layer
     from .masks import MASKS as MASKS
     from .masks import global_score_masks as global_score_masks
     from .masks import score_mask as score_mask
@@ -36,6 +37,9 @@ if TYPE_CHECKING:
     from .tickets import load_ticket as load_ticket
     from .tickets import save_ticket as save_ticket
     from .tickets import ticket_weights as ticket_weights
+    from .training import Callback as Callback
+    from .training import Run as Run
+    from .training import train as train
     from .transport import binarize as binarize
     from .weights import binarize_weights as binarize_weights
     from .weights import binary_weights as binary_weights
@@ -56,6 +60,7 @@ _HOMES = {
     "given_masks": ["fix_masks", "start_scores"],
     "compute": ["set_compute"],
     "gradients": ["LATENT_GRADIENTS", "SCORE_GRADIENTS", "Ede"],
+    "layer": ["Layer"],
     "masks": ["MASKS", "global_score_masks", "score_mask"],
     "methods": ["METHODS", "Method"],
     "models": ["MODELS", "create_model"],
@@ -63,13 +68,15 @@ _HOMES = {
     "scales": ["SCALES"],
     "sweep": ["load_run", "runs"],
     "tickets": ["compile_ticket", "load_ticket", "save_ticket", "ticket_weights"],
+    "training": ["Callback", "Run", "train"],
     "transport": ["binarize"],
     "weights": ["binarize_weights", "binary_weights", "forget", "set_progress", "set_prune_rate", "shuffle_scores"],
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
-# Of tickets and sweeps the module itself is the place.
-__all__ = ["measures", *(name for name, module in _HOME.items() if module not in ("sweep", "tickets"))]  # noqa: PLE0604
+# Of trainings, sweeps and tickets the module itself is the place.
+_ELSEWHERE = ("sweep", "tickets", "training")
+__all__ = ["measures", *(name for name, module in _HOME.items() if module not in _ELSEWHERE)]  # noqa: PLE0604
 
 
 def __getattr__(name: str) -> object:
@@ -82,4 +89,4 @@ def __getattr__(name: str) -> object:
 
 
 def __dir__() -> list[str]:
-    return [*globals(), *__all__]
+    return sorted({*globals(), *__all__, *_HOME})

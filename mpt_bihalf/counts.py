@@ -14,6 +14,8 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+__all__ = ["kept_count", "round_half_up"]
+
 Number: TypeAlias = float | int | str | Decimal | Fraction
 
 # Those of `round_half_up_each`, by prior, size and device.

@@ -3,6 +3,7 @@
 Each Python block runs by itself, in an empty folder, as a reader would paste it into a file.
 """
 
+import ast
 import re
 import runpy
 import shlex
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import nbformat
 import pytest
 from torch.distributed.run import parse_args as parse_torchrun
 
@@ -107,6 +109,22 @@ def test_python_runs(
 
 def test_there_is_python_on_the_pages_that_promise_it() -> None:
     assert {"README.md", "docs/index.md", "docs/methods.md", "docs/extending.md"} <= {page for page, *_ in PYTHON}
+
+
+def notebooks() -> Iterator[str]:
+    for path in sorted(ROOT.glob("notebooks/*.ipynb")):
+        for cell in nbformat.read(path, as_version=4).cells:
+            if cell.cell_type == "code":
+                yield re.sub(r"^%.*$", "", cell.source, flags=re.MULTILINE)
+
+
+def test_what_pages_and_notebooks_import_is_public() -> None:
+    for code in [*(code for _, _, code in PYTHON), *notebooks()]:
+        for node in ast.walk(ast.parse(code)):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "mpt_bihalf":
+                module = import_module(str(node.module))
+                public = dir(module) if module is mpt_bihalf else module.__all__
+                assert {each.name for each in node.names} <= {*public}, ast.unparse(node)
 
 
 def prose(page: str) -> str:

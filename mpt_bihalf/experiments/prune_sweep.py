@@ -22,6 +22,8 @@ from .grid import Grid, Setting, parse_rates
 from .recipe import OF_MODEL, PAPER, QUICK, Recipe
 from .results import Results
 
+__all__ = ["PruneSweep"]
+
 # Fields of a run that a sweep has options of its own for.
 OPTION_OF = {"prune_rate": "--rates", "model": "--models", "method": "--methods", "seed": "--seed and --trials"}
 

@@ -11,6 +11,8 @@ from torch import nn
 from ..activations import BinaryActivation, Estimator
 from ..counts import round_half_up
 
+__all__ = ["Design", "Network"]
+
 
 @dataclass(frozen=True)
 class Design:

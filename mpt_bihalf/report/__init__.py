@@ -2,12 +2,12 @@
 
 from typing import TYPE_CHECKING
 
-from .tables import summarise_trials, sweep_table
+from .tables import View, summarise_trials, sweep_table, sweep_tables
 
 if TYPE_CHECKING:
     from .figures import draw_sweep, save_figure
 
-__all__ = ["draw_sweep", "save_figure", "summarise_trials", "sweep_table"]
+__all__ = ["View", "draw_sweep", "save_figure", "summarise_trials", "sweep_table", "sweep_tables"]
 
 
 def __getattr__(name: str) -> object:
