@@ -60,7 +60,7 @@ from mpt_bihalf.parametrization import BinaryWeight, binary_parts, one_pass
 from mpt_bihalf.report.tables import Table
 from mpt_bihalf.selection import Selection
 from mpt_bihalf.signals import Stopped, say_also
-from mpt_bihalf.training import Progress, Run, train, train_step
+from mpt_bihalf.training import Callback, Epoch, Progress, Run, train, train_step
 from mpt_bihalf.training.build import build_network, build_optimizer, check_compiles, check_computes, compiled
 from mpt_bihalf.training.captured import CapturedStep
 from mpt_bihalf.training.environment import commit_of
@@ -383,8 +383,20 @@ def digits_here(place: Place, method: str, **settings: Any) -> tuple[Run, Datase
     return place.run(method=method, data="digits", **sizes, **settings), digits
 
 
-def quiet(progress: Progress) -> None:
-    """Tell nobody how far a run is."""
+class AfterAnEpoch(Callback):
+    """Ends a run by an interrupt, once an epoch is done."""
+
+    def epoch(self, run: Run, progress: Progress, epoch: Epoch) -> None:
+        raise KeyboardInterrupt
+
+
+class InMidEpoch(Callback):
+    """Ends a run by a signal, in the middle of its second epoch."""
+
+    def step(self, run: Run, progress: Progress) -> None:
+        steps = progress.steps // run.epochs
+        if progress.step == steps + steps // 2:
+            raise Stopped(SIGTERM)
 
 
 def same_ends(one: Path, other: Path) -> dict[str, bool]:
@@ -397,23 +409,13 @@ def same_ends(one: Path, other: Path) -> dict[str, bool]:
 def resumed_as_left_alone(place: Place, method: str) -> Result:
     """A run ended after its first epoch by an interrupt and in mid-epoch by a signal, against one in one go."""
     run, digits = digits_here(place, method)
-    steps = len(digits.train) // run.batch_size
-
-    def after_an_epoch(progress: Progress) -> None:
-        if progress.figures:
-            raise KeyboardInterrupt
-
-    def in_mid_epoch(progress: Progress) -> None:
-        if progress.step == steps + steps // 2:
-            raise Stopped(SIGTERM)
-
     with tempfile.TemporaryDirectory() as folder:
         whole, parts = Path(folder, "whole"), Path(folder, "parts")
-        train(run, whole, digits, quiet)
+        train(run, whole, digits, [])
         ends = 0
-        for tell in (after_an_epoch, in_mid_epoch, quiet):
+        for callbacks in ([AfterAnEpoch()], [InMidEpoch()], []):
             try:
-                train(run, parts, digits, tell)
+                train(run, parts, digits, callbacks)
             except KeyboardInterrupt:
                 ends += 1
         return verdict({"both interrupted": ends == 2, **same_ends(whole, parts)})
@@ -427,8 +429,8 @@ def graphs_as_steps(place: Place, method: str) -> Result:
         return {"passed": None, "note": f"not applicable: {reason}"}
     with tempfile.TemporaryDirectory() as folder:
         whole, graphs = Path(folder, "whole"), Path(folder, "graphs")
-        train(run, whole, digits, quiet)
-        train(by_graphs, graphs, digits, quiet)
+        train(run, whole, digits, [])
+        train(by_graphs, graphs, digits, [])
         return verdict(same_ends(whole, graphs))
 
 

@@ -24,6 +24,8 @@ from .signals import FROM_HERE, asked_to_end, raise_when_terminated
 # What our own text has beyond ASCII, where a terminal takes nothing else.
 IN_ASCII = {"±": "+-", "…": "..."}
 
+__all__ = ["run_command", "show", "tell"]
+
 
 class CommandFailed(Exception):
     """A command could not do all that it was asked for, by no fault of who asked: one line and exit status 1."""

@@ -8,6 +8,7 @@ import warnings
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 from . import binarizers, masks
@@ -27,8 +28,9 @@ class Method:
 
     trains: `weights` (W), `scores` (S, over frozen W), or `signs` (b itself, kept in the place of W, flipped by
         `bop.Bop`).
-    binarizer: (layer, mask) -> bool, True = +1; None leaves W as it is (dense).
-    mask: layer -> bool, True = kept; None keeps all. With `trains="scores"` a mask that looks at the scores.
+    binarizer: (layer, mask) -> bool in the shape of W, True = +1, False = -1; None leaves W as it is (dense).
+    mask: layer -> bool in the shape of W, True = kept; None keeps all. With `trains="scores"` one that looks at the
+        scores.
     scale: (layer, mask) -> positive alpha that broadcasts over W. One of the form of before, (weight, mask), does for
         this version, with a warning.
     latent_gradient, score_gradient: (g, layer, positive, alpha) -> gradient of W, or of S.
@@ -79,8 +81,18 @@ class Method:
         # Mixed precision is for the layers: what is kept, its sign and its scale are not decided in fewer digits.
         with autocast(layer.weight.device, None):
             if mask is None and self.mask is not None:
-                mask = self.mask(layer)
-            return mask, self.binarizer(layer, mask), scale_of(self.scale, layer, mask)
+                mask = self._bool(self.mask, self.mask(layer), layer)
+            positive = self._bool(self.binarizer, self.binarizer(layer, mask), layer)
+            return mask, positive, scale_of(self.scale, layer, mask)
+
+    def _bool(self, part: Any, given: Any, layer: Layer) -> Tensor:
+        """What a mask rule or binarizer gave. ValueError for anything but bool in the shape of W."""
+        if isinstance(given, Tensor) and given.dtype == torch.bool and given.shape == layer.weight.shape:
+            return given
+        told = f"{given.dtype} {[*given.shape]}" if isinstance(given, Tensor) else type(given).__name__
+        name = getattr(part, "__name__", repr(part))
+        wanted = f"bool {[*layer.weight.shape]}, True where a weight is +1, or kept"
+        raise ValueError(f"{name} of method {self.name!r} gives {told}, and is to give {wanted}")
 
 
 _BI_REAL: dict[str, Any] = {"activation_gradient": ACTIVATION_GRADIENTS["approx"]}

@@ -3,6 +3,7 @@ from __future__ import annotations
 import pickle
 from copy import deepcopy
 from dataclasses import FrozenInstanceError, replace
+from typing import Any
 
 import pytest
 import torch
@@ -113,3 +114,16 @@ def test_a_users_edge_popup_method_works_in_every_scope(scope: str) -> None:
     mine = Method("mine", "scores", BINARIZERS["sign"], MASKS["edge-popup"], scoped=True)
     model = binarize_weights(nn.Sequential(nn.Linear(8, 6), nn.Linear(6, 4)), mine, 0.5, scope=scope, seed=0)
     assert sum(int((b != 0).sum()) for b in binary_weights(model).values()) == 36
+
+
+@pytest.mark.parametrize("wrong", [lambda layer, mask: layer.weight.sign(), lambda layer, mask: layer.weight[0] > 0])
+def test_a_binarizer_that_gives_no_bool_in_the_shape_of_the_weight_is_named(wrong: Any) -> None:
+    method = replace(METHODS["sign"], name="mine", binarizer=wrong)
+    with one_line_error(r"<lambda> of method 'mine' gives torch\.\w+ \[[\d, ]+\], and is to give bool \[5, 12\]"):
+        binarize_weights(nn.Linear(12, 5), method, seed=0).weight  # noqa: B018
+
+
+def test_a_mask_rule_that_gives_no_bool_is_named() -> None:
+    method = replace(METHODS["magnitude-sign"], mask=lambda layer: None)
+    with one_line_error("gives NoneType, and is to give bool"):
+        binarize_weights(nn.Linear(12, 5), method, seed=0, allow_empty=True).weight  # noqa: B018

@@ -117,7 +117,7 @@ def test_a_sweep_of_several_workers_has_them_all(done: Path) -> None:
     results = [json.loads(file.read_text()) for file in done.glob("runs/*/result.json")]
     assert [result["status"] for result in results] == ["finished"] * 6
     table = (done / "table.txt").read_text()
-    assert re.search(r"mlp, blobs.*\n.*\bmine\b.*\bmpt-sign\b", table)
+    assert re.search(r"mlp, blobs, 50 % pruned: .*(\n.*)+\n +mine +\d.*(\n.*)+\nmpt-sign", table)
 
 
 def test_a_report_without_the_plugin_has_its_rows_and_says_what_is_not_registered(done: Path, plugin: Path) -> None:

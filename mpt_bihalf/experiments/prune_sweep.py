@@ -126,11 +126,12 @@ def _tell_method(rates: pd.DataFrame, reference: str) -> str:
     if told.empty:
         return f"{method} has no finished run beside one of {reference}"
     above = told["difference"] > 0
-    sure = int((above & (told["p"] < SIGNIFICANT)).sum())
-    surely = f" ({sure} with p < {SIGNIFICANT} by Holm)" if told["p"].notna().any() else ""
+    sure = told["p"] < SIGNIFICANT
+    surely = f" ({(above & sure).sum()} with p < {SIGNIFICANT} by Holm)" if told["p"].notna().any() else ""
+    below = f", surely below it at {(~above & sure).sum()}" if (~above & sure).any() else ""
     return (
         f"{method} is above {reference} at {above.sum()} of {len(told)} rates{surely}, "
-        f"{told['difference'].mean():+.2f} points on average"
+        f"{told['difference'].mean():+.2f} points on average{below}"
     )
 
 
@@ -139,7 +140,7 @@ def _tell_best(runs: pd.DataFrame) -> str:
     finished = runs.reindex(columns=["method", "prune_rate", TOP1]).dropna(subset=[TOP1])
     pruned, binary = (
         finished["prune_rate"] > 0,
-        finished["method"].map(lambda name: METHODS[name].binarizer is not None),
+        finished["method"].map(lambda name: METHODS[name].binarizer is not None).astype(bool),
     )
     told = []
     for kind, part in (

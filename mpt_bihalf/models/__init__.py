@@ -37,7 +37,8 @@ def find_network(name: str) -> Network:
     if name.startswith(PREFIX):
         return torchvision_network(name.removeprefix(PREFIX))
     if name not in MODELS:
-        raise ValueError(f"unknown model {name!r}; known: {', '.join([*MODELS, PREFIX + 'NAME'])}")
+        known = ", ".join([*MODELS, PREFIX + "NAME"])
+        raise ValueError(f"unknown model {name!r}; known: {known}, and your own by --plugin")
     return MODELS[name]
 
 

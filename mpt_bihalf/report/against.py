@@ -42,7 +42,9 @@ def against_tables(records: pd.DataFrame, view: View, reference: str) -> list[Ta
         unit = " in points" if unit_of(view.figure) else ""
         what = f"{figure_name(view.figure)}, difference from {one_line(reference)}{unit} over equal seeds"
         tests = sum(not np.isnan(told["p"]) for told in every)
-        how = f"mean [95 % interval], p by Holm over {tests} test{'s' * (tests != 1)} (pairs)" if tests else "(pairs)"
+        how = "mean (pairs of runs)"
+        if tests:
+            how = f"mean [95 % interval of it alone], p by Holm over {tests} test{'s' * (tests != 1)}, (pairs of runs)"
         head = ["pruned" if view.x == "prune_rate" else view.x, *map(one_line, others)]
         body = [[label, *(_cell(found.get(n), view.figure) for n in others)] for label, found in rows.items()]
         tables.append(Table(f"{title}{': ' if title else ''}{what}: {how}", head, body))

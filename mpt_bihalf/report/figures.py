@@ -28,6 +28,8 @@ from .tables import (
     unused,
 )
 
+__all__ = ["draw_mean", "draw_sweep", "save_figure"]
+
 # Okabe and Ito's palette and two more: told apart by readers with any colour vision.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442", "#882255", "#999999")
 MARKERS = "osD^vP*X<>"

@@ -18,6 +18,8 @@ from ..files import refuse_links, write_csv, write_text
 from ..training.events import scalars, write_events
 from .figures import save_figure
 
+__all__ = ["Outcome"]
+
 Rows = Sequence[dict[str, Any]]
 Curves = dict[str, list[tuple[int, float]]]
 

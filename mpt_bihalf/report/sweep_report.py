@@ -248,7 +248,6 @@ def choose_view(frame: pd.DataFrame, shown: Shown) -> View:
     numbers = [name for name in SETTING if name in candidates and is_numeric_dtype(frame[name])]
     numbers = [name for name in numbers if not is_bool_dtype(frame[name])]
     first = ["prune_rate"] * ("prune_rate" in numbers) + numbers + candidates
-    first += ["prune_rate"] * (columns != "prune_rate" and not by and bool((frame["prune_rate"] > 0).any()))
     x = x or next((name for name in first), "" if columns == "method" else "method")
     x = x or next(name for name in ("model", "data") if name != columns)
     columns = columns or ("method" if x != "method" and (not by or "method" in by) else "")

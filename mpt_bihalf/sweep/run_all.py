@@ -66,7 +66,7 @@ def run_all(
     if len(missing) < len(runs):
         show(f"{len(runs) - len(missing)} of {len(runs)} runs are done already")
     varied = _describe(runs, out)
-    with closing(_Bars(len(runs), len(runs) - len(missing), varied)) as bars:
+    with closing(_Bars(out, len(runs), len(runs) - len(missing), varied)) as bars:
         told = engine.told = _Told(out, [bars, *callbacks])
         try:
             failures = _do(engine, missing, out, bars, told)
@@ -225,9 +225,9 @@ class _Told(Together):
 class _Bars(ProgressBar):
     """A bar for the sweep, and below it one for each run under way; a line for each run that ended."""
 
-    def __init__(self, runs: int, done: int, varied: Sequence[str]) -> None:
+    def __init__(self, out: Path, runs: int, done: int, varied: Sequence[str]) -> None:
         super().__init__()
-        self._total, self._done, self._varied = runs, done, varied
+        self._out, self._total, self._done, self._varied = out, runs, done, varied
         self._sweep = tqdm(total=runs, initial=done, desc="sweep", unit="run", disable=None)
 
     def name_of(self, run: Run) -> str:
@@ -243,7 +243,9 @@ class _Bars(ProgressBar):
         self._sweep.update()
         told = f"test top-1 {result['test_top1']:.2f} %" if "test_top1" in result else result["status"]
         told += f"; {result['note']}" if "note" in result else ""
-        show(f"[{self._done}/{self._total}] {self.name_of(run)}: {one_line(told, 1000)}")
+        # Of what failed the folder tells more.
+        name = run_folder(self._out, run).name if told.startswith("failed") else self.name_of(run)
+        show(f"[{self._done}/{self._total}] {name}: {one_line(told, 1000)}")
 
     def waiting(self, runs: int) -> None:
         self._sweep.set_description(f"sweep ({runs} done by another sweep, waiting)")

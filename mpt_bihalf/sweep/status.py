@@ -11,6 +11,7 @@ from tabulate import tabulate
 
 from ..endings import one_line
 from ..training import Run
+from .records import FAILURE
 from .survey import OVER, RunStatus, Survey
 
 # How many lines a list has on the screen at most, and how many commands are told.
@@ -53,7 +54,8 @@ def status_text(found: Survey, columns: int = 100, lines: int = 50) -> str:
     for state, some in shown:
         latest = sorted(some, key=lambda status: -(status.when or 0))
         told = _fitting([_row(found, status) for status in latest[:room]], columns, room)
-        parts.append(f"{state}:\n" + "\n".join(told))
+        more = f" ({FAILURE} in the run's folder tells more)" if state == "failed" else ""
+        parts.append(f"{state}{more}:\n" + "\n".join(told))
         if len(some) > room or len(told) < len(some):
             parts[-1] += f"\n  ... of {len(some):,}; --json lists all"
     commands = found.to_do()

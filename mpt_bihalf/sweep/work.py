@@ -45,7 +45,7 @@ def perform(run: Run, out: Path, callbacks: Iterable[Callback] = ()) -> Outcome:
                 return Outcome(run)
             result = read_result(folder, run)
             if result is None:
-                result = train(run, folder, kept_data(run), callbacks, bar=False)
+                result = train(run, folder, kept_data(run), callbacks)
             (folder / FAILURE).unlink(missing_ok=True)
             remove_leftovers(folder / FAILURE)
             return Outcome(run, result)

@@ -57,9 +57,15 @@ def add_ticket(commands: Any) -> None:
         do_make,
         "make a ticket of a finished run",
         "Its checkpoint and its data must be there. A file that is there already is replaced.",
-        "e.g. python -m mpt_bihalf ticket make runs/conv4-digits-mpt-bihalf-pruned0.9-seed0-HASH -o conv4.ticket",
+        "e.g. python -m mpt_bihalf ticket make runs/conv4-digits-mpt-bihalf-pruned0.9-seed0-HASH -o conv4.ticket, or "
+        "make runs/prune_sweep --best --where method=mpt-bihalf -o best.ticket",
     )
-    make.add_argument("run", type=path_argument, metavar="RUN", help="the run's folder, which train and sweeps name")
+    make.add_argument(
+        "run",
+        type=path_argument,
+        metavar="RUN",
+        help="the run's folder, which train and sweeps name; with --best a sweep's",
+    )
     make.add_argument(
         "--best",
         action="store_true",
@@ -271,7 +277,8 @@ def do_verify(options: Any) -> None:
         told += ", which are other data" if result and differing else ""
         show(f"{options.data}: test top-1 {figures['test_top1']:.2f} %{told}")
         had = result.get("test_top1")
-        if is_number(had) and not differing and abs(figures["test_top1"] - cast(float, had)) > ROUNDING:
+        same = ticket.told("data").get("sha256") == dataset.digest.sha256
+        if same and is_number(had) and abs(figures["test_top1"] - cast(float, had)) > ROUNDING:
             raise CommandFailed(f"{str(options.ticket)!r} does not do on these images what its run did")
 
 

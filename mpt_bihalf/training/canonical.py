@@ -73,7 +73,7 @@ def check(run: Run) -> None:
         ("activations", ["real", "binary", *ACTIVATION_GRADIENTS]),
     ):
         if getattr(run, name) not in known:
-            options = ", ".join(value for value in known if value)
+            options = ", ".join(value for value in known if value) + ", and your own by --plugin" * (name in PARTS)
             raise ValueError(f"unknown {name} {getattr(run, name)!r}; known: {options}")
     find_network(run.model)
     check_name(run.data)

@@ -42,14 +42,13 @@ def train(
     run: Run,
     folder: Path | str | None = None,
     dataset: Dataset | None = None,
-    callbacks: Iterable[Callback] = (),
-    bar: bool = True,
+    callbacks: Iterable[Callback] | None = None,
 ) -> dict[str, Any]:
     """Train one run in its folder, from its last checkpoint if there is one, and return its result.
 
     run: resolved (`Run.resolved`), or it is here. folder: by default `runs/` and the run's name, as the command `train`
-    has it. dataset: the run's data if loaded already. callbacks: told as they say. bar: whether a progress bar is
-    shown. The folder gets `config.json`, `environment.json`,
+    has it. dataset: the run's data if loaded already. callbacks: told as they say; by default a `ProgressBar`. The
+    folder gets `config.json`, `environment.json`,
     `metrics.csv` (a row an epoch, after each), `layers.csv` (a row a layer and epoch), `trace.csv` (a row a layer and
     traced step, with `run.trace`), `checkpoint.pt`, TensorBoard events, `times.json`, and `result.json` when the run is
     finished, or has diverged: then its `status` says so and why, and there are no figures. It has a `note`, `CONSTANT`,
@@ -74,8 +73,8 @@ def train(
     try:
         with together(take_part, run, folder, device=torch.device(run.device)) as team:
             check_alike(team, run, dataset)
-            with closing(ProgressBar()) as bars:
-                return train_together(team, run, folder, dataset, record, [*callbacks, *[bars] * bar])
+            with closing(ProgressBar()) as bar:
+                return train_together(team, run, folder, dataset, record, [bar] if callbacks is None else callbacks)
     except PartFailed:
         raise
     except KeyboardInterrupt as end:

@@ -78,8 +78,8 @@ def check_parts(run: Run, folder: Path) -> None:
     changed = changed_parts(run, folder)
     if changed:
         raise OtherParts(
-            f"{changed[0]} has changed since the run in {folder} was made: load what it was then, or give what it is "
-            "now another name"
+            f"{changed[0]} has changed since the run in {folder} was made: load what it was then, give what it is now "
+            "another name, or remove that folder to begin it anew"
         )
 
 

@@ -88,9 +88,9 @@ def test_what_is_not_there_is_one_line(out: Path, tmp_path: Path) -> None:
 
 def test_a_run_that_is_not_resolved_is_trained_as_this_machine_has_it(tmp_path: Path) -> None:
     run = Run(data="digits", width=0.125, epochs=1)
-    result = train(run, tmp_path / "as it is", bar=False)
+    result = train(run, tmp_path / "as it is", callbacks=[])
     torch.set_num_threads(1)
-    assert result == train(run.resolved(), tmp_path / "resolved", bar=False)
+    assert result == train(run.resolved(), tmp_path / "resolved", callbacks=[])
     configs = [(tmp_path / name / "config.json").read_bytes() for name in ("as it is", "resolved")]
     assert configs[0] == configs[1]
     torch.set_num_threads(1)

@@ -201,7 +201,8 @@ def test_of_two_sweeps_started_together_each_run_is_done_by_one(
     for run in wanted:
         assert len(list(run_folder(out, run).glob("events.*"))) == 1, run.name
         # One that starts late finds some that are done, and only counts them.
-        assert all(run.name in text or "are done already" in text for text in (file.read_text() for file in told))
+        label = f"{run.method} seed={run.seed}: "
+        assert all(label in text or "are done already" in text for text in (file.read_text() for file in told))
     run_all(wanted, tmp_path / "alone", SERIAL)
     assert read_records(out, wanted) == read_records(tmp_path / "alone", wanted)
 

@@ -111,7 +111,7 @@ def hook(rank: int, place: str, call: int = 1, awaits: str = "", signal: int = 0
 def main() -> None:
     for given in sys.argv[2:]:
         fields = json.loads(given)
-        train(Run(**fields).resolved(), OUT / fields["method"], bar=False)
+        train(Run(**fields).resolved(), OUT / fields["method"], callbacks=[])
         print("trained", fields["method"])
 
 

@@ -111,11 +111,11 @@ def test_a_compiled_run_decides_as_any_other(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    eager = train(make_run(**fields), tmp_path / "eager", small, bar=False)
+    eager = train(make_run(**fields), tmp_path / "eager", small, [])
     torch._dynamo.reset()
     with monkeypatch.context() as patch:  # its graphs run as they are: a compiler's own roundings are not ours
         patch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
-        compiled = train(make_run(compile=True, **fields), tmp_path / "compiled", small, bar=False)
+        compiled = train(make_run(compile=True, **fields), tmp_path / "compiled", small, [])
     assert compiled == eager
     assert make_run(compile=True, **fields).name != make_run(**fields).name
 

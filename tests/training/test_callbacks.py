@@ -61,7 +61,7 @@ def test_the_bar_stands_at_the_step_under_way_beside_the_last_figures(monkeypatc
 
 def test_a_training_tells_of_its_begin_each_step_each_epoch_and_its_end(tmp_path: Path) -> None:
     notes = Notes()
-    result = train(Run(method="mpt-bihalf", **SHORT), tmp_path / "run", callbacks=[notes], bar=False)
+    result = train(Run(method="mpt-bihalf", **SHORT), tmp_path / "run", callbacks=[notes])
     assert [entry[0] for entry in notes.told] == ["begins", *["step", "step", "step", "step", "epoch"] * 2, "ends"]
     assert notes.told[0] == ("begins", "mpt-bihalf", "run", Progress(0, 8), True)
     assert notes.of("step", "mpt-bihalf") == [(Progress(step, 8),) for step in range(1, 9)]
@@ -115,17 +115,17 @@ def test_what_a_callback_raises_ends_a_sweep_and_is_no_fault_of_a_run(engine: st
 def test_an_epoch_is_kept_before_it_is_told(tmp_path: Path) -> None:
     run = Run(method="sign", **SHORT)
     with pytest.raises(LookupError):
-        train(run, tmp_path / "run", callbacks=[Faulty()], bar=False)
+        train(run, tmp_path / "run", callbacks=[Faulty()])
     notes = Notes()
-    result = train(run, tmp_path / "run", callbacks=[notes], bar=False)
+    result = train(run, tmp_path / "run", callbacks=[notes])
     assert notes.of("begins", "sign") == [("run", Progress(4, 8), True)]
-    assert result == train(run, tmp_path / "whole", bar=False)
+    assert result == train(run, tmp_path / "whole", callbacks=[])
 
 
 def test_a_run_without_a_folder_goes_where_the_command_puts_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     run = Run(method="sign", **SHORT).resolved()
-    result = train(run, bar=False)
+    result = train(run, callbacks=[])
     assert read_json(tmp_path / "runs" / run.name / "result.json") == result
 
 
@@ -155,6 +155,6 @@ def test_what_is_sent_is_received() -> None:
 
 
 def test_bars_of_a_sweep_are_named_by_what_was_varied() -> None:
-    bars = _Bars(2, 0, ["method", "seed"])
+    bars = _Bars(Path(), 2, 0, ["method", "seed"])
     assert bars.name_of(Run(method="sign", seed=3)) == "sign seed=3"
     bars.close()

@@ -48,7 +48,12 @@ def work(out: str, accelerator: int | None, plugins: str) -> None:
 
     while line := lines.get():
         try:
-            outcome = perform(Run.from_dict(json.loads(line)), Path(out), [Sender(answer)])
+            run = Run.from_dict(json.loads(line))
+        except ValueError as fault:  # of a part that the sweep's own program alone has registered
+            answer({"result": None, "error": f"{fault} (a worker has what plugins register; or take --engine serial)"})
+            continue
+        try:
+            outcome = perform(run, Path(out), [Sender(answer)])
         except Stopped as stopped:
             if text := str(stopped):
                 tell(text)

@@ -125,7 +125,7 @@ def test_closing_ends_the_runs_under_way_with_their_steps_kept(
     events = LocalEngine(tmp_path, wanted, EngineOptions(jobs=2)).do(wanted)
     under_way = set()
     while len(under_way) < 2:
-        run, _ = next(events)
+        run, *_ = next(events)
         under_way.add(run)
     events.close()
     for run in wanted:
