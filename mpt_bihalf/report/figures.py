@@ -31,7 +31,7 @@ from .tables import (
 __all__ = ["draw_mean", "draw_sweep", "save_figure"]
 
 # Okabe and Ito's palette and two more: told apart by readers with any colour vision.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442", "#882255", "#999999")
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#882255", "#999999", "#F0E442")
 MARKERS = "osD^vP*X<>"
 FOOTNOTE: dict[str, Any] = {"fontsize": "small", "color": "0.4"}  # what is written below a figure
 # Where values stand side by side: how much of the way to the next they take up.

@@ -177,7 +177,7 @@ def test_the_default_sweep_with_a_node_killed_half_way_has_the_results_of_one_ma
     subprocess.run([*command, str(tmp_path / "here")], check=True)
     results = [(tmp_path / name / "results.csv").read_bytes() for name in ("ray", "here")]
     assert results[0] == results[1]
-    assert results[0].count(b"finished") == 81
+    assert results[0].count(b"finished") == 84
 
 
 def test_a_plugin_is_there_on_the_nodes(tmp_path: Path, cluster: Any, node: Any) -> None:
