@@ -125,8 +125,8 @@ def test_closing_ends_the_runs_under_way_with_their_steps_kept(
     events = LocalEngine(tmp_path, wanted, EngineOptions(jobs=2)).do(wanted)
     under_way = set()
     while len(under_way) < 2:
-        run, *_ = next(events)
-        under_way.add(run)
+        run, progress, *_ = next(events)
+        under_way |= {run} if progress.step else set()
     events.close()
     for run in wanted:
         assert not (run_folder(tmp_path, run) / "result.json").exists()

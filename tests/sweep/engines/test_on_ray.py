@@ -72,10 +72,15 @@ def test_results_are_those_of_runs_in_this_process_one_that_fails_says_why_and_n
     lost = replace(sound[0], data=f"folder:{tmp_path}/none")
     wanted = [sound[0], lost, sound[1]]
     with closing(make_engine(tmp_path / "ray", wanted, RAY).do(wanted)) as events:
-        outcomes = {event.run: event for event in events if isinstance(event, Outcome)}
+        every = [*events]
+    outcomes = {event.run: event for event in every if isinstance(event, Outcome)}
     assert "none" in outcomes[lost].error
     for run in sound:
         assert outcomes[run] == perform(run, tmp_path / "here")
+        told = [event[1:] for event in every if not isinstance(event, Outcome) and event[0] == run]
+        assert told[0][0].step == 0 and len(told[0]) == 1  # it begins
+        epochs = [more[0].figures["epoch"] for _, *more in told if more]
+        assert epochs == list(range(1, run.epochs + 1))
     assert read_records(tmp_path / "ray", sound) == read_records(tmp_path / "here", sound)
 
 
