@@ -29,9 +29,12 @@ from mpt_bihalf.files import write_whole
 from mpt_bihalf.layer import Layer
 from mpt_bihalf.masks import SCOPES
 from mpt_bihalf.report.figures import COLOURS
+from mpt_bihalf.scales import scale_of
 
 POSITIVE, NEGATIVE, PRUNED = COLOURS[0], COLOURS[1], "0.65"
 FILTERS, CONNECTIONS = 4, 24
+# Methods whose gradient ends at 1: their weights are drawn four times as large, so that some are beyond it.
+CLIPPED = ("xnor", "bi-real", "least-squares")
 
 
 def draw_all(folder: Path) -> None:
@@ -141,7 +144,7 @@ def draw_scales() -> Figure:
         for rate in rates:
             weight = torch.randn(scores.shape, generator=torch.Generator().manual_seed(1))
             weight *= (2 / ((1 - rate) * scores.shape[1])) ** 0.5  # as binarize_weights draws it
-            alphas.append(scale(Layer(weight), score_mask(scores, rate).bool()).mean())
+            alphas.append(scale_of(scale, Layer(weight), score_mask(scores, rate).bool(), weight >= 0).mean())
         panel.plot(rates, alphas, label=name)
     panel.set(title="a layer of 576 connections", xlabel="fraction pruned", ylabel="alpha", yscale="log")
     panel.legend(fontsize="small")
@@ -158,7 +161,8 @@ def draw_activations() -> Figure:
         for progress in (0.0, 0.5, 1.0) if name == "ede" else (0.0,):
             panel.plot(x, _activation_gradient(name, x, progress), label=f"epoch / epochs = {progress:g}")
         panel.set(title=name, xlabel="x", ylabel="dL/dx for g = 1")
-    panels[-1].legend(fontsize="small")
+        if name == "ede":
+            panel.legend(fontsize="small")
     return figure
 
 
@@ -175,7 +179,7 @@ def _binarized(method: str, connections: int = CONNECTIONS) -> nn.Sequential:
     model = nn.Sequential(nn.Linear(connections, FILTERS, bias=False))
     draw = torch.randn(FILTERS, connections, generator=torch.Generator().manual_seed(3))
     with torch.no_grad():
-        model[0].weight.copy_((draw + 0.6) * (2 / connections) ** 0.5)
+        model[0].weight.copy_((draw + 0.6) * (2 / connections) ** 0.5 * (4 if method in CLIPPED else 1))
     binarize_weights(model, method, prune_rate=0.5, init="keep")
     for _, part, _ in binary_layers(model):
         if part.scores is not None:

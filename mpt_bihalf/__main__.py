@@ -24,7 +24,7 @@ with starting(__name__):
     from .sweep.survey import OVER, survey
     from .tickets.command import add_ticket
     from .training import Run, train
-    from .training.build import check_begins, check_compiles, check_fits, check_network, what_stays_real
+    from .training.build import check_begins, check_compiles, check_fits, check_network, notes_on
     from .training.recorded_data import check_asked, check_data, has_begun
     from .training.run_data import load_run_data
 
@@ -93,7 +93,7 @@ def do_train(options: Any) -> None:
         check_begins(run, model)
     check_asked(run, dataset.digest)
     check_data(folder, run, dataset.digest)
-    for note in filter(None, (dataset.left_out, what_stays_real(run, model))):
+    for note in filter(None, (dataset.left_out, *notes_on(run, model))):
         tell(note)
     with claimed(folder) as ours:
         if not ours:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from . import kernels
-from .gradients import Ede
+from .gradients import Ede, Swish
 
 Estimator: TypeAlias = Callable[[Tensor, Tensor, float], Tensor]
 
@@ -44,7 +44,22 @@ class EdeActivation:
         return cast(Tensor, torch.ops.aten.sigmoid_backward(g, gate)).mul_(4 * max(1 / t, 1) * t)
 
 
-ACTIVATION_GRADIENTS: dict[str, Estimator] = {"clip": clip, "approx": approx, "ede": EdeActivation()}
+@dataclass(frozen=True)
+class SwishActivation:
+    """dL/dx = g SS'(x), as `gradients.Swish` has it (BNN+, Darabi et al. 2018). b: how sharp, above 0."""
+
+    b: float = Swish.b
+
+    def __call__(self, g: Tensor, x: Tensor, progress: float) -> Tensor:
+        return Swish(self.b).slope(x) * g
+
+
+ACTIVATION_GRADIENTS: dict[str, Estimator] = {
+    "clip": clip,
+    "approx": approx,
+    "ede": EdeActivation(),
+    "swish": SwishActivation(),
+}
 
 
 class BinaryActivation(nn.Module):

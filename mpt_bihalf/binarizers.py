@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeAlias
 
+import torch
 from torch import Tensor
 
 from .layer import Layer
@@ -26,6 +27,12 @@ def standardised_sign(layer: Layer, mask: Tensor | None) -> Tensor:
     return layer.derived.standard.positive.view(layer.weight.shape)
 
 
+def centred_sign(layer: Layer, mask: Tensor | None) -> Tensor:
+    """sign of W less the mean of the layer, the one base of ABC-Net (Lin et al. 2017); sign(0) = +1."""
+    weight = layer.weight
+    return weight >= weight.mean(dtype=torch.promote_types(weight.dtype, torch.float32))
+
+
 def fixed(layer: Layer, mask: Tensor | None) -> Tensor:
     """Transport over the whole filter, whatever the mask (Eq. 4): with frozen W the signs never change."""
     return layer.derived.top_of_all
@@ -40,6 +47,7 @@ BINARIZERS: dict[str, Binarizer] = {
     "sign": sign,
     "standardised-sign": standardised_sign,
     "transport": transported,
+    "centred-sign": centred_sign,
     "fixed": fixed,
     "extremes": extremes,
 }

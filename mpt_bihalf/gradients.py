@@ -17,6 +17,7 @@ from torch import Tensor
 from . import kernels
 from .filters import few_filters, filters, wide_rows
 from .layer import Layer
+from .selection import count_kept
 
 Gradient: TypeAlias = Callable[[Tensor, Layer, Tensor, Tensor], Tensor]
 
@@ -31,6 +32,65 @@ def scaled(g: Tensor, layer: Layer, positive: Tensor, alpha: Tensor) -> Tensor:
 def unscaled(g: Tensor, layer: Layer, positive: Tensor, alpha: Tensor) -> Tensor:
     """dL/dW = g."""
     return g
+
+
+@dataclass(frozen=True)
+class Clipped:
+    """dL/dW = alpha g where abs(W) < 1, else 0 (Bi-Real net, Liu et al. 2018).
+
+    closed: also where abs(W) = 1. scaled: False for g in the place of alpha g (Bi-Real's and ReActNet's PyTorch code).
+    """
+
+    closed: bool = False
+    scaled: bool = True
+
+    def __call__(self, g: Tensor, layer: Layer, positive: Tensor, alpha: Tensor) -> Tensor:
+        return _within(alpha * g if self.scaled else g, layer.weight, self.closed)
+
+
+def xnor(g: Tensor, layer: Layer, positive: Tensor, alpha: Tensor) -> Tensor:
+    """dL/dW = alpha g 1[abs(W) < 1] + M sign(W) / n_f sum_f(g B): alpha is differentiated too.
+
+    Exact for the scale `l1-filter` under the binarizer `sign` (XNOR-Net, Rastegari et al. 2016, whose formula and code
+    lack the sum). n_f: the kept weights of the filter; sign(0) = +1, as of B.
+    """
+    signs = torch.where(positive, g.new_ones(()), -1)
+    count: Tensor | int = max(1, signs[0].numel())
+    if layer.kept is not None:
+        signs = torch.where(layer.kept, signs, 0)  # B
+        count = count_kept(filters(layer.kept)).clamp(min=1)
+    along = (filters(g) * filters(signs)).sum(1, dtype=torch.promote_types(g.dtype, torch.float32)) / count
+    along = along.to(g.dtype).view(-1, *[1] * (g.dim() - 1))
+    return torch.addcmul(_within(alpha * g, layer.weight), signs, along)
+
+
+@dataclass(frozen=True)
+class Swish:
+    """dL/dW = alpha g SS'(W), of the sign-swish SS(x) = 2 s (1 + b x (1 - s)) - 1, s = sigmoid(b x) (Darabi et al.).
+
+    SS'(x) = b (2 - b x tanh(b x / 2)) / (1 + cosh(b x)): below 0 beyond b abs(x) = 2.4. b: how sharp, above 0.
+    """
+
+    b: float = 5.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.b < float("inf"):
+            raise ValueError(f"b must be a finite number above 0, not {self.b}")
+
+    def slope(self, x: Tensor) -> Tensor:
+        """SS'(x), in the shape and dtype of x."""
+        # Beyond 80 it is 0 to the last digit; cosh of more would overflow, and of half precision of 11.
+        y = (x.to(torch.promote_types(x.dtype, torch.float32)) * self.b).clamp_(-80, 80)
+        return (self.b * (2 - y * (y / 2).tanh()) / (1 + y.cosh())).to(x.dtype)
+
+    def __call__(self, g: Tensor, layer: Layer, positive: Tensor, alpha: Tensor) -> Tensor:
+        return alpha * g * self.slope(layer.weight)
+
+
+def _within(g: Tensor, x: Tensor, closed: bool = False) -> Tensor:
+    """g where abs(x) < 1, or <= 1, else 0."""
+    bound = 1 + torch.finfo(x.dtype).eps * closed  # the next above 1, which is out as 1 would be
+    return cast(Tensor, torch.ops.aten.hardtanh_backward(g, x, -bound, bound))
 
 
 @dataclass(frozen=True)
@@ -107,5 +167,14 @@ def _signed(g: Tensor, factor: Tensor, layer: Layer, positive: Tensor) -> Tensor
     return torch.where(positive == (layer.scores >= 0), magnitude, -magnitude)
 
 
-LATENT_GRADIENTS: dict[str, Gradient] = {"scaled": scaled, "unscaled": unscaled, "ede": Ede()}
+LATENT_GRADIENTS: dict[str, Gradient] = {
+    "scaled": scaled,
+    "unscaled": unscaled,
+    "ede": Ede(),
+    "clipped": Clipped(),
+    "clipped-closed": Clipped(closed=True),
+    "clipped-unscaled": Clipped(closed=True, scaled=False),
+    "xnor": xnor,
+    "swish": Swish(),
+}
 SCORE_GRADIENTS: dict[str, Gradient] = {"latent": latent_scores, "binary": binary_scores}

@@ -9,12 +9,17 @@ from torch import Tensor
 
 from .filters import filters
 
-INITS = ("kaiming_normal", "signed_constant", "equal_bits", "keep")
+INITS = ("kaiming_normal", "signed_constant", "equal_bits", "all_positive", "keep")
 
 
 def draw_latent(weight: Tensor, kept: float, init: str, generator: torch.Generator) -> None:
     """Kaiming normal over the `kept` share of the fan-in, drawn where the generator lives: the same on every device."""
     if weight.is_meta:
+        return
+    if init == "all_positive":  # uniform in [0, 0.001), as the codes of Bi-Real net and ReActNet draw W
+        draw = torch.rand(weight.shape, generator=generator, dtype=torch.float32, device=generator.device)
+        with torch.no_grad():
+            weight.copy_(draw.mul_(1e-3))
         return
     std = sqrt(2 / (kept * weight[0].numel()))
     draw = torch.randn(weight.shape, generator=generator, dtype=torch.float32, device=generator.device)

@@ -25,6 +25,7 @@ class Layer:
     scope: what scores are ranked within: `layer`, `filter` or `global`; for the last, `all_scores` are those of the
     layers that are ranked together, `index` is the place of this one among them, and `ranking` knows of their pass.
     progress: how far the training is, epoch / epochs in [0, 1), for gradients with a schedule.
+    kept: what the mask keeps, bool in the shape of W, once that is decided; None where nothing is pruned.
 
     What only saves time, and changes nothing:
     selections: by a name that a rule chooses, those that look first where they ended a step ago.
@@ -42,6 +43,7 @@ class Layer:
     ranking: GlobalRanking = field(default_factory=GlobalRanking)
     selections: Selections = field(default_factory=lambda: defaultdict(Selection))
     known: Callable[[], Derived] | None = None
+    kept: Tensor | None = None
 
     @cached_property
     def derived(self) -> Derived:

@@ -15,7 +15,7 @@ from . import binarizers, masks
 from .activations import ACTIVATION_GRADIENTS, Estimator
 from .binarizers import Binarizer
 from .devices import autocast
-from .gradients import LATENT_GRADIENTS, SCORE_GRADIENTS, Gradient
+from .gradients import LATENT_GRADIENTS, SCORE_GRADIENTS, Gradient, xnor
 from .layer import Layer
 from .masks import MaskRule
 from .scales import SCALES, Scale, scale_of, takes_weight
@@ -31,8 +31,8 @@ class Method:
     binarizer: (layer, mask) -> bool in the shape of W, True = +1, False = -1; None leaves W as it is (dense).
     mask: layer -> bool in the shape of W, True = kept; None keeps all. With `trains="scores"` one that looks at the
         scores.
-    scale: (layer, mask) -> positive alpha that broadcasts over W. One of the form of before, (weight, mask), does for
-        this version, with a warning.
+    scale: (layer, mask) -> positive alpha that broadcasts over W, or (layer, mask, positive), which sees the signs. One
+        of the form of before, (weight, mask), does for this version, with a warning.
     latent_gradient, score_gradient: (g, layer, positive, alpha) -> gradient of W, or of S.
     scoped: whether `scope` says what the mask ranks within.
     balanced: whether `p_pos` sets the bit ratio.
@@ -59,6 +59,15 @@ class Method:
             raise ValueError(f"method {self.name!r} trains {self.trains}: its mask rule needs scores")
         if self.binarizer is None and (self.mask is not None or self.trains == "signs"):
             raise ValueError(f"method {self.name!r} needs a binarizer")
+        if (
+            self.trains == "weights"
+            and self.latent_gradient is xnor
+            and not (self.binarizer is binarizers.sign and self.scale is SCALES["l1-filter"])
+        ):
+            raise ValueError(
+                f"method {self.name!r}: the gradient xnor is exact under the binarizer sign and the scale l1-filter "
+                "alone; take clipped with others"
+            )
         if takes_weight(self.scale):
             warnings.warn(
                 f"method {self.name!r}: a scale takes (layer, mask), and its first argument is called layer; "
@@ -80,10 +89,15 @@ class Method:
         assert self.binarizer is not None
         # Mixed precision is for the layers: what is kept, its sign and its scale are not decided in fewer digits.
         with autocast(layer.weight.device, None):
-            if mask is None and self.mask is not None:
-                mask = self._bool(self.mask, self.mask(layer), layer)
+            mask = layer.kept = self.kept(layer, mask)
             positive = self._bool(self.binarizer, self.binarizer(layer, mask), layer)
-            return mask, positive, scale_of(self.scale, layer, mask)
+            return mask, positive, scale_of(self.scale, layer, mask, positive)
+
+    def kept(self, layer: Layer, mask: Tensor | None = None) -> Tensor | None:
+        """What is kept of the layer, bool in the shape of W; None: all. mask: what to keep in the place of that."""
+        if mask is not None or self.mask is None:
+            return mask
+        return self._bool(self.mask, self.mask(layer), layer)
 
     def _bool(self, part: Any, given: Any, layer: Layer) -> Tensor:
         """What a mask rule or binarizer gave. ValueError for anything but bool in the shape of W."""
@@ -95,6 +109,7 @@ class Method:
         raise ValueError(f"{name} of method {self.name!r} gives {told}, and is to give {wanted}")
 
 
+_L1 = SCALES["l1-filter"]
 _BI_REAL: dict[str, Any] = {"activation_gradient": ACTIVATION_GRADIENTS["approx"]}
 
 METHODS: dict[str, Method] = {
@@ -112,6 +127,23 @@ METHODS: dict[str, Method] = {
         ),
         Method("bop", "signs", binarizers.sign),
         Method("bihalf", "weights", transported, balanced=True),
+        Method("xnor", "weights", binarizers.sign, scale=_L1, latent_gradient=LATENT_GRADIENTS["xnor"]),
+        Method(
+            "bi-real",
+            "weights",
+            binarizers.sign,
+            scale=_L1,
+            latent_gradient=LATENT_GRADIENTS["clipped"],
+            **_BI_REAL,
+        ),
+        Method(
+            "least-squares",
+            "weights",
+            binarizers.sign,
+            scale=SCALES["least-squares"],
+            latent_gradient=LATENT_GRADIENTS["clipped-closed"],
+        ),
+        Method("abc", "weights", binarizers.centred_sign, scale=SCALES["least-squares"]),
         Method("mpt-sign", "scores", binarizers.sign, masks.edge_popup, SCALES["l1"], scoped=True, **_BI_REAL),
         Method("mpt-bihalf", "scores", transported, masks.edge_popup, scoped=True, balanced=True, **_BI_REAL),
         Method("mpt-balanced", "scores", binarizers.fixed, masks.balanced, balanced=True, **_BI_REAL),

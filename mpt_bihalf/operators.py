@@ -103,19 +103,20 @@ def binary_weight(*asked: Any) -> tuple[Tensor, Tensor, Tensor]:
 def _(*asked: Any) -> tuple[Tensor, Tensor, Tensor]:
     method, layer = _layer(asked)
     positive = torch.empty_like(layer.weight, dtype=torch.bool, memory_format=torch.contiguous_format)
-    alpha = scale_of(method.scale, layer, positive)
+    alpha = scale_of(method.scale, layer, positive, positive)
     return torch.empty_like(layer.weight, memory_format=layout(layer.weight)), positive, alpha.contiguous()
 
 
 @torch.library.custom_op(
     "mpt_bihalf::binary_weight_backward",
     mutates_args=(),
-    schema=f"({ASKED}, Tensor positive, Tensor alpha, Tensor g) -> Tensor",
+    schema=f"({ASKED}, Tensor? mask, Tensor positive, Tensor alpha, Tensor g) -> Tensor",
 )
 def binary_weight_backward(*asked: Any) -> Tensor:
     """The gradient of what the method trains, W or S, of the gradient g of the loss at alpha * B."""
-    *_, progress, positive, alpha, g = asked
+    *_, progress, mask, positive, alpha, g = asked
     method, layer = _layer(asked)
+    layer.kept = method.kept(layer, mask)
     layer.progress = progress.item()  # of the host: no device is waited for
     return _like_trained(*asked).copy_(method.gradient(g, layer, positive, alpha))  # never g itself
 
@@ -127,18 +128,18 @@ def _like_trained(weight: Tensor, scores: Tensor, all_scores: Any, index: int, r
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    weight, scores, all_scores, ctx.index, ctx.rule, progress, _ = inputs
-    ctx.save_for_backward(weight, scores, progress, *output[1:], *all_scores)
+    weight, scores, all_scores, ctx.index, ctx.rule, progress, mask = inputs
+    ctx.save_for_backward(weight, scores, progress, mask, *output[1:], *all_scores)
     ctx.mark_non_differentiable(*output[1:])
 
 
 def _backward(ctx: Any, g: Tensor | None, *of_others: Tensor | None) -> tuple[Any, ...]:
-    weight, scores, progress, positive, alpha, *all_scores = ctx.saved_tensors
+    weight, scores, progress, mask, positive, alpha, *all_scores = ctx.saved_tensors
     gradients = [None, None, [None] * len(all_scores), None, None, None, None]
     if g is not None:
         asked = weight, scores, all_scores, ctx.index, ctx.rule, progress
         trained = 1 if method_of(ctx.rule)[0].trains == "scores" else 0
-        gradients[trained] = binary_weight_backward(*asked, positive, alpha, g)
+        gradients[trained] = binary_weight_backward(*asked, mask, positive, alpha, g)
     return tuple(gradients)
 
 

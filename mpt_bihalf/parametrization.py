@@ -273,7 +273,10 @@ class _StraightThrough(torch.autograd.Function):
         of_nobody = [None] * (len(ctx.needs_input_grad) - 2)
         if grads[0] is None:
             return None, None, *of_nobody
-        layer = this.layer or replace(this.part.layer(weight, scores, all_scores), progress=this.progress)
+        layer = this.layer
+        if layer is None:
+            layer = replace(this.part.layer(weight, scores, all_scores), progress=this.progress)
+            layer.kept = method.kept(layer, this.part.fixed_mask)
         gradient = method.gradient(grads[0], layer, positive, alpha)
         return (None, gradient, *of_nobody) if method.trains == "scores" else (gradient, None, *of_nobody)
 

@@ -1,6 +1,7 @@
 """How large a binary weight is: a scale maps (layer, mask) to a positive alpha that broadcasts over W.
 
-`mask` is bool, or None where nothing is pruned. A layer that keeps no weight has alpha = 0.
+`mask` is bool, or None where nothing is pruned. A layer that keeps no weight has alpha = 0. A scale that sees the signs
+takes them as a third argument, `positive`, bool in the shape of W.
 """
 
 from __future__ import annotations
@@ -16,11 +17,12 @@ from torch import Tensor
 
 from . import kernels
 from .devices import HOST
+from .filters import filters, wide_rows
 from .layer import Layer
 from .selection import count_kept
 from .standardise import Standard
 
-Scale: TypeAlias = Callable[[Layer, Tensor | None], Tensor]
+Scale: TypeAlias = Callable[..., Tensor]
 
 
 def kaiming(layer: Layer, mask: Tensor | None) -> Tensor:
@@ -74,6 +76,44 @@ def power_of_two(layer: Layer, mask: Tensor | None) -> Tensor:
     return alpha.to(weight.dtype).view(-1, *[1] * (weight.dim() - 1))
 
 
+def one(layer: Layer, mask: Tensor | None) -> Tensor:
+    """1, and 0 for a layer that keeps nothing. A 0-dim tensor of W's dtype."""
+    weight = as_layer(layer).weight
+    return weight.new_ones(()) if mask is None else mask.any().to(weight.dtype)
+
+
+def filter_l1(layer: Layer, mask: Tensor | None) -> Tensor:
+    """The mean magnitude of each filter's kept weights, sum(M abs(W)) / n_f (XNOR-Net, Rastegari et al. 2016).
+
+    Returns [F, 1, ...] in W's dtype; 0 for a filter that keeps none.
+    """
+    return _filter_mean(as_layer(layer).weight.abs(), mask)
+
+
+def least_squares(layer: Layer, mask: Tensor | None, positive: Tensor | None = None) -> Tensor:
+    """The alpha >= 0 of each filter with which alpha B is nearest to M W: sum(M W b) / n_f, or 0 where that is less.
+
+    Under `sign`, which is taken where no signs are given, that of `filter_l1`. Returns [F, 1, ...] in W's dtype; 0 for
+    a filter that keeps none.
+    """
+    layer = as_layer(layer)
+    weight = layer.weight
+    positive = layer.derived.nonnegative if positive is None else positive
+    return _filter_mean(torch.where(positive, weight, -weight), mask).clamp_(min=0)
+
+
+def _filter_mean(values: Tensor, mask: Tensor | None) -> Tensor:
+    """The mean over each filter's kept weights, 0 where there are none: [F, 1, ...]."""
+    rows = wide_rows(values)
+    if mask is None:
+        mean = rows.mean(1) if rows.shape[1] else rows.new_zeros(len(rows))
+    else:
+        kept = filters(mask)
+        count = count_kept(kept).to(rows.dtype)
+        mean = torch.where(kept, rows, 0).sum(1) / count.clamp(min=1)
+    return mean.to(values.dtype).view(-1, *[1] * (values.dim() - 1))
+
+
 def as_layer(layer: Layer | Tensor) -> Layer:
     """The layer; of a weight, which scales were given before, a layer of this weight, with a warning."""
     if isinstance(layer, Layer):
@@ -90,8 +130,16 @@ def takes_weight(scale: Scale) -> bool:
     return next(iter(signature(getattr(scale, "forward", scale)).parameters), "") != "layer"
 
 
-def scale_of(scale: Scale, layer: Layer, mask: Tensor | None) -> Tensor:
-    """alpha of the layer, be the scale of the form (layer, mask) or of that of before."""
+@lru_cache(maxsize=1000)
+def sees_signs(scale: Scale) -> bool:
+    """Whether a scale takes the signs too, as its third argument, `positive`."""
+    return [*signature(getattr(scale, "forward", scale)).parameters][2:3] == ["positive"]
+
+
+def scale_of(scale: Scale, layer: Layer, mask: Tensor | None, positive: Tensor | None = None) -> Tensor:
+    """alpha of the layer, be the scale of the form (layer, mask), with `positive` behind it, or of that of before."""
+    if sees_signs(scale):
+        return scale(layer, mask, positive)
     return scale(cast(Layer, layer.weight) if takes_weight(scale) else layer, mask)
 
 
@@ -107,4 +155,11 @@ def _wide(weight: Tensor) -> torch.dtype:
     return torch.promote_types(weight.dtype, torch.float32)
 
 
-SCALES: dict[str, Scale] = {"kaiming": kaiming, "l1": l1, "power-of-two": power_of_two}
+SCALES: dict[str, Scale] = {
+    "kaiming": kaiming,
+    "l1": l1,
+    "power-of-two": power_of_two,
+    "l1-filter": filter_l1,
+    "least-squares": least_squares,
+    "one": one,
+}

@@ -178,7 +178,8 @@ def _put_on(layers: Mapping[str, Any], *settings: Any) -> dict[int, BinaryWeight
 def _one_a_filter(part: BinaryWeight, weight: Tensor) -> bool:
     """Whether the scale is one for the layer, or one for each filter, so that it can be taken out of a sum."""
     layer = part.layer(weight, part.scores)
-    alpha = scale_of(part.method.scale, layer, torch.ones_like(layer.weight, dtype=torch.bool))
+    every = torch.ones_like(layer.weight, dtype=torch.bool)
+    alpha = scale_of(part.method.scale, layer, every, every)
     return alpha.numel() == 1 or alpha.shape == (len(weight), *[1] * (weight.dim() - 1))
 
 

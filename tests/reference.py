@@ -18,7 +18,9 @@ Flags = list[bool]
 BIT_RATIO_METHODS = ("bihalf", "mpt-bihalf", "mpt-balanced", "magnitude-bihalf")
 SCORE_METHODS = ("mpt-sign", "mpt-bihalf", "mpt-balanced")
 MASKED_METHODS = (*SCORE_METHODS, "magnitude-sign", "magnitude-bihalf")
-KNOWN = {"sign", "irnet", "bop", *BIT_RATIO_METHODS, *MASKED_METHODS}
+# Those with the mean magnitude of each filter, and those with the scale nearest to its weights.
+L1_FILTER, NEAREST = ("xnor", "bi-real"), ("least-squares", "abc")
+KNOWN = {"sign", "irnet", "bop", *L1_FILTER, *NEAREST, *BIT_RATIO_METHODS, *MASKED_METHODS}
 
 
 def half_up(x: Any, n: int) -> int:
@@ -103,8 +105,11 @@ def decide(
         count = kept_of(size, prune_rate)
         plus_count = half_up(p_pos, count)
         plus = [positives(row, keep, p_pos) for row, keep in zip(rows, kept, strict=True)]
-        if method in ("sign", "bop", "mpt-sign", "magnitude-sign"):
+        if method in ("sign", "bop", "mpt-sign", "magnitude-sign", *L1_FILTER, "least-squares"):
             plus = [[w >= 0 for w in row] for row in rows]
+        if method == "abc":
+            every = [w for row in rows for w in row]
+            plus = [[w >= fsum(every) / len(every) for w in row] for row in rows]
         if method == "irnet":
             plus = [[w >= fsum(row) / size for w in row] for row in rows]
         if method == "magnitude-bihalf":
@@ -152,10 +157,23 @@ def power_of_two_scale(weight: Tensor, mask: Tensor) -> Tensor:
     return torch.tensor(alphas, dtype=torch.float64).view(-1, *[1] * (weight.dim() - 1))
 
 
+def filter_scale(weight: Tensor, mask: Tensor, positive: Tensor | None = None) -> Tensor:
+    """Per filter the mean of the kept w b, b the signs, by default those of w; 0 where none is kept, or it is less."""
+    signs = rows_of(weight >= 0 if positive is None else positive)
+    alphas = []
+    for row, kept, plus in zip(rows_of(weight), rows_of(mask), signs, strict=True):
+        along = [w if p else -w for w, keep, p in zip(row, kept, plus, strict=True) if keep]
+        alphas.append(max(0.0, fsum(along) / len(along)) if along else 0.0)
+    return torch.tensor(alphas, dtype=torch.float64).view(-1, *[1] * (weight.dim() - 1))
+
+
 def scale_of(method: str, weight: Tensor, mask: Tensor) -> float | Tensor:
     """The scale of a method by its closed form."""
     if method == "irnet":
         return power_of_two_scale(weight, mask).to(weight)
+    if method in (*L1_FILTER, *NEAREST):
+        (_, positive), *_ = decide(method, [weight], [], 0.0, 0.5)
+        return filter_scale(weight, mask, positive).to(weight)
     return l1_scale(weight, mask) if method == "mpt-sign" else kaiming_scale(mask)
 
 

@@ -74,7 +74,7 @@ def test_an_estimator_of_ones_own_is_taken_and_an_unknown_name_is_not() -> None:
 def test_each_method_has_the_estimator_of_its_papers() -> None:
     names = {estimator: name for name, estimator in ACTIVATION_GRADIENTS.items()}
     found = {name: names[find_method(name).activation_gradient] for name in METHODS}
-    assert {name for name in found if found[name] == "approx"} == {"mpt-sign", "mpt-bihalf", "mpt-balanced"}
+    assert {name for name in found if found[name] == "approx"} == {"bi-real", "mpt-sign", "mpt-bihalf", "mpt-balanced"}
     assert {name for name in found if found[name] == "ede"} == {"irnet"}
 
 

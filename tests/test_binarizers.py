@@ -10,6 +10,7 @@ from tests.reference import decide
 FIRST_METHOD_WITH = {
     "sign": "mpt-sign",
     "standardised-sign": "irnet",
+    "centred-sign": "abc",
     "transport": "mpt-bihalf",
     "fixed": "mpt-balanced",
     "extremes": "magnitude-bihalf",

@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mpt_bihalf import METHODS, SCORE_GRADIENTS, Ede, binarize_weights, set_progress
+from mpt_bihalf import LATENT_GRADIENTS, METHODS, SCORE_GRADIENTS, Ede, binarize_weights, set_progress
 from tests.reference import SCORE_METHODS, decide, kaiming_scale, l1_scale, one_line_error, scale_of
 
 WEIGHT_METHODS = [name for name in METHODS if name not in (*SCORE_METHODS, "dense")]
+SCALED = [name for name in WEIGHT_METHODS if METHODS[name].latent_gradient is LATENT_GRADIENTS["scaled"]]
 SCOPES = ["layer", "filter", "global"]
 
 
@@ -47,7 +48,7 @@ def test_latent_weights_get_the_gradient_of_the_weight_in_use(method: str, rule:
     assert torch.allclose(latent_of(layer).grad, alpha * c, rtol=1e-12, atol=0)
 
 
-@pytest.mark.parametrize("method", [name for name in WEIGHT_METHODS if name != "irnet"])
+@pytest.mark.parametrize("method", SCALED)
 def test_latent_weights_get_the_scaled_gradient_by_default(method: str, device: torch.device) -> None:
     layer, c = layer_with(method, device)
     (layer.weight * c).sum().backward()

@@ -47,6 +47,7 @@ BAD = {
     "--prune-rate": [*SHARES, "1", "1.0"],
     "--p-pos": SHARES,
     "--scope": NAMES,
+    "--block": [*NAMES[1:], "norm-first", "bi-real"],
     "--skip": ["", "nothing", "ü"],
     "--init": [*NAMES, "keep"],
     "--scale": NAMES[1:],

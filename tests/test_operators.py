@@ -183,7 +183,7 @@ def test_torch_finds_no_fault_with_the_operators(name: str, layout: torch.memory
     weight, given = weight.detach(), None if given is None else given.detach()
     torch.library.opcheck(
         binary_weight_backward,
-        (weight, given, all_scores, 0, rule, progress, positive, alpha, torch.randn(4, 3, 3, 3)),
+        (weight, given, all_scores, 0, rule, progress, None, positive, alpha, torch.randn(4, 3, 3, 3)),
     )
     if all_scores:
         torch.library.opcheck(global_masks, (all_scores, rule))

@@ -9,13 +9,16 @@ from torch import Tensor
 from mpt_bihalf import MASKS, SCALES
 from mpt_bihalf.layer import Layer
 from mpt_bihalf.scales import scale_of
-from tests.reference import kaiming_scale, l1_scale, power_of_two_scale
+from tests.reference import filter_scale, kaiming_scale, l1_scale, power_of_two_scale
 
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 CLOSED_FORMS = {
     "kaiming": lambda weight, mask: kaiming_scale(mask),
     "l1": l1_scale,
     "power-of-two": lambda weight, mask: power_of_two_scale(weight.double(), mask),
+    "l1-filter": filter_scale,
+    "least-squares": filter_scale,  # of the signs of W
+    "one": lambda weight, mask: float(mask.any()),
 }
 
 
@@ -30,7 +33,7 @@ def test_scale_is_its_closed_form_over_the_kept_weights(
     mask = (torch.rand(6, 5, 3, 3, generator=generator) < share).to(device)
     alpha = SCALES[name](Layer(weight), mask)
     assert alpha.dtype == dtype and alpha.device == weight.device
-    assert alpha.shape == ((6, 1, 1, 1) if name == "power-of-two" else ())
+    assert alpha.shape == ((6, 1, 1, 1) if name in ("power-of-two", "l1-filter", "least-squares") else ())
     expected = torch.as_tensor(CLOSED_FORMS[name](weight, mask), dtype=torch.float64)
     assert torch.allclose(alpha.double().cpu(), expected, rtol=2 * torch.finfo(dtype).eps, atol=0)
 
@@ -78,7 +81,8 @@ def test_a_layer_that_keeps_nothing_has_scale_zero(name: str, device: torch.devi
 def test_half_precision_does_not_overflow(name: str, masked: bool, dtype: torch.dtype) -> None:
     weight = torch.full((400, 1_000), 2.0, dtype=dtype)  # count and sum lie beyond the 65,504 of float16
     mask = torch.ones_like(weight, dtype=torch.bool) if masked else None
-    expected = {"kaiming": sqrt(2 / 1_000), "l1": 2.0, "power-of-two": 1.0}[name]
+    others = {"l1-filter": 2.0, "least-squares": 2.0, "one": 1.0}
+    expected = {"kaiming": sqrt(2 / 1_000), "l1": 2.0, "power-of-two": 1.0, **others}[name]
     assert SCALES[name](Layer(weight), mask).flatten().tolist() == pytest.approx(
         [expected] * SCALES[name](Layer(weight), mask).numel(), rel=torch.finfo(dtype).eps
     )

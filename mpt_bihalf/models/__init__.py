@@ -11,7 +11,7 @@ from ..dtypes import float32_by_default
 from ..initialise import draw_latent
 from . import vgg
 from .conv import conv_network
-from .design import Design, Network
+from .design import BLOCKS, Design, Network
 from .from_torchvision import PREFIX, torchvision_network
 from .inception import inception_v3
 from .resnet import resnet
@@ -19,9 +19,9 @@ from .resnet20 import resnet20
 from .shufflenet import shufflenet
 
 MODELS: dict[str, Network] = {
-    **{f"conv{depth}": Network(conv_network(depth), skip=(), sparse_from=0.3) for depth in (2, 4, 6, 8)},
-    "resnet18": Network(resnet((2, 2, 2, 2)), sparse_from=0.5),
-    "resnet34": Network(resnet((3, 4, 6, 3)), sparse_from=0.5),
+    **{f"conv{n}": Network(conv_network(n), skip=(), sparse_from=0.3, blocks=BLOCKS[:1]) for n in (2, 4, 6, 8)},
+    "resnet18": Network(resnet((2, 2, 2, 2)), sparse_from=0.5, blocks=BLOCKS),
+    "resnet34": Network(resnet((3, 4, 6, 3)), sparse_from=0.5, blocks=BLOCKS),
     "wide_resnet34": Network(resnet((3, 4, 6, 3), widths=(64, 192, 384, 768))),
     "wide_resnet50": Network(resnet((3, 4, 6, 3), inner=2)),
     "resnet20": Network(resnet20, sparse_from=0.9),
@@ -42,6 +42,19 @@ def find_network(name: str) -> Network:
     return MODELS[name]
 
 
+def check_block(name: str, block: str, binary: bool) -> None:
+    """Raise ValueError, in one line, for a block that this network, with such activations, cannot be built of."""
+    if not block:
+        return
+    if block not in BLOCKS:
+        raise ValueError(f"unknown block {block!r}; known: {', '.join(BLOCKS)}")
+    if block not in find_network(name).blocks:
+        able = ", ".join(known for known, network in MODELS.items() if block in network.blocks)
+        raise ValueError(f"{name} has no block {block!r}; {able} have")
+    if not binary:
+        raise ValueError(f"block {block!r} is for binary activations: say which, or leave it out")
+
+
 def create_model(
     name: str,
     num_classes: int = 10,
@@ -51,6 +64,7 @@ def create_model(
     *,
     width: float = 1.0,
     activations: str | Estimator = "real",
+    block: str = "",
 ) -> nn.Module:
     """A network by its name: a plain module with Kaiming normal weights that maps [N, C, H, W] to logits [N, classes].
 
@@ -59,7 +73,10 @@ def create_model(
     seed: of the weights; None draws from torch's global generator, any other leaves that untouched. They are drawn in
         float32, and then brought to torch's default dtype.
     width: what all hidden channel counts are multiplied by, above 0.
-    activations: `real`, or for binary ones the estimator of their gradient (`clip`, `approx`, `ede`, or your own).
+    activations: `real`, or for binary ones the estimator of their gradient (`clip`, `approx`, `ede`, `swish`, or your
+        own).
+    block: of a network with binary activations, `norm-first` (batch norm, sign, layer, PReLU; conv2 to conv8, resnet18
+        and resnet34) or `bi-real` (sign, layer, batch norm; resnet18 and resnet34); empty: the network's own.
 
     Raises ValueError for an unknown name or a size that does not suit the network.
     """
@@ -73,10 +90,11 @@ def create_model(
     if min(size) < 1:
         raise ValueError(f"images of {size[0]}x{size[1]} have no pixels")
     estimator = None if activations == "real" else find_estimator(activations)
+    check_block(name, block, estimator is not None)
     with torch.random.fork_rng(devices=[], enabled=seed is not None), float32_by_default():
         if seed is not None:
             torch.default_generator.manual_seed(seed)
-        model = network.build(Design(num_classes, in_channels, size, width, estimator))
+        model = network.build(Design(num_classes, in_channels, size, width, estimator, block))
     if torch.get_default_dtype() != torch.float32:
         model.to(torch.get_default_dtype())
     # Drawn on the host, so that a seed gives the same weights on every device.

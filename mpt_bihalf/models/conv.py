@@ -17,7 +17,8 @@ def conv_network(depth: int) -> Callable[[Design], nn.Module]:
     5,275,840 weights.
 
     With binary activations (Diffenderfer & Kailkhura 2021) batch norm and sign stand in the place of ReLU, after the
-    pooling at the end of a pair.
+    pooling at the end of a pair. In the block `norm-first` they stand before each layer but the first and the last, and
+    PReLU, with a slope for each channel, behind it, after the pooling.
     """
     pools = depth // 2
 
@@ -30,20 +31,30 @@ def conv_network(depth: int) -> Callable[[Design], nn.Module]:
                 f"its size must be a multiple of {step}, not {height}x{width}"
             )
         layers: list[nn.Module] = []
+        norm_first = design.block == "norm-first"
         channels = design.in_channels
         for pair in range(pools):
             for pooling in ([], [nn.MaxPool2d(2)]):
+                if norm_first and layers:
+                    layers += [nn.BatchNorm2d(channels), design.before_layer()]
                 layers.append(nn.Conv2d(channels, design.channels(64 << pair), 3, padding=1, bias=False))
                 channels = design.channels(64 << pair)
-                if design.binary:
+                if norm_first:
+                    layers += [*pooling, nn.PReLU(channels)]
+                elif design.binary:
                     layers += [*pooling, nn.BatchNorm2d(channels), design.before_layer()]
                 else:
                     layers += [design.after_layer(), *pooling]
         layers.append(nn.Flatten())
         units = channels * (height // step) * (width // step)
         for _ in range(2):
+            if norm_first:
+                layers += [nn.BatchNorm1d(units), design.before_layer()]
             layers.append(nn.Linear(units, design.channels(256), bias=False))
             units = design.channels(256)
+            if norm_first:
+                layers.append(nn.PReLU(units))
+                continue
             layers += [nn.BatchNorm1d(units), design.before_layer()] if design.binary else [design.after_layer()]
         layers.append(nn.Linear(units, design.num_classes, bias=False))
         return nn.Sequential(*layers)

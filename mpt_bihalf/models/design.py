@@ -20,6 +20,7 @@ class Design:
 
     width: what all hidden channel counts are multiplied by.
     estimator: the gradient of binary activations (W/A 1/1); None for real-valued ones (W/A 1/32).
+    block: what stands around a binary layer, one of `BLOCKS`; empty: as the network has it.
     """
 
     num_classes: int
@@ -27,6 +28,7 @@ class Design:
     image_size: tuple[int, int]
     width: float = 1.0
     estimator: Estimator | None = None
+    block: str = ""
 
     @property
     def binary(self) -> bool:
@@ -46,15 +48,22 @@ class Design:
         return nn.Identity() if self.binary else nn.ReLU(inplace=True)
 
 
+# What stands around a layer with binary input: batch norm and sign before it and PReLU behind (XNOR-Net, XNOR-Net++,
+# Real-to-Binary), so that its scale counts; or batch norm behind it and no PReLU (Bi-Real net's own).
+BLOCKS = ("norm-first", "bi-real")
+
+
 class Network(NamedTuple):
     """An entry of `MODELS`: how the network is built, and which of its layers stay real-valued by default.
 
     image_size: one that suits it, in pixels, for where that of the data is not known.
     sparse_from: the pruning rate from which it is the faster for computing by what its weights keep, as measured; 1:
         none is known.
+    blocks: those of `BLOCKS` that it can be built of, beside its own.
     """
 
     build: Callable[[Design], nn.Module]
     skip: tuple[str, ...] = ("first", "last", "downsample")
     image_size: int = 64
     sparse_from: float = 1.0
+    blocks: tuple[str, ...] = ()

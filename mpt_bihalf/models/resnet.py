@@ -18,7 +18,8 @@ FEW = 8
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions, the first of which has the stride (He et al. 2016), [N, C, H, W] in and out.
 
-    Real: one shortcut round both. Binary: a shortcut round each, and the ReLU goes (Liu et al. 2018).
+    Real: one shortcut round both. Binary: a shortcut round each, and the ReLU goes (Liu et al. 2018). In the block
+    `norm-first` batch norm stands before each sign, and PReLU alone between convolution and addition.
 
     downsample: the shortcut where the shape changes. norm: a layer for so many channels that follows a convolution.
     after: what follows an addition.
@@ -36,10 +37,10 @@ class BasicBlock(nn.Module):
         super().__init__()
         inputs, outputs = channels
         self.binary = design.binary
-        self.before1 = design.before_layer()
+        self.before1 = before(design, inputs)
         self.conv1 = convolution(inputs, outputs, 3, stride)
         self.bn1 = norm(outputs)
-        self.before2 = design.before_layer()
+        self.before2 = before(design, outputs)
         self.conv2 = convolution(outputs, outputs, 3)
         self.bn2 = norm(outputs)
         self.downsample = downsample
@@ -126,10 +127,18 @@ def convolution(inputs: int, outputs: int, size: int, stride: int = 1) -> nn.Con
     return nn.Conv2d(inputs, outputs, size, stride, padding=size // 2, bias=False)
 
 
+def before(design: Design, channels: int) -> nn.Module:
+    """What stands before a convolution of so many channels: sign if activations are binary, after batch norm or not."""
+    sign = design.before_layer()
+    return nn.Sequential(nn.BatchNorm2d(channels), sign) if design.block == "norm-first" else sign
+
+
 def bi_real_norm(design: Design, channels: int) -> nn.Module:
-    """Batch norm; where activations are binary, after a PReLU with a slope for each channel."""
+    """Batch norm; where activations are binary, after a PReLU with a slope for each channel, or as the block has it."""
+    if design.block == "norm-first":
+        return nn.PReLU(channels)
     norm = nn.BatchNorm2d(channels)
-    return nn.Sequential(nn.PReLU(channels), norm) if design.binary else norm
+    return nn.Sequential(nn.PReLU(channels), norm) if design.binary and design.block != "bi-real" else norm
 
 
 def downsample(inputs: int, outputs: int, stride: int, pooled: bool) -> nn.Module:

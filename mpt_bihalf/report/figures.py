@@ -30,9 +30,26 @@ from .tables import (
 
 __all__ = ["draw_mean", "draw_sweep", "save_figure"]
 
-# Okabe and Ito's palette and two more: told apart by readers with any colour vision.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#882255", "#999999", "#F0E442")
-MARKERS = "osD^vP*X<>"
+# Okabe and Ito's palette, told apart by readers with any colour vision, and further ones for sweeps of many methods.
+COLOURS: tuple[str, ...] = (
+    "#0072B2",
+    "#D55E00",
+    "#009E73",
+    "#CC79A7",
+    "#E69F00",
+    "#56B4E9",
+    "#000000",
+    "#882255",
+    "#999999",
+    "#F0E442",
+    "#44AA99",
+    "#332288",
+    "#AA4499",
+    "#661100",
+    "#117733",
+    "#6699CC",
+)
+MARKERS = "osD^vP*X<>hdp8Hs"
 FOOTNOTE: dict[str, Any] = {"fontsize": "small", "color": "0.4"}  # what is written below a figure
 # Where values stand side by side: how much of the way to the next they take up.
 ROOM = 0.6

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from ..data import is_here, load_dataset
 from ..endings import CommandFailed, one_line, show, tell
 from ..training import Callback, Epoch, Progress, ProgressBar, Run
-from ..training.build import check_begins, check_fits, check_network, what_stays_real
+from ..training.build import check_begins, check_fits, check_network, notes_on
 from ..training.callbacks import Together
 from ..training.events import describe_runs
 from ..training.parts import changed_parts, own_parts
@@ -159,7 +159,7 @@ def _check(runs: list[Run], missing: list[Run], out: Path, needs: Sequence[str])
                 model = check_fits(run, dataset)
                 if run in new:
                     check_begins(run, model)
-                notes[what_stays_real(run, model)] = None
+                notes |= dict.fromkeys(notes_on(run, model))
         for run in seen:
             check_asked(run, dataset.digest)
             told, folder = recorded[run], run_folder(out, run)
@@ -167,7 +167,7 @@ def _check(runs: list[Run], missing: list[Run], out: Path, needs: Sequence[str])
                 refuse_other_data(folder, run, told, dataset.digest)
         if dataset.left_out:
             tell(dataset.left_out)
-    for note in filter(None, notes):
+    for note in notes:
         tell(note)
     done = set(runs) - set(missing)
     changed = Counter(part for run in done for part in changed_parts(run, run_folder(out, run)))

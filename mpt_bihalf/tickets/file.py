@@ -316,7 +316,8 @@ def drawn_network(ticket: Ticket, seed: int | None = None) -> nn.Module:
 def network_of(run: Run, num_classes: int, in_channels: int, image_size: int) -> dict[str, Any]:
     """The arguments of `create_model` that make a run's network."""
     sizes = dict(zip(SIZES, (num_classes, in_channels, image_size), strict=True))
-    return {"name": run.model, **sizes, "width": run.width, "activations": run.activations}
+    block = {"block": run.block} if run.block else {}
+    return {"name": run.model, **sizes, "width": run.width, "activations": run.activations, **block}
 
 
 @torch.no_grad()

@@ -90,7 +90,9 @@ def retraining_run(ticket: Ticket, data: str, **chosen: Any) -> Run:
     told = ticket.told("run")
     run = Run.from_dict(told) if told else Run()
     known = {name: getattr(run, name) for name in ("epochs", "batch_size", "augment", "flip", "crop_padding")}
-    known |= {name: architecture[name] for name in ("width", "activations")} | {"lr": LEARNING_RATE}
+    known |= {name: architecture[name] for name in ("width", "activations", "block") if name in architecture} | {
+        "lr": LEARNING_RATE
+    }
     known |= {name: value for name, value in chosen.items() if value is not None}
     return Run(method="dense", model=architecture["name"], data=data, **known)
 

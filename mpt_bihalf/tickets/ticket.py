@@ -257,7 +257,7 @@ def _shared(state: dict[str, Tensor]) -> dict[str, str]:
 
 
 def with_defaults(architecture: dict[str, Any]) -> dict[str, Any]:
-    """All arguments of `create_model` but the seed.
+    """All arguments of `create_model` but the seed, and the block where it is the network's own.
 
     ValueError for one that it does not have, and for sizes that no ticket has, before a network is made of them.
     """
@@ -267,6 +267,8 @@ def with_defaults(architecture: dict[str, Any]) -> dict[str, Any]:
         raise ValueError(f"architecture must be the arguments of create_model: {fault}") from None
     bound.apply_defaults()
     told = {name: value for name, value in bound.arguments.items() if name != "seed"}
+    if not told["block"]:
+        del told["block"]  # as in tickets of a time before there were blocks
     sides = told["image_size"] if isinstance(told["image_size"], list | tuple) else [told["image_size"]]
     for name, most, sizes in (
         ("num_classes", MOST_CLASSES, [told["num_classes"]]),

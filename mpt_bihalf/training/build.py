@@ -64,6 +64,14 @@ def compiled(run: Run, model: nn.Module) -> nn.Module:
     return cast(nn.Module, torch.compile(model))
 
 
+# Scales that tell methods apart by what each filter's weights are.
+FILTER_SCALES = ("l1-filter", "least-squares")
+IDLE_SCALE = (
+    "{0.method} on {0.model} with binary activations: batch norm stands behind each layer but the last, so that the "
+    "scale {0.scale} does nothing; --block norm-first (conv2 to conv8, resnet18, resnet34) has it count"
+)
+
+
 def build_model(run: Run, dataset: Dataset) -> nn.Module:
     """The run's network for this data, with its method on.
 
@@ -81,7 +89,14 @@ def build_network(run: Run, num_classes: int, in_channels: int, image_size: int)
     activations: str | Estimator = EdeActivation(run.ede_t0) if run.activations == "ede" else run.activations
     with float32_by_default():
         model = create_model(
-            run.model, num_classes, in_channels, image_size, run.seed, width=run.width, activations=activations
+            run.model,
+            num_classes,
+            in_channels,
+            image_size,
+            run.seed,
+            width=run.width,
+            activations=activations,
+            block=run.block,
         )
     latent_gradient: str | Gradient = Ede(run.ede_t0) if run.latent_gradient == "ede" else run.latent_gradient
     by_use = {"first", "last"} & {*run.skip}  # only these rules need a look at an image
@@ -166,7 +181,12 @@ def check_begins(run: Run, model: nn.Module) -> None:
         raise ValueError(f"{run.method} on {run.model}: {fault}") from fault
 
 
-def what_stays_real(run: Run, model: nn.Module) -> str:
-    """A line about the weights of the run's network that its method leaves real-valued unexpectedly; "" for none."""
+def notes_on(run: Run, model: nn.Module) -> list[str]:
+    """Lines about what a run's method leaves real-valued unexpectedly in its network, and what of it has no effect."""
     line = "" if run.method == "dense" else real_matrices(model)
-    return line and f"{run.model}: {line}"
+    return [f"{run.model}: {line}"] * bool(line) + [IDLE_SCALE.format(run)] * has_idle_scale(run)
+
+
+def has_idle_scale(run: Run) -> bool:
+    """Whether a scale that makes the run's method what it is does nothing, as batch norm stands behind each layer."""
+    return run.activations != "real" and run.scale in FILTER_SCALES and run.block != "norm-first"

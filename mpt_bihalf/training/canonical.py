@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ..activations import ACTIVATION_GRADIENTS
@@ -19,7 +20,7 @@ from ..gradients import LATENT_GRADIENTS, SCORE_GRADIENTS, Ede
 from ..initialise import INITS
 from ..masks import SCOPES
 from ..methods import METHODS, Method, find_method
-from ..models import find_network
+from ..models import check_block, find_network
 from ..scales import SCALES
 from ..weights import SCALE_ON
 
@@ -77,6 +78,7 @@ def check(run: Run) -> None:
             raise ValueError(f"unknown {name} {getattr(run, name)!r}; known: {options}")
     find_network(run.model)
     check_name(run.data)
+    check_block(run.model, run.block, run.activations != "real")
     _check_names(run)
     fraction_within(run.prune_rate, "prune_rate", below_one=True)
     fraction_within(run.p_pos, "p_pos")
@@ -170,6 +172,8 @@ def canonical(run: Run) -> dict[str, Any]:
         found |= {"score_gradient": "latent", "train_affine": False, "learn_mask": True}
     else:
         found["latent_gradient"] = "scaled"
+    if method.trains == "weights" and method.binarizer is not None:  # or says why they do not go together
+        replace(method, scale=SCALES[found["scale"]], latent_gradient=LATENT_GRADIENTS[found["latent_gradient"]])
     real = method.binarizer is None or found["activations"] == "real"
     found["scale_on"] = "weight" if real else run.scale_on or "output"
     pruned = 0.0 if method.mask is None else run.prune_rate

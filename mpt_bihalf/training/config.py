@@ -37,6 +37,7 @@ ADDED = {
     "scale_on": "weight",
     "compute": "dense",
     "graph": False,
+    "block": "",
 }
 
 
@@ -45,14 +46,19 @@ class Run:
     """One training run. Options that a method does not look at are set to their defaults, so equal runs are equal."""
 
     method: str = "mpt-bihalf"
-    """dense, sign, irnet, bop, bihalf, mpt-sign, mpt-bihalf, mpt-balanced, magnitude-sign or magnitude-bihalf"""
+    """dense, sign, irnet, bop, bihalf, xnor, bi-real, least-squares, abc, mpt-sign, mpt-bihalf, mpt-balanced,
+    magnitude-sign or magnitude-bihalf"""
     model: str = "conv2"
     """the network: conv2, conv4, conv6, conv8, resnet18, resnet34, wide_resnet34, wide_resnet50, resnet20, vgg_small,
     vgg16, inception_v3, shufflenet, or torchvision:NAME for any classifier of torchvision"""
     width: float = 1.0
     """what the network's hidden channels are multiplied by"""
     activations: str = "real"
-    """real (W/A 1/32), binary (1/1, with the method's own gradient), or binary with this one: clip, approx or ede"""
+    """real (W/A 1/32), binary (1/1, with the method's own gradient), or binary with this one: clip, approx, ede or
+    swish"""
+    block: str = ""
+    """what stands around layers with binary input: norm-first (batch norm, sign, layer, PReLU: then scales count; conv2
+    to conv8, resnet18, resnet34) or bi-real (sign, layer, batch norm; resnet18, resnet34); empty: the network's own"""
     data: str = "digits"
     """digits, fashion-mnist, cifar10, cifar100, folder:PATH with train/ and test/ in it, a folder a class, or
     imagenet:PATH likewise, in the standard crops and never all in memory"""
@@ -82,14 +88,16 @@ class Run:
     """layers left real-valued: names, or the rules first, last, downsample; none skips none (default: none in conv2 to
     conv8, first last downsample in deeper networks)"""
     init: str = "kaiming_normal"
-    """how latent weights begin: kaiming_normal, signed_constant or equal_bits (pairs w, -w: half of the signs +1)"""
+    """how latent weights begin: kaiming_normal, signed_constant, equal_bits (pairs w, -w: half of the signs +1) or
+    all_positive (uniform in [0, 0.001), as published codes have it)"""
     scale: str = ""
-    """size of a binary weight: kaiming, l1 or power-of-two; empty: the method's own"""
+    """size of a binary weight: kaiming, l1, power-of-two, l1-filter, least-squares or one; empty: the method's own"""
     scale_on: str = ""
     """of binary activations, where the scale of the layers that they feed is: output, so that sums are whole numbers
     without rounding noise, or weight; empty: output, and with real activations weight"""
     latent_gradient: str = ""
-    """gradient of trained latent weights: scaled (alpha g), unscaled (g) or ede (IR-Net's); empty: the method's own"""
+    """gradient of trained latent weights: scaled (alpha g), unscaled (g), ede (IR-Net's), clipped (alpha g within ±1),
+    clipped-closed (±1 included), clipped-unscaled (g there), xnor or swish; empty: the method's own"""
     ede_t0: float = 0.0
     """where the sharpness t of ede starts; 0: as in the authors' code, 0.1, and 0.001 for a resnet20 with binary
     activations"""

@@ -61,6 +61,7 @@ DEPENDS = {
     "scale_on": ({"activations": "binary"}, "weight", "output"),
     "compute": ({}, "dense", "sparse"),
     "graph": ({}, False, True),
+    "block": ({"activations": "binary"}, "", "norm-first"),
 }
 
 

@@ -25,6 +25,7 @@ OTHERS: dict[str, tuple[Any, dict[str, Any]]] = {
     "model": ("conv4", {}),
     "width": (0.25, {}),
     "activations": ("ede", {}),
+    "block": ("norm-first", {"activations": "binary"}),
     "data": ("cifar10", {}),
     "image_size": (32, {}),
     "augment": ("standard", {}),
