@@ -63,10 +63,16 @@ class TensorBoard(Callback):
         self._events.add(scalars(points), epoch.figures["epoch"])
         self._events.flush()
         if epoch.trace:
-            self._trace = self._trace or EventFile(self._folder / "trace", self._first_step)
+            self._trace = self._trace or self._new_trace()
             for row in epoch.trace:
                 self._trace.add(scalars({f"{name}/{row['layer']}": row[name] for name in TRACED}), row["step"])
             self._trace.flush()
+
+    def _new_trace(self) -> EventFile:
+        folder = self._folder / "trace"
+        if folder.is_symlink():  # what it leads to is not the run's
+            folder.unlink()
+        return EventFile(folder, self._first_step)
 
     def run_ends(self, run: Run, result: dict[str, Any]) -> None:
         status = Status.STATUS_SUCCESS if result["status"] == FINISHED else Status.STATUS_FAILURE
@@ -116,13 +122,10 @@ class EventFile:
     """A new file of TensorBoard events in `folder`, read after those there; their points from step `first` on go.
 
     Written in this thread and at `flush` only, so that a full disk is an OSError here (torch's SummaryWriter fails in
-    a thread of its own). A link in the place of `folder` is replaced by a folder: what it leads to is not the run's.
-    suffix: how its name ends.
+    a thread of its own). suffix: how its name ends.
     """
 
     def __init__(self, folder: Path, first: int, suffix: str = "") -> None:
-        if folder.is_symlink():
-            folder.unlink()
         folder.mkdir(exist_ok=True)
         self.path = _new_file(folder, suffix)
         self._pending = BytesIO()

@@ -129,6 +129,18 @@ def test_a_run_without_a_folder_goes_where_the_command_puts_it(tmp_path: Path, m
     assert read_json(tmp_path / "runs" / run.name / "result.json") == result
 
 
+def test_output_folders_that_are_links_stay_links(tmp_path: Path) -> None:
+    for name in ("sweep", "run"):
+        (tmp_path / f"real-{name}").mkdir()
+        (tmp_path / name).symlink_to(tmp_path / f"real-{name}")
+    PruneSweep(methods=["sign"], epochs=1, trials=1, engine="serial", out=str(tmp_path / "sweep")).run()
+    train(Run(method="sign", trace=2, **SHORT), tmp_path / "run", callbacks=[])
+    assert (tmp_path / "sweep").is_symlink() and (tmp_path / "run").is_symlink()
+    made = {path.name for path in (tmp_path / "real-sweep").iterdir()}
+    assert {"runs", "sweeps", "results.csv"} <= made and any(name.endswith(".hparams") for name in made)
+    assert (tmp_path / "real-run/result.json").exists() and (tmp_path / "real-run/trace").is_dir()
+
+
 def test_a_failed_run_of_a_sweep_ends_with_why(tmp_path: Path) -> None:
     notes = Notes()
     sweep = PruneSweep(methods=["sign"], epochs=1, trials=1, engine="serial", out=str(tmp_path))

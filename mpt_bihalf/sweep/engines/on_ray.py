@@ -87,7 +87,8 @@ class RayEngine(Engine):
                 self._ray.cancel(reference)  # as an interrupt: training stops after its step
             with suppress(self._ray.exceptions.RayError):
                 self._ray.wait(list(under_way), num_returns=len(under_way), timeout=PATIENCE) if under_way else None
-            messages.shutdown(force=True)
+            with suppress(Exception):  # where the cluster is gone, and Ray's errors have many kinds
+                messages.shutdown(force=True)
 
     def _resources(self, run: Run) -> dict[str, float]:
         on_cpu = run.device == "cpu"
