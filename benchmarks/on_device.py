@@ -246,7 +246,7 @@ def sample_network(method: str, scope: str) -> nn.Module:
 def decided(layer: nn.Module, part: BinaryWeight, weight: Tensor, gradient: Tensor) -> dict[str, Tensor]:
     """All that a method decides of a layer, and what it makes of the loss's gradient, on the CPU."""
     with torch.no_grad():
-        mask, positive, alpha = part.method.decide(part.layer(weight, part.scores))
+        mask, positive, alpha = part.method.decide(part.layer(weight, part.scores, part.alpha))
     used: Any = layer.weight
     used.backward(gradient.to(weight.device))
     trained = weight if part.scores is None else part.scores

@@ -30,7 +30,13 @@ if TYPE_CHECKING:
     from .models import create_model as create_model
     from .parametrization import binary_layers as binary_layers
     from .parametrization import find_nan as find_nan
+    from .penalties import PENALTIES as PENALTIES
+    from .scale_modules import OUTPUT_SCALES as OUTPUT_SCALES
+    from .scale_modules import Gamma as Gamma
+    from .scale_modules import InputScaled as InputScaled
+    from .scale_modules import ScaledOutput as ScaledOutput
     from .scales import SCALES as SCALES
+    from .step_rules import StepRules as StepRules
     from .sweep import load_run as load_run
     from .sweep import runs as runs
     from .tickets import compile_ticket as compile_ticket
@@ -44,6 +50,7 @@ if TYPE_CHECKING:
     from .weights import binarize_weights as binarize_weights
     from .weights import binary_weights as binary_weights
     from .weights import forget as forget
+    from .weights import learned_scales as learned_scales
     from .weights import set_progress as set_progress
     from .weights import set_prune_rate as set_prune_rate
     from .weights import shuffle_scores as shuffle_scores
@@ -65,12 +72,23 @@ _HOMES = {
     "methods": ["METHODS", "Method"],
     "models": ["MODELS", "create_model"],
     "parametrization": ["binary_layers", "find_nan"],
+    "penalties": ["PENALTIES"],
+    "scale_modules": ["OUTPUT_SCALES", "Gamma", "InputScaled", "ScaledOutput"],
     "scales": ["SCALES"],
+    "step_rules": ["StepRules"],
     "sweep": ["load_run", "runs"],
     "tickets": ["compile_ticket", "load_ticket", "save_ticket", "ticket_weights"],
     "training": ["Callback", "Run", "train"],
     "transport": ["binarize"],
-    "weights": ["binarize_weights", "binary_weights", "forget", "set_progress", "set_prune_rate", "shuffle_scores"],
+    "weights": [
+        "binarize_weights",
+        "binary_weights",
+        "forget",
+        "learned_scales",
+        "set_progress",
+        "set_prune_rate",
+        "shuffle_scores",
+    ],
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 

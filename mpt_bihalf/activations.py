@@ -1,6 +1,7 @@
 """Binary activations: sign forward, and backward one of the estimators of its gradient.
 
-An estimator maps (g, x, progress) to dL/dx, with x the input, g = dL/d sign(x) and progress = epoch / epochs.
+An estimator maps (g, x, progress) to dL/dx, with x the input, g = dL/d sign(x) and progress = epoch / epochs. One that
+has a `threshold` is of the sign of x - threshold.
 """
 
 from __future__ import annotations
@@ -54,31 +55,49 @@ class SwishActivation:
         return Swish(self.b).slope(x) * g
 
 
+@dataclass(frozen=True)
+class AbcActivation:
+    """A sign of x - threshold, and dL/dx = g where 0 <= x <= 1 (ABC-Net with one base, Lin et al. 2017).
+
+    That is the sign of clip(x, 0, 1) at 1/2: of normal x 30.9 % are +1.
+    """
+
+    threshold: float = 0.5
+
+    def __call__(self, g: Tensor, x: Tensor, progress: float) -> Tensor:
+        return torch.where((x >= 0) & (x <= 1), g, 0)
+
+
 ACTIVATION_GRADIENTS: dict[str, Estimator] = {
     "clip": clip,
     "approx": approx,
     "ede": EdeActivation(),
     "swish": SwishActivation(),
+    "abc": AbcActivation(),
 }
 
 
 class BinaryActivation(nn.Module):
     """sign(x), with sign(0) = +1, in the shape, dtype and memory format of x; backward by the estimator.
 
+    threshold: of an estimator that has one, what x is compared with in the place of 0.
     progress: how far the training is (`set_progress`), for estimators with a schedule.
     """
+
+    threshold = 0.0
 
     def __init__(self, estimator: str | Estimator = "clip") -> None:
         super().__init__()
         self.estimator = find_estimator(estimator)
+        self.threshold = float(getattr(self.estimator, "threshold", 0.0))
         self.progress = 0.0
 
     def forward(self, x: Tensor) -> Tensor:
         if torch.jit.is_scripting() or torch.jit.is_tracing():
-            return _sign(x)
+            return _sign(x, self.threshold)
         else:  # which TorchScript leaves out
             sign = _SignInGraph if torch.compiler.is_compiling() else _Sign
-            return cast(Tensor, sign.apply(x, self.estimator, self.progress))
+            return cast(Tensor, sign.apply(x, self.estimator, self.progress, self.threshold))
 
     def extra_repr(self) -> str:
         known = {value: name for name, value in ACTIVATION_GRADIENTS.items()}
@@ -94,36 +113,36 @@ def find_estimator(estimator: str | Estimator) -> Estimator:
     return ACTIVATION_GRADIENTS[estimator]
 
 
-def _sign(x: Tensor) -> Tensor:
-    return torch.where(x >= 0, x.new_ones(()), x.new_full((), -1))
+def _sign(x: Tensor, threshold: float) -> Tensor:
+    return torch.where(x >= threshold, x.new_ones(()), x.new_full((), -1))
 
 
 class _SignInGraph(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(x: Tensor, estimator: Estimator, progress: float) -> Tensor:
-        return _sign(x)
+    def forward(x: Tensor, estimator: Estimator, progress: float, threshold: float) -> Tensor:
+        return _sign(x, threshold)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        x, ctx.estimator, ctx.progress = inputs
+        x, ctx.estimator, ctx.progress, _ = inputs
         ctx.save_for_backward(x)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (x,) = ctx.saved_tensors
-        return ctx.estimator(grads[0], x, ctx.progress), None, None
+        return ctx.estimator(grads[0], x, ctx.progress), None, None, None
 
 
 class _Sign(_SignInGraph):
     """With a faster pass, and a word for forward mode, either of which torch.compile would not trace."""
 
     @staticmethod
-    def forward(x: Tensor, estimator: Estimator, progress: float) -> Tensor:
+    def forward(x: Tensor, estimator: Estimator, progress: float, threshold: float) -> Tensor:
         if not kernels.plain(x):
-            return _sign(x)
-        return torch.ge(x, 0, out=torch.empty_like(x)).mul_(2).sub_(1)  # a fifth of the time of torch.where
+            return _sign(x, threshold)
+        return torch.ge(x, threshold, out=torch.empty_like(x)).mul_(2).sub_(1)  # a fifth of the time of torch.where
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Any:

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from .activations import BinaryActivation
 from .binarizable import as_torch_has_it
 from .devices import HOST, random_state_kept
+from .scale_modules import Gamma
 from .usage import META, Usage, copied
 
 SIGNS = frozenset((torch.sign, torch.sgn, "sign", "sgn"))
@@ -83,7 +84,8 @@ class _Tracer(fx.Tracer):
         self.whole = set(whole)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return m in self.whole or isinstance(m, BinaryActivation) or super().is_leaf_module(m, module_qualified_name)
+        whole = m in self.whole or isinstance(m, BinaryActivation | Gamma)
+        return whole or super().is_leaf_module(m, module_qualified_name)
 
 
 def _traced(model: nn.Module, layers: Mapping[str, nn.Module]) -> set[str]:

@@ -48,20 +48,32 @@ class Clipped:
         return _within(alpha * g if self.scaled else g, layer.weight, self.closed)
 
 
+def of_learned_scale(g: Tensor, layer: Layer, positive: Tensor) -> Tensor:
+    """dL/da = sign(a) sum_f(g B) of a `scales.Learned`, alpha = abs(a): [F, 1, ...]. sign(0) = +1."""
+    assert layer.alpha is not None, "this layer has no learned scale"
+    along = _along(g, layer, positive)
+    return torch.where(layer.alpha >= 0, along, -along)
+
+
+def _along(g: Tensor, layer: Layer, positive: Tensor) -> Tensor:
+    """sum_f(g B), [F, 1, ...] in g's dtype."""
+    binary = kernels.signed(positive, layer.kept, g.new_ones(()))
+    along = (filters(g) * filters(binary)).sum(1, dtype=torch.promote_types(g.dtype, torch.float32))
+    return along.to(g.dtype).view(-1, *[1] * (g.dim() - 1))
+
+
 def xnor(g: Tensor, layer: Layer, positive: Tensor, alpha: Tensor) -> Tensor:
     """dL/dW = alpha g 1[abs(W) < 1] + M sign(W) / n_f sum_f(g B): alpha is differentiated too.
 
     Exact for the scale `l1-filter` under the binarizer `sign` (XNOR-Net, Rastegari et al. 2016, whose formula and code
     lack the sum). n_f: the kept weights of the filter; sign(0) = +1, as of B.
     """
-    signs = torch.where(positive, g.new_ones(()), -1)
-    count: Tensor | int = max(1, signs[0].numel())
-    if layer.kept is not None:
-        signs = torch.where(layer.kept, signs, 0)  # B
-        count = count_kept(filters(layer.kept)).clamp(min=1)
-    along = (filters(g) * filters(signs)).sum(1, dtype=torch.promote_types(g.dtype, torch.float32)) / count
-    along = along.to(g.dtype).view(-1, *[1] * (g.dim() - 1))
-    return torch.addcmul(_within(alpha * g, layer.weight), signs, along)
+    along = _along(g, layer, positive)
+    if layer.kept is None:
+        mean = along / max(1, g[0].numel())
+    else:
+        mean = along / count_kept(filters(layer.kept)).clamp(min=1).view_as(along).to(g.dtype)
+    return _within(alpha * g, layer.weight).add_(kernels.signed(positive, layer.kept, mean))
 
 
 @dataclass(frozen=True)

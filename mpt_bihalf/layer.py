@@ -26,6 +26,7 @@ class Layer:
     layers that are ranked together, `index` is the place of this one among them, and `ranking` knows of their pass.
     progress: how far the training is, epoch / epochs in [0, 1), for gradients with a schedule.
     kept: what the mask keeps, bool in the shape of W, once that is decided; None where nothing is pruned.
+    alpha: the trained scale of each filter, [F, 1, ...], or None where the scale is not trained.
 
     What only saves time, and changes nothing:
     selections: by a name that a rule chooses, those that look first where they ended a step ago.
@@ -44,6 +45,7 @@ class Layer:
     selections: Selections = field(default_factory=lambda: defaultdict(Selection))
     known: Callable[[], Derived] | None = None
     kept: Tensor | None = None
+    alpha: Tensor | None = None
 
     @cached_property
     def derived(self) -> Derived:

@@ -18,6 +18,7 @@ from .devices import autocast
 from .gradients import LATENT_GRADIENTS, SCORE_GRADIENTS, Gradient, xnor
 from .layer import Layer
 from .masks import MaskRule
+from .penalties import PENALTIES, Penalty
 from .scales import SCALES, Scale, scale_of, takes_weight
 from .transport import transported
 
@@ -37,6 +38,8 @@ class Method:
     scoped: whether `scope` says what the mask ranks within.
     balanced: whether `p_pos` sets the bit ratio.
     activation_gradient: the estimator that goes with the method where activations are binary too.
+    penalty: (weight, alpha, mask) -> what is added to the loss of each layer, where W is trained (`StepRules`).
+    output_scale: which of `OUTPUT_SCALES` goes with the method where activations are binary too; `none`.
     """
 
     name: str
@@ -49,6 +52,8 @@ class Method:
     scoped: bool = False
     balanced: bool = False
     activation_gradient: Estimator = ACTIVATION_GRADIENTS["clip"]
+    penalty: Penalty | None = None
+    output_scale: str = "none"
 
     def __post_init__(self) -> None:
         if self.trains not in ("weights", "scores", "signs"):
@@ -59,6 +64,8 @@ class Method:
             raise ValueError(f"method {self.name!r} trains {self.trains}: its mask rule needs scores")
         if self.binarizer is None and (self.mask is not None or self.trains == "signs"):
             raise ValueError(f"method {self.name!r} needs a binarizer")
+        if self.penalty is not None and (self.trains != "weights" or self.binarizer is None):
+            raise ValueError(f"method {self.name!r} trains no latent weights: it can have no penalty on them")
         if (
             self.trains == "weights"
             and self.latent_gradient is xnor
@@ -143,7 +150,30 @@ METHODS: dict[str, Method] = {
             scale=SCALES["least-squares"],
             latent_gradient=LATENT_GRADIENTS["clipped-closed"],
         ),
-        Method("abc", "weights", binarizers.centred_sign, scale=SCALES["least-squares"]),
+        Method(
+            "abc",
+            "weights",
+            binarizers.centred_sign,
+            scale=SCALES["least-squares"],
+            activation_gradient=ACTIVATION_GRADIENTS["abc"],
+        ),
+        Method(
+            "bnn+",
+            "weights",
+            binarizers.sign,
+            scale=SCALES["learned-median"],
+            latent_gradient=LATENT_GRADIENTS["swish"],
+            activation_gradient=ACTIVATION_GRADIENTS["swish"],
+            penalty=PENALTIES["r1"],
+        ),
+        Method(
+            "xnor++",
+            "weights",
+            binarizers.sign,
+            scale=SCALES["learned"],
+            latent_gradient=LATENT_GRADIENTS["clipped-closed"],
+            output_scale="gamma-4",
+        ),
         Method("mpt-sign", "scores", binarizers.sign, masks.edge_popup, SCALES["l1"], scoped=True, **_BI_REAL),
         Method("mpt-bihalf", "scores", transported, masks.edge_popup, scoped=True, balanced=True, **_BI_REAL),
         Method("mpt-balanced", "scores", binarizers.fixed, masks.balanced, balanced=True, **_BI_REAL),

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .binarizers import BINARIZERS
 from .counts import Number, as_fraction
-from .gradients import LATENT_GRADIENTS, SCORE_GRADIENTS
+from .gradients import LATENT_GRADIENTS, SCORE_GRADIENTS, of_learned_scale
 from .kernels import signed
 from .layer import Layer
 from .masks import MASKS
@@ -84,24 +84,39 @@ def _layer(asked: Sequence[Any]) -> tuple[Method, Layer]:
     return method, Layer(weight, scores, prune_rate, p_pos, scope, 0.0, all_scores, index)
 
 
+# What a learned scale is the last argument as; programs exported before there were any have none.
+LEARNED = "Tensor? learned=None"
+
+
+def _mask_and_scale(asked: Sequence[Any], learned: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+    """Of what comes behind `ASKED`, the last of which torch leaves out where it is None, or gives by name."""
+    _, _, _, _, _, _, mask, *rest = asked
+    return mask, rest[0] if rest else learned
+
+
 @torch.library.custom_op(
-    "mpt_bihalf::binary_weight", mutates_args=(), schema=f"({ASKED}, Tensor? mask) -> (Tensor, Tensor, Tensor)"
+    "mpt_bihalf::binary_weight",
+    mutates_args=(),
+    schema=f"({ASKED}, Tensor? mask, {LEARNED}) -> (Tensor, Tensor, Tensor)",
 )
-def binary_weight(*asked: Any) -> tuple[Tensor, Tensor, Tensor]:
+def binary_weight(*asked: Any, learned: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
     """alpha * B, where the sign is +1 (bool), and alpha, of W [F, ...] and S.
 
     all_scores: S of all layers that are ranked together, of which this is the `index`-th. progress: 0-dim float64 on
-    the host. mask: bool in the shape of W, what is kept in the place of what the method would keep.
+    the host. mask: bool in the shape of W, what is kept in the place of what the method would keep. learned: a of a
+    learned scale, [F, 1, ...].
     """
     method, layer = _layer(asked)
-    kept, positive, alpha = method.decide(layer, asked[-1])
+    mask, layer.alpha = _mask_and_scale(asked, learned)
+    kept, positive, alpha = method.decide(layer, mask)
     used = signed(positive, kept, alpha).contiguous(memory_format=layout(layer.weight))
     return used, positive.contiguous(), alpha.contiguous()
 
 
 @binary_weight.register_fake
-def _(*asked: Any) -> tuple[Tensor, Tensor, Tensor]:
+def _(*asked: Any, learned: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
     method, layer = _layer(asked)
+    _, layer.alpha = _mask_and_scale(asked, learned)
     positive = torch.empty_like(layer.weight, dtype=torch.bool, memory_format=torch.contiguous_format)
     alpha = scale_of(method.scale, layer, positive, positive)
     return torch.empty_like(layer.weight, memory_format=layout(layer.weight)), positive, alpha.contiguous()
@@ -127,19 +142,39 @@ def _like_trained(weight: Tensor, scores: Tensor, all_scores: Any, index: int, r
     return torch.empty_like(trained, memory_format=layout(trained))
 
 
+@torch.library.custom_op(
+    "mpt_bihalf::learned_scale_backward",
+    mutates_args=(),
+    schema=f"({ASKED}, Tensor? mask, Tensor positive, Tensor learned, Tensor g) -> Tensor",
+)
+def learned_scale_backward(*asked: Any) -> Tensor:
+    """The gradient of a learned scale, [F, 1, ...], of the gradient g of the loss at alpha * B."""
+    mask, positive, learned, g = asked[-4:]
+    method, layer = _layer(asked)
+    layer.kept, layer.alpha = method.kept(layer, mask), learned
+    return of_learned_scale(g, layer, positive)
+
+
+@learned_scale_backward.register_fake
+def _(*asked: Any) -> Tensor:
+    return torch.empty_like(asked[-2])
+
+
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    weight, scores, all_scores, ctx.index, ctx.rule, progress, mask = inputs
-    ctx.save_for_backward(weight, scores, progress, mask, *output[1:], *all_scores)
+    weight, scores, all_scores, ctx.index, ctx.rule, progress, mask, learned = inputs
+    ctx.save_for_backward(weight, scores, progress, mask, learned, *output[1:], *all_scores)
     ctx.mark_non_differentiable(*output[1:])
 
 
 def _backward(ctx: Any, g: Tensor | None, *of_others: Tensor | None) -> tuple[Any, ...]:
-    weight, scores, progress, mask, positive, alpha, *all_scores = ctx.saved_tensors
-    gradients = [None, None, [None] * len(all_scores), None, None, None, None]
+    weight, scores, progress, mask, learned, positive, alpha, *all_scores = ctx.saved_tensors
+    gradients = [None, None, [None] * len(all_scores), None, None, None, None, None]
     if g is not None:
         asked = weight, scores, all_scores, ctx.index, ctx.rule, progress
         trained = 1 if method_of(ctx.rule)[0].trains == "scores" else 0
         gradients[trained] = binary_weight_backward(*asked, mask, positive, alpha, g)
+        if learned is not None:
+            gradients[-1] = learned_scale_backward(*asked, mask, positive, learned, g)
     return tuple(gradients)
 
 

@@ -23,11 +23,13 @@ from . import kernels, operators
 from .counts import Number, as_fraction
 from .derived import FrozenWeight, Selections
 from .devices import HOST
+from .gradients import of_learned_scale
 from .layer import Layer
 from .methods import Method
 from .operators import rule_of
 from .provenance import EXTRA_STATE, Provenance
 from .ranking import GlobalRanking
+from .scales import Learned
 from .selection import Selection
 from .sharded import REMEDY, refuse_part
 
@@ -40,6 +42,7 @@ class BinaryWeight(nn.Module):
     Layers that share one weight have one of these each, which share the scores.
 
     scores: trained float tensor in the shape of the weight under the frozen-weight methods, else None.
+    alpha: trained float tensor [F, 1, ...] under a scale that is learned (`scales.Learned`), whose a it is; else None.
     fixed_mask: bool in that shape, what is kept in the place of what the method would keep (`fix_masks`), else None.
     prune_rate: the one in force; given_prune_rate: that of `binarize_weights`.
     progress: how far the training is (`set_progress`), for gradients with a schedule.
@@ -53,6 +56,7 @@ class BinaryWeight(nn.Module):
     """
 
     scores: nn.Parameter | None
+    alpha: nn.Parameter | None
     fixed_mask: Tensor | None
 
     def __init__(self, weight: Tensor, method: Method, prune_rate: Number, p_pos: Number, scope: str) -> None:
@@ -68,6 +72,9 @@ class BinaryWeight(nn.Module):
         self.frozen_before: list[nn.Parameter] = []  # which biases and norms the user had frozen before
         # Not by torch.zeros_like, which imports sympy for a weight without memory.
         self.register_parameter("scores", nn.Parameter(weight.detach().clone().zero_()) if self._frozen else None)
+        learned = isinstance(method.scale, Learned)
+        of_filters = weight.detach().flatten(1)[:, :1].clone().view(-1, *[1] * (weight.dim() - 1)) if learned else None
+        self.register_parameter("alpha", None if of_filters is None else nn.Parameter(of_filters))
         self.register_buffer("fixed_mask", None)
         self.selections: Selections = defaultdict(Selection)
         self.frozen, self.ranking = FrozenWeight(), GlobalRanking()
@@ -103,7 +110,8 @@ class BinaryWeight(nn.Module):
         transformed = torch._C._are_functorch_transforms_active()
         all_scores = self._all_scores() if transformed and self.together else ()
         function = _StraightThrough if transformed else _Plainly
-        return cast(Tensor, function.apply(weight, self.scores, self.fixed_mask, _Pass(self), *all_scores)[0])
+        of_layer = weight, self.scores, self.alpha, self.fixed_mask
+        return cast(Tensor, function.apply(*of_layer, _Pass(self), *all_scores)[0])
 
     def _by_operators(self, weight: Tensor) -> Tensor:
         """The same for a graph, which keeps the operators whole."""
@@ -111,7 +119,7 @@ class BinaryWeight(nn.Module):
         if mask is None and all_scores:
             mask = operators.global_masks([s.detach() for s in all_scores], self._rule)[self.index]
         asked = weight, self.scores, all_scores, self.index, self._rule, self._progress
-        return cast(Tensor, operators.binary_weight(*asked, mask)[0])
+        return cast(Tensor, operators.binary_weight(*asked, mask, self.alpha)[0])
 
     def _all_scores(self) -> list[Tensor]:
         return [cast(Tensor, part.scores) for part in self.together]
@@ -132,12 +140,14 @@ class BinaryWeight(nn.Module):
         mask: bool in the weight's shape, what to keep in the place of what the method would keep.
         """
         with torch.no_grad():
-            layer = self.layer(weight, self.scores)
+            layer = self.layer(weight, self.scores, self.alpha)
             mask, positive, alpha = self.method.decide(layer, self.fixed_mask if mask is None else mask)
             return kernels.signed(positive, mask, weight.new_ones(())), alpha
 
-    def layer(self, weight: Tensor, scores: Tensor | None, all_scores: Sequence[Tensor] = ()) -> Layer:
-        """The layer as the rules of its method see it, with these for W, S and the S of all layers.
+    def layer(
+        self, weight: Tensor, scores: Tensor | None, alpha: Tensor | None, all_scores: Sequence[Tensor] = ()
+    ) -> Layer:
+        """The layer as the rules of its method see it, with these for W, S, a learned scale and the S of all layers.
 
         Raises ValueError where W or S is not whole.
         """
@@ -154,7 +164,15 @@ class BinaryWeight(nn.Module):
             GlobalRanking() if all_scores else self.ranking,
             self.selections,
             partial(self.frozen.derived, weight, *asked, self.selections) if self._frozen else None,
+            alpha=None if alpha is None else alpha.detach(),
         )
+
+    def begin_scale(self, weight: Tensor) -> None:
+        """Let a learned scale begin where it begins of this latent weight, under the mask of now."""
+        if self.alpha is not None:
+            with torch.no_grad():
+                layer = self.layer(weight, self.scores, None)
+                self.alpha.copy_(self.method.decide(layer, self.fixed_mask)[2])
 
     def check_whole(self, weight: Tensor, scores: Tensor | None, layer: str = "this layer") -> None:
         """Raise ValueError where W or S is not all that the layer has."""
@@ -241,44 +259,51 @@ class _Pass:
 
 
 class _StraightThrough(torch.autograd.Function):
-    """Forward alpha * B; backward the method's rule for what it trains.
+    """Forward alpha * B; backward the method's rule for what it trains, and for a learned scale.
 
-    Inputs: W, S or None, a fixed mask or None, the `_Pass`, and S of all layers where these are ranked together under a
-    transform. Outputs: alpha * B, the signs (bool), alpha.
+    Inputs: W, S or None, a of a learned scale or None, a fixed mask or None, the `_Pass`, and S of all layers where
+    these are ranked together under a transform. Outputs: alpha * B, the signs (bool), alpha.
     """
 
     @staticmethod
     def forward(
-        weight: Tensor, scores: Tensor | None, fixed_mask: Tensor | None, this: _Pass, *all_scores: Tensor
+        weight: Tensor,
+        scores: Tensor | None,
+        learned: Tensor | None,
+        fixed_mask: Tensor | None,
+        this: _Pass,
+        *all_scores: Tensor,
     ) -> tuple[Tensor, ...]:
-        layer = this.layer = this.part.layer(weight, scores, all_scores)
+        layer = this.layer = this.part.layer(weight, scores, learned, all_scores)
         mask, positive, alpha = this.part.method.decide(layer, fixed_mask)
         used = kernels.signed(positive, mask, alpha)
         return used.contiguous(memory_format=operators.layout(weight)), positive, alpha
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        weight, scores, _, ctx.this, *all_scores = inputs
+        weight, scores, learned, _, ctx.this, *all_scores = inputs
         _, positive, alpha = output
         ctx.mark_non_differentiable(positive, alpha)
         ctx.set_materialize_grads(False)
         # Lets autograd notice a change before the backward pass.
-        ctx.save_for_backward(weight, scores, positive, alpha, *all_scores)
+        ctx.save_for_backward(weight, scores, learned, positive, alpha, *all_scores)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        weight, scores, positive, alpha, *all_scores = ctx.saved_tensors
+        weight, scores, learned, positive, alpha, *all_scores = ctx.saved_tensors
         this: _Pass = ctx.this
         method = this.part.method
-        of_nobody = [None] * (len(ctx.needs_input_grad) - 2)
+        of_nobody = [None] * (len(ctx.needs_input_grad) - 3)
         if grads[0] is None:
-            return None, None, *of_nobody
+            return None, None, None, *of_nobody
         layer = this.layer
         if layer is None:
-            layer = replace(this.part.layer(weight, scores, all_scores), progress=this.progress)
+            layer = replace(this.part.layer(weight, scores, learned, all_scores), progress=this.progress)
             layer.kept = method.kept(layer, this.part.fixed_mask)
         gradient = method.gradient(grads[0], layer, positive, alpha)
-        return (None, gradient, *of_nobody) if method.trains == "scores" else (gradient, None, *of_nobody)
+        of_scale = of_learned_scale(grads[0], layer, positive) if ctx.needs_input_grad[2] else None
+        of_weight, of_scores = (None, gradient) if method.trains == "scores" else (gradient, None)
+        return of_weight, of_scores, of_scale, *of_nobody
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Any:
@@ -290,7 +315,7 @@ class _StraightThrough(torch.autograd.Function):
         outputs = []
         for i in range(info.batch_size):
             each = [x if dim is None else x.select(dim, i) for x, dim in zip(inputs, in_dims, strict=True)]
-            each[3] = _Pass(inputs[3].part)
+            each[4] = _Pass(inputs[4].part)
             outputs.append(_StraightThrough.apply(*each))
         return tuple(map(torch.stack, zip(*outputs, strict=True))), (0, 0, 0)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import lru_cache
 from inspect import signature
 from typing import TypeAlias, cast
@@ -114,6 +115,45 @@ def _filter_mean(values: Tensor, mask: Tensor | None) -> Tensor:
     return mean.to(values.dtype).view(-1, *[1] * (values.dim() - 1))
 
 
+def filter_median(layer: Layer, mask: Tensor | None) -> Tensor:
+    """The median magnitude of each filter's kept weights; of an even number the mean of the two in the middle.
+
+    Returns [F, 1, ...] in W's dtype; 0 for a filter that keeps none.
+    """
+    weight = as_layer(layer).weight
+    rows = filters(weight.abs())
+    if mask is None:
+        count = torch.full((len(rows), 1), rows.shape[1], device=weight.device)
+    else:
+        rows, count = rows.masked_fill(~filters(mask), torch.inf), filters(mask).sum(1, keepdim=True)
+    middle = torch.cat([(count - 1).clamp(min=0) // 2, count // 2], 1).clamp(max=rows.shape[1] - 1)
+    found = rows.sort(1).values.gather(1, middle).mean(1)
+    return torch.where(count[:, 0] > 0, found, 0).view(-1, *[1] * (weight.dim() - 1))
+
+
+@dataclass(frozen=True)
+class Learned:
+    """An alpha for each filter that is trained as a parameter a: alpha = abs(a), dL/da = sign(a) sum_f(g B).
+
+    By abs(a) a scale stays a scale, and the share of +1 what it is. start: the scale that it begins at; a filter that
+    keeps nothing begins as one that keeps all. Of a layer without such a parameter it is that scale of each filter.
+    """
+
+    start: Scale = kaiming
+
+    def __call__(self, layer: Layer, mask: Tensor | None, positive: Tensor | None = None) -> Tensor:
+        return self.begin(layer, mask, positive) if layer.alpha is None else layer.alpha.abs()
+
+    def begin(self, layer: Layer, mask: Tensor | None, positive: Tensor | None = None) -> Tensor:
+        """Where a begins: [F, 1, ...] in W's dtype."""
+        weight = layer.weight
+        alpha = scale_of(self.start, layer, mask, positive)
+        if mask is not None:
+            whole = scale_of(self.start, layer, None, positive)
+            alpha = torch.where(filters(mask).any(1).view(-1, *[1] * (weight.dim() - 1)), alpha, whole)
+        return alpha.expand(weight.shape[0], *[1] * (weight.dim() - 1)).clone()
+
+
 def as_layer(layer: Layer | Tensor) -> Layer:
     """The layer; of a weight, which scales were given before, a layer of this weight, with a warning."""
     if isinstance(layer, Layer):
@@ -162,4 +202,7 @@ SCALES: dict[str, Scale] = {
     "l1-filter": filter_l1,
     "least-squares": least_squares,
     "one": one,
+    "learned": Learned(),
+    "learned-l1-filter": Learned(filter_l1),
+    "learned-median": Learned(filter_median),
 }

@@ -24,7 +24,8 @@ from .output_scale import put_on_output, take_scales_off
 from .parametrization import BinaryWeight, binary_layers, binary_parts, one_pass, refuse_nan, refuse_sharded
 from .ranking import GlobalRanking
 from .real_valued import warn_of_real_matrices
-from .scales import SCALES, Scale, scale_of
+from .scale_modules import output_scales, scaled_elsewhere
+from .scales import SCALES, Learned, Scale, scale_of
 from .transport import check_rankable
 from .usage import usage
 
@@ -74,7 +75,8 @@ def binarize_weights(
         there. Scores always begin Kaiming uniform with a = sqrt(5).
     seed: of the draws; None draws from torch's global generator. A seed gives the same values on every device, and
         under every default dtype.
-    scale, latent_gradient, score_gradient: other parts than the method's own, by name or as a function.
+    scale, latent_gradient, score_gradient: other parts than the method's own, by name or as a function. A scale that is
+        learned is not, and 1, where a `ScaledOutput` has another behind the layer.
     scale_on: `output`: a layer that a `BinaryActivation` feeds gives alpha conv(s, B) + bias, of which conv(s, B) is a
         whole number; `weight`: it gives conv(s, alpha B) + bias, the same but for rounding noise where sums cancel.
         Between the two may stand flattening, identities and pooling. Other layers have the scale on their weight in any
@@ -131,7 +133,10 @@ def binarize_weights(
         _begin(weight, method, init, 1.0 if method.mask is None else float(kept), generator)
     if method.binarizer is None:
         return model
-    parts = _put_on(layers, method, prune_rate, p_pos, scope)
+    elsewhere = scaled_elsewhere(model) if isinstance(method.scale, Learned) else set()
+    alone = replace(method, scale=SCALES["one"]) if elsewhere else method
+    methods = {name: alone if layer in elsewhere else method for name, layer in layers.items()}
+    parts = _put_on(layers, methods, prune_rate, p_pos, scope)
     for part in parts.values():
         if part.scores is not None:
             draw_scores(part.scores, generator)
@@ -141,6 +146,9 @@ def binarize_weights(
             put_on_output(layers[name], part)
     if together:
         _rank_together(model, parts)
+    with one_pass(model):
+        for _, part, latent in binary_layers(model):
+            part.begin_scale(latent)
     if method.trains == "scores" and not train_affine:
         _freeze(affine_parameters(model, layers.values()), [part for _, part, _ in binary_layers(model)])
     return model
@@ -162,14 +170,14 @@ def _begin(weight: nn.Parameter, method: Method, init: str, kept: float, generat
             weight.copy_(torch.where(weight >= 0, 1, -1))
 
 
-def _put_on(layers: Mapping[str, Any], *settings: Any) -> dict[int, BinaryWeight]:
+def _put_on(layers: Mapping[str, Any], methods: Mapping[str, Method], *settings: Any) -> dict[int, BinaryWeight]:
     """Parametrize the layers; the part of each weight, that of the first layer where several share one, by its id."""
     parts: dict[int, BinaryWeight] = {}
-    for layer in layers.values():
-        part, weight = BinaryWeight(layer.weight, *settings), layer.weight
+    for name, layer in layers.items():
+        part, weight = BinaryWeight(layer.weight, methods[name], *settings), layer.weight
         first = parts.setdefault(id(weight), part)
         if first is not part:
-            part.scores, part.shares_scores = first.scores, True
+            part.scores, part.alpha, part.shares_scores = first.scores, first.alpha, True
         # unsafe: shape and dtype are right by construction, and layers that are ranked together need all scores.
         parametrize.register_parametrization(layer, "weight", part, unsafe=True)
     return parts
@@ -177,7 +185,7 @@ def _put_on(layers: Mapping[str, Any], *settings: Any) -> dict[int, BinaryWeight
 
 def _one_a_filter(part: BinaryWeight, weight: Tensor) -> bool:
     """Whether the scale is one for the layer, or one for each filter, so that it can be taken out of a sum."""
-    layer = part.layer(weight, part.scores)
+    layer = part.layer(weight, part.scores, part.alpha)
     every = torch.ones_like(layer.weight, dtype=torch.bool)
     alpha = scale_of(part.method.scale, layer, every, every)
     return alpha.numel() == 1 or alpha.shape == (len(weight), *[1] * (weight.dim() - 1))
@@ -201,6 +209,15 @@ def _freeze(affine: Iterable[nn.Parameter], parts: Sequence[BinaryWeight]) -> No
         parameter.requires_grad_(False)
     for part in parts:
         part.freezes_affine = True
+
+
+def learned_scales(model: nn.Module) -> list[nn.Parameter]:
+    """The parameters that are learned scales: of layers [F, 1, ...], and of modules behind layers (`ScaledOutput`).
+
+    Weight decay is not for them: it would pull what is there to be any size towards 0.
+    """
+    of_layers = [part.alpha for _, part, _ in binary_layers(model) if part.alpha is not None]
+    return [*of_layers, *output_scales(model)]
 
 
 def set_progress(model: nn.Module, progress: float) -> None:

@@ -9,8 +9,10 @@ from ..activations import Estimator, find_estimator
 from ..binarizable import BINARIZABLE
 from ..dtypes import float32_by_default
 from ..initialise import draw_latent
+from ..scale_modules import OUTPUT_SCALES
 from . import vgg
 from .conv import conv_network
+from .design import AROUND as AROUND
 from .design import BLOCKS, Design, Network
 from .from_torchvision import PREFIX, torchvision_network
 from .inception import inception_v3
@@ -55,6 +57,19 @@ def check_block(name: str, block: str, binary: bool) -> None:
         raise ValueError(f"block {block!r} is for binary activations: say which, or leave it out")
 
 
+def check_scales(name: str, output_scale: str, input_scale: bool, binary: bool) -> None:
+    """Raise ValueError, in one line, for scales round binary layers that this network cannot be built with."""
+    if output_scale != "none" and output_scale not in OUTPUT_SCALES:
+        raise ValueError(f"unknown output_scale {output_scale!r}; known: none, {', '.join(OUTPUT_SCALES)}")
+    asked = [f"output_scale {output_scale}"] * (output_scale != "none") + ["input_scale"] * input_scale
+    remedy = "; a learned scale of each filter alone is --scale learned --output-scale none" * (output_scale != "none")
+    if asked and not binary:
+        raise ValueError(f"{asked[0]} is for binary activations: say which, or leave it out{remedy}")
+    if asked and not find_network(name).blocks:
+        able = ", ".join(known for known, network in MODELS.items() if network.blocks)
+        raise ValueError(f"{name} has no place for {asked[0]}; {able} have{remedy}")
+
+
 def create_model(
     name: str,
     num_classes: int = 10,
@@ -65,6 +80,8 @@ def create_model(
     width: float = 1.0,
     activations: str | Estimator = "real",
     block: str = "",
+    output_scale: str = "none",
+    input_scale: bool = False,
 ) -> nn.Module:
     """A network by its name: a plain module with Kaiming normal weights that maps [N, C, H, W] to logits [N, classes].
 
@@ -77,6 +94,9 @@ def create_model(
         own).
     block: of a network with binary activations, `norm-first` (batch norm, sign, layer, PReLU; conv2 to conv8, resnet18
         and resnet34) or `bi-real` (sign, layer, batch norm; resnet18 and resnet34); empty: the network's own.
+    output_scale: `gamma-1` to `gamma-4`: a trained scale behind each layer with binary input (`Gamma`), which is then
+        for images of this size but with gamma-1; conv2 to conv8, resnet18 and resnet34. `none`: none.
+    input_scale: multiply what these layers give by the mean magnitude of their inputs before the sign (`InputScaled`).
 
     Raises ValueError for an unknown name or a size that does not suit the network.
     """
@@ -91,10 +111,13 @@ def create_model(
         raise ValueError(f"images of {size[0]}x{size[1]} have no pixels")
     estimator = None if activations == "real" else find_estimator(activations)
     check_block(name, block, estimator is not None)
+    check_scales(name, output_scale, input_scale, estimator is not None)
     with torch.random.fork_rng(devices=[], enabled=seed is not None), float32_by_default():
         if seed is not None:
             torch.default_generator.manual_seed(seed)
-        model = network.build(Design(num_classes, in_channels, size, width, estimator, block))
+        model = network.build(
+            Design(num_classes, in_channels, size, width, estimator, block, output_scale, input_scale)
+        )
     if torch.get_default_dtype() != torch.float32:
         model.to(torch.get_default_dtype())
     # Drawn on the host, so that a seed gives the same weights on every device.

@@ -34,10 +34,12 @@ def conv_network(depth: int) -> Callable[[Design], nn.Module]:
         norm_first = design.block == "norm-first"
         channels = design.in_channels
         for pair in range(pools):
+            size = height >> pair, width >> pair
             for pooling in ([], [nn.MaxPool2d(2)]):
                 if norm_first and layers:
                     layers += [nn.BatchNorm2d(channels), design.before_layer()]
-                layers.append(nn.Conv2d(channels, design.channels(64 << pair), 3, padding=1, bias=False))
+                convolution = nn.Conv2d(channels, design.channels(64 << pair), 3, padding=1, bias=False)
+                layers.append(design.scaled(convolution, size) if layers else convolution)
                 channels = design.channels(64 << pair)
                 if norm_first:
                     layers += [*pooling, nn.PReLU(channels)]
@@ -50,13 +52,14 @@ def conv_network(depth: int) -> Callable[[Design], nn.Module]:
         for _ in range(2):
             if norm_first:
                 layers += [nn.BatchNorm1d(units), design.before_layer()]
-            layers.append(nn.Linear(units, design.channels(256), bias=False))
+            layers.append(design.scaled(nn.Linear(units, design.channels(256), bias=False)))
             units = design.channels(256)
             if norm_first:
                 layers.append(nn.PReLU(units))
                 continue
             layers += [nn.BatchNorm1d(units), design.before_layer()] if design.binary else [design.after_layer()]
-        layers.append(nn.Linear(units, design.num_classes, bias=False))
+        last = nn.Linear(units, design.num_classes, bias=False)
+        layers.append(last if norm_first else design.scaled(last))
         return nn.Sequential(*layers)
 
     return build

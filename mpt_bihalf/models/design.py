@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
-from torch import nn
+from torch import Tensor, nn
 
 from ..activations import BinaryActivation, Estimator
 from ..counts import round_half_up
+from ..scale_modules import OUTPUT_SCALES, InputScaled, ScaledOutput
 
 __all__ = ["Design", "Network"]
 
@@ -21,6 +22,8 @@ class Design:
     width: what all hidden channel counts are multiplied by.
     estimator: the gradient of binary activations (W/A 1/1); None for real-valued ones (W/A 1/32).
     block: what stands around a binary layer, one of `BLOCKS`; empty: as the network has it.
+    output_scale: of `OUTPUT_SCALES`, behind each layer that a binary activation feeds, or `none`.
+    input_scale: whether such a layer's output is multiplied by the mean magnitude of its inputs (`InputScaled`).
     """
 
     num_classes: int
@@ -29,6 +32,8 @@ class Design:
     width: float = 1.0
     estimator: Estimator | None = None
     block: str = ""
+    output_scale: str = "none"
+    input_scale: bool = False
 
     @property
     def binary(self) -> bool:
@@ -40,8 +45,21 @@ class Design:
         return max(1, round_half_up(self.width, count))
 
     def before_layer(self) -> nn.Module:
-        """What stands before a convolution or linear layer in the hidden part: sign if activations are binary."""
-        return BinaryActivation(self.estimator) if self.estimator is not None else nn.Identity()
+        """What stands before a convolution or linear layer in the hidden part: sign if activations are binary.
+
+        With an input scale nothing does, as the sign is in what `scaled` gives.
+        """
+        return nn.Identity() if self.estimator is None or self.input_scale else BinaryActivation(self.estimator)
+
+    def scaled(self, layer: nn.Module, image_size: tuple[int, ...] = ()) -> nn.Module:
+        """A layer that `before_layer` stands before, with the scales of the design.
+
+        image_size: height and width of what a convolution gives; none for a linear layer.
+        """
+        if self.output_scale != "none":
+            filters = cast(Tensor, layer.weight).shape[0]
+            layer = ScaledOutput(layer, OUTPUT_SCALES[self.output_scale](filters, image_size))
+        return InputScaled(BinaryActivation(self.estimator), layer) if self.input_scale and self.estimator else layer
 
     def after_layer(self) -> nn.Module:
         """What stands after one and its batch norm: ReLU, or nothing before a sign, which would be constant."""
@@ -51,6 +69,8 @@ class Design:
 # What stands around a layer with binary input: batch norm and sign before it and PReLU behind (XNOR-Net, XNOR-Net++,
 # Real-to-Binary), so that its scale counts; or batch norm behind it and no PReLU (Bi-Real net's own).
 BLOCKS = ("norm-first", "bi-real")
+# What may stand around such a layer, by the fields of `Design`, and the values at which that is the network's own.
+AROUND = {"block": "", "output_scale": "none", "input_scale": False}
 
 
 class Network(NamedTuple):
@@ -59,7 +79,7 @@ class Network(NamedTuple):
     image_size: one that suits it, in pixels, for where that of the data is not known.
     sparse_from: the pruning rate from which it is the faster for computing by what its weights keep, as measured; 1:
         none is known.
-    blocks: those of `BLOCKS` that it can be built of, beside its own.
+    blocks: those of `BLOCKS` that it can be built of, beside its own. With any it can have the scales of `Design` too.
     """
 
     build: Callable[[Design], nn.Module]

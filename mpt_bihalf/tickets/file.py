@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from ..files import open_file, parse_json, write_whole
-from ..models import find_network
+from ..models import AROUND, find_network
 from ..parametrization import binary_layers
 from ..training import Run
 from ..training.build import build_network
@@ -316,8 +316,8 @@ def drawn_network(ticket: Ticket, seed: int | None = None) -> nn.Module:
 def network_of(run: Run, num_classes: int, in_channels: int, image_size: int) -> dict[str, Any]:
     """The arguments of `create_model` that make a run's network."""
     sizes = dict(zip(SIZES, (num_classes, in_channels, image_size), strict=True))
-    block = {"block": run.block} if run.block else {}
-    return {"name": run.model, **sizes, "width": run.width, "activations": run.activations, **block}
+    known = {"name": run.model, **sizes, "width": run.width, "activations": run.activations}
+    return with_defaults(known | {name: getattr(run, name) for name in AROUND})
 
 
 @torch.no_grad()

@@ -30,6 +30,7 @@ from ..batch_norm import SyncBatchNorm
 from ..binarizable import BINARIZABLE
 from ..binary_inputs import fed_by_signs
 from ..output_scale import bias_of, is_output_scale, output_scale, per_channel, remove_scale, scale_behind
+from ..scale_modules import Gamma
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, SyncBatchNorm)
 NOTHING = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)  # in evaluation
@@ -85,7 +86,7 @@ def fold(model: nn.Module, example: Tensor) -> tuple[nn.Module, Removed]:
 
 class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        whole = isinstance(m, (BinaryActivation, SyncBatchNorm)) or scale_behind(m) is not None
+        whole = isinstance(m, (BinaryActivation, Gamma, SyncBatchNorm)) or scale_behind(m) is not None
         return whole or super().is_leaf_module(m, module_qualified_name)
 
 
@@ -222,7 +223,7 @@ def _fold_thresholds(network: fx.GraphModule) -> int:
     for node in list(network.graph.nodes):
         norm = _operation(network, node)
         alone = _is(network, node, NORMS) and norm.running_mean is not None and layers.alone(node)
-        if not alone or not all(_is(network, user, (BinaryActivation,)) for user in node.users):
+        if not alone or not all(_is_sign(network, user) for user in node.users):
             continue
         source = node.all_input_nodes[0]
         while _is(network, source, MAXIMA) and len(source.users) == 1:
@@ -241,6 +242,11 @@ def _fold_thresholds(network: fx.GraphModule) -> int:
         _skip(source)
         folded += 1
     return folded
+
+
+def _is_sign(network: fx.GraphModule, node: fx.Node) -> bool:
+    """Whether the node compares with 0."""
+    return _is(network, node, (BinaryActivation,)) and _operation(network, node).threshold == 0
 
 
 def _through(behind: nn.Module, weight: Tensor, z: Tensor) -> Tensor:

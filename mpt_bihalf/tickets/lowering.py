@@ -24,6 +24,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from ..activations import BinaryActivation
 from ..batch_norm import SyncBatchNorm
 from ..dtypes import float32_by_default
+from ..scale_modules import Gamma
 from .fold import threshold
 from .moved import Moved, taken, whole_value
 from .program import (
@@ -87,7 +88,9 @@ def _without_values(tensor: Tensor) -> Tensor:
 
 class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, BinaryActivation | SyncBatchNorm) or super().is_leaf_module(m, module_qualified_name)
+        return isinstance(m, BinaryActivation | Gamma | SyncBatchNorm) or super().is_leaf_module(
+            m, module_qualified_name
+        )
 
 
 class _Lowering(fx.Interpreter):
@@ -400,8 +403,12 @@ class _Lowering(fx.Interpreter):
         return self._step(given, Step(FUNCTION, operand=number))
 
     def sign(self, operation: Any, given: Any) -> Value:
-        value = self._whole(given)
-        return value if value.sign else self._step(given, Step(SIGN), sign=True)
+        value, bound = self._whole(given), operation.threshold
+        if value.sign and -1 < bound <= 1:
+            return value
+        if bound:  # x - t >= 0 where x >= t, with rounding too
+            given = self.arithmetic(operator.sub, given, bound)
+        return self._step(given, Step(SIGN), sign=True)
 
     def same(self, operation: Any, given: Any, *arguments: Any, **keywords: Any) -> Any:
         if not isinstance(operation, nn.Module) and _told(operation, (given, *arguments), keywords).get("training"):

@@ -21,6 +21,7 @@ from ..data import Dataset, training_batches
 from ..devices import reproducible_kernels
 from ..given_masks import fix_masks
 from ..initialise import draw_latent
+from ..models import AROUND
 from ..report.tables import Table
 from ..training import Run, train_step
 from ..training.build import build_network, build_optimizer
@@ -90,9 +91,8 @@ def retraining_run(ticket: Ticket, data: str, **chosen: Any) -> Run:
     told = ticket.told("run")
     run = Run.from_dict(told) if told else Run()
     known = {name: getattr(run, name) for name in ("epochs", "batch_size", "augment", "flip", "crop_padding")}
-    known |= {name: architecture[name] for name in ("width", "activations", "block") if name in architecture} | {
-        "lr": LEARNING_RATE
-    }
+    known |= {name: architecture[name] for name in ("width", "activations", *AROUND) if name in architecture}
+    known["lr"] = LEARNING_RATE
     known |= {name: value for name, value in chosen.items() if value is not None}
     return Run(method="dense", model=architecture["name"], data=data, **known)
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..bake import plain_copy
 from ..binarizable import BINARIZABLE
 from ..dtypes import float32_by_default
-from ..models import create_model
+from ..models import AROUND, create_model
 from ..output_scale import BEHIND, per_channel, put_scales_behind, take_scales_off
 from ..parametrization import binary_layers, refuse_sharded
 from ..weights import forget
@@ -267,8 +267,9 @@ def with_defaults(architecture: dict[str, Any]) -> dict[str, Any]:
         raise ValueError(f"architecture must be the arguments of create_model: {fault}") from None
     bound.apply_defaults()
     told = {name: value for name, value in bound.arguments.items() if name != "seed"}
-    if not told["block"]:
-        del told["block"]  # as in tickets of a time before there were blocks
+    for name, own in AROUND.items():
+        if told[name] == own:
+            del told[name]  # as in tickets of a time before there were any
     sides = told["image_size"] if isinstance(told["image_size"], list | tuple) else [told["image_size"]]
     for name, most, sizes in (
         ("num_classes", MOST_CLASSES, [told["num_classes"]]),

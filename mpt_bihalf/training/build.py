@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from dataclasses import replace
 from inspect import unwrap
 from typing import Any, TypeVar, cast
 
@@ -19,9 +20,12 @@ from ..data import Dataset
 from ..devices import check_captures, fused_optimizers
 from ..dtypes import float32_by_default
 from ..gradients import Ede, Gradient
-from ..models import create_model, find_network
+from ..methods import find_method
+from ..models import AROUND, create_model, find_network
+from ..penalties import PENALTIES
 from ..real_valued import StaysReal, real_matrices
-from ..weights import binarize_weights, check_kept
+from ..step_rules import StepRules
+from ..weights import binarize_weights, check_kept, learned_scales
 from .config import Run
 
 Kind = TypeVar("Kind", bound=Optimizer)
@@ -65,11 +69,7 @@ def compiled(run: Run, model: nn.Module) -> nn.Module:
 
 
 # Scales that tell methods apart by what each filter's weights are.
-FILTER_SCALES = ("l1-filter", "least-squares")
-IDLE_SCALE = (
-    "{0.method} on {0.model} with binary activations: batch norm stands behind each layer but the last, so that the "
-    "scale {0.scale} does nothing; --block norm-first (conv2 to conv8, resnet18, resnet34) has it count"
-)
+FILTER_SCALES = ("l1-filter", "least-squares", "learned", "learned-l1-filter", "learned-median")
 
 
 def build_model(run: Run, dataset: Dataset) -> nn.Module:
@@ -96,16 +96,19 @@ def build_network(run: Run, num_classes: int, in_channels: int, image_size: int)
             run.seed,
             width=run.width,
             activations=activations,
-            block=run.block,
+            **{name: getattr(run, name) for name in AROUND},
         )
     latent_gradient: str | Gradient = Ede(run.ede_t0) if run.latent_gradient == "ede" else run.latent_gradient
     by_use = {"first", "last"} & {*run.skip}  # only these rules need a look at an image
     image = torch.empty(1, in_channels, image_size, image_size, device="meta") if by_use else None
+    method, penalty = find_method(run.method), PENALTIES.get(run.penalty)
+    if method.penalty is not penalty:
+        method = replace(method, penalty=penalty)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", StaysReal)
         model = binarize_weights(
             model,
-            run.method,
+            method,
             run.prune_rate,
             run.p_pos,
             run.scope,
@@ -121,7 +124,16 @@ def build_network(run: Run, num_classes: int, in_channels: int, image_size: int)
             allow_empty=True,
             example=image,
         )
+    if rules := step_rules(run, model):
+        rules.after_step()  # each step is to find weights so
     return set_compute(model, "sparse") if run.compute == "sparse" else model
+
+
+def step_rules(run: Run, model: nn.Module) -> StepRules | None:
+    """What the run's steps have beside loss and optimizer, if anything."""
+    if run.penalty == "none" and not (run.centre or run.clip_weights):
+        return None
+    return StepRules(model, run.penalty_lambda, run.centre, run.clip_weights)
 
 
 def build_optimizer(run: Run, model: nn.Module) -> Optimizer | None:
@@ -129,15 +141,22 @@ def build_optimizer(run: Run, model: nn.Module) -> Optimizer | None:
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if not trained:
         return None
+    scales = {id(scale) for scale in learned_scales(model)}
+    groups: Any = parameter_groups(model) if run.method == "bop" else [{"params": trained}]
+    if scales:
+        of_scales = [parameter for parameter in trained if id(parameter) in scales]
+        for group in groups:
+            group["params"] = [parameter for parameter in group["params"] if id(parameter) not in scales]
+        groups = [*groups, {"params": of_scales, "weight_decay": 0.0}]
     fused = fused_optimizers(trained[0].device)
     if run.optimizer == "adam":
         adam: dict[str, Any] = {"weight_decay": run.weight_decay, "fused": fused, "capturable": run.graph}
-        return _apart_from_compiler(Adam)(trained, run.lr, **adam)
+        return _apart_from_compiler(Adam)(groups, run.lr, **adam)
     sgd: dict[str, Any] = {"momentum": run.momentum, "weight_decay": run.weight_decay, "fused": fused}
     if run.method != "bop":
-        optimizer = _apart_from_compiler(SGD)(trained, run.lr, **sgd)
+        optimizer = _apart_from_compiler(SGD)(groups, run.lr, **sgd)
     else:
-        optimizer = _apart_from_compiler(Bop)(parameter_groups(model), run.lr, run.bop_gamma, run.bop_tau, **sgd)
+        optimizer = _apart_from_compiler(Bop)(groups, run.lr, run.bop_gamma, run.bop_tau, **sgd)
     # A first step that the loss scaler skips would leave torch's fused SGD with momentum from uninitialised memory.
     for group in optimizer.param_groups if run.precision == "fp16" else ():
         for parameter in group["params"] if group["momentum"] and not group.get("flips") else ():
@@ -184,9 +203,25 @@ def check_begins(run: Run, model: nn.Module) -> None:
 def notes_on(run: Run, model: nn.Module) -> list[str]:
     """Lines about what a run's method leaves real-valued unexpectedly in its network, and what of it has no effect."""
     line = "" if run.method == "dense" else real_matrices(model)
-    return [f"{run.model}: {line}"] * bool(line) + [IDLE_SCALE.format(run)] * has_idle_scale(run)
+    return [note for note in (f"{run.model}: {line}" if line else "", idle_scale(run)) if note]
 
 
-def has_idle_scale(run: Run) -> bool:
-    """Whether a scale that makes the run's method what it is does nothing, as batch norm stands behind each layer."""
-    return run.activations != "real" and run.scale in FILTER_SCALES and run.block != "norm-first"
+def idle_scale(run: Run) -> str:
+    """A line where a scale that makes the run's method what it is does nothing for batch norm behind it; else ''."""
+    if run.activations == "real" or (run.scale not in FILTER_SCALES and run.output_scale == "none"):
+        return ""
+    if run.block != "norm-first":
+        place, remedy = (
+            "each layer but the last",
+            "--block norm-first, with resnet18 and resnet34, has it count in each",
+        )
+    elif run.model.startswith("conv"):
+        place, remedy = "each binary layer but the last", "resnet18 and resnet34 have it count in each"
+    else:
+        return ""
+    if run.output_scale in ("none", "gamma-1"):
+        scale = run.scale if run.output_scale == "none" else run.output_scale
+        idle = f"the scale {scale} does nothing there"
+    else:
+        idle = f"of the scale {run.output_scale} only what varies with the place does anything there"
+    return f"{run.method} on {run.model} with binary activations: batch norm follows {place}, and {idle}; {remedy}"

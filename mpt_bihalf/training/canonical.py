@@ -20,8 +20,10 @@ from ..gradients import LATENT_GRADIENTS, SCORE_GRADIENTS, Ede
 from ..initialise import INITS
 from ..masks import SCOPES
 from ..methods import METHODS, Method, find_method
-from ..models import check_block, find_network
-from ..scales import SCALES
+from ..models import check_block, check_scales, find_network
+from ..penalties import PENALTIES, STARTS
+from ..scale_modules import OUTPUT_SCALES
+from ..scales import SCALES, Learned
 from ..weights import SCALE_ON
 
 if TYPE_CHECKING:
@@ -42,6 +44,8 @@ PARTS: dict[str, Callable[[str], object]] = {
     "latent_gradient": lambda name: not name or LATENT_GRADIENTS[name],
     "score_gradient": lambda name: not name or SCORE_GRADIENTS[name],
     "activations": lambda name: name in ("real", "binary") or ACTIVATION_GRADIENTS[name],
+    "output_scale": lambda name: name in ("", "none") or OUTPUT_SCALES[name],
+    "penalty": lambda name: name in ("", "none") or PENALTIES[name],
 }
 
 
@@ -72,6 +76,8 @@ def check(run: Run) -> None:
         ("flip", ["auto", "on", "off"]),
         ("crop_padding", ["auto", "on", "off"]),
         ("activations", ["real", "binary", *ACTIVATION_GRADIENTS]),
+        ("output_scale", ["", "none", *OUTPUT_SCALES]),
+        ("penalty", ["", "none", *PENALTIES]),
     ):
         if getattr(run, name) not in known:
             options = ", ".join(value for value in known if value) + ", and your own by --plugin" * (name in PARTS)
@@ -79,7 +85,9 @@ def check(run: Run) -> None:
     find_network(run.model)
     check_name(run.data)
     check_block(run.model, run.block, run.activations != "real")
+    check_scales(run.model, run.output_scale or "none", run.input_scale, run.activations != "real")
     _check_names(run)
+    _check_rules(run)
     fraction_within(run.prune_rate, "prune_rate", below_one=True)
     fraction_within(run.p_pos, "p_pos")
     fraction_within(run.holdout, "holdout", below_one=True)
@@ -96,7 +104,7 @@ def check(run: Run) -> None:
     ):
         if not lowest <= getattr(run, name) <= highest:
             raise ValueError(f"{name} must lie in {lowest} to {highest}, not {getattr(run, name)}")
-    for name in ("lr", "weight_decay", "bop_tau", "ede_t0"):
+    for name in ("lr", "weight_decay", "bop_tau", "ede_t0", "penalty_lambda"):
         if not 0 <= getattr(run, name) < float("inf"):
             raise ValueError(f"{name} must be a finite number of at least 0, not {getattr(run, name)}")
     if run.data_digest and not re.fullmatch("[0-9a-f]{64}", run.data_digest):
@@ -124,6 +132,15 @@ def _check_names(run: Run) -> None:
     for part in ("method", "model"):
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+:-]*", getattr(run, part)):
             raise ValueError(f"{part} {getattr(run, part)!r} names folders: take letters, digits, and . _ + - in it")
+
+
+def _check_rules(run: Run) -> None:
+    asked = [name for name in ("centre", "clip_weights") if getattr(run, name)]
+    asked += ["penalty"] * (run.penalty not in ("", "none"))
+    method = find_method(run.method)
+    if asked and (method.trains != "weights" or method.binarizer is None):
+        has = "has none" if method.binarizer is None else f"trains {method.trains}"
+        raise ValueError(f"{asked[0]} is for methods that train latent weights, and {run.method} {has}: leave it out")
 
 
 def _check_compute(run: Run) -> None:
@@ -182,10 +199,31 @@ def canonical(run: Run) -> dict[str, Any]:
         found["compute"] = "dense"
     if method.binarizer is None:
         found |= {"scale": own["scale"], "skip": (), "latent_gradient": "scaled"}
+    found |= _output_scale(run, method) | _penalised(run, method)
     if run.optimizer != "sgd":
         found["momentum"] = 0.0
     sharp = RESNET20_T0 if run.model == "resnet20" and found["activations"] != "real" else Ede.t0
     found["ede_t0"] = run.ede_t0 or sharp if "ede" in (found["latent_gradient"], found["activations"]) else Ede.t0
+    return found
+
+
+def _output_scale(run: Run, method: Method) -> dict[str, str]:
+    """That of the method, where none is asked for; ValueError where the network has no place for it."""
+    own = "none" if run.activations == "real" else method.output_scale
+    if not run.output_scale and own != "none":
+        check_scales(run.model, own, False, True)
+    return {"output_scale": run.output_scale or own}
+
+
+def _penalised(run: Run, method: Method) -> dict[str, Any]:
+    """penalty and penalty_lambda, and the scale that begins where the penalty that is asked for is least."""
+    own = _name_of(method, "penalty", {"none": None, **PENALTIES})
+    penalty = run.penalty or own
+    found: dict[str, Any] = {"penalty": penalty}
+    if penalty == "none":
+        found["penalty_lambda"] = type(run).penalty_lambda
+    elif penalty != own and not run.scale and isinstance(method.scale, Learned):
+        found["scale"] = STARTS[penalty]
     return found
 
 
@@ -207,6 +245,7 @@ def _name_of(method: Method, part: str, known: dict[str, Any]) -> str:
     for name, value in known.items():
         if value == getattr(method, part):
             return name
+    registry = {"penalty": "PENALTIES"}.get(part, part.upper() + "S")
     raise ValueError(
-        f"the {part} of method {method.name!r} has no name for runs to be known by: enter it in {part.upper()}S"
+        f"the {part} of method {method.name!r} has no name for runs to be known by: enter it in {registry}"
     )

@@ -10,6 +10,7 @@ from torch.amp import GradScaler
 from torch.optim import Optimizer
 
 from ..devices import aside, capture
+from ..step_rules import StepRules
 from .step import train_step
 
 # Steps before a graph is captured: they make what all later ones find, as momenta and what follows from frozen weights.
@@ -30,7 +31,14 @@ class CapturedStep:
         self._graph: tuple[Tensor, Tensor, Tensor, Callable[[], None]] | None = None
 
     def __call__(
-        self, model: nn.Module, optimizer: Optimizer | None, x: Tensor, y: Tensor, precision: str, scaler: GradScaler
+        self,
+        model: nn.Module,
+        optimizer: Optimizer | None,
+        x: Tensor,
+        y: Tensor,
+        precision: str,
+        scaler: GradScaler,
+        rules: StepRules | None = None,
     ) -> Tensor:
         """As `train_step`; what is returned holds until the next call. Batches are of one shape, all else the same."""
         if self._before:
@@ -38,11 +46,11 @@ class CapturedStep:
                 put_rates_on(optimizer, x.device)
             self._before -= 1
             with aside(x.device):
-                return train_step(model, optimizer, x, y, precision, scaler)
+                return train_step(model, optimizer, x, y, precision, scaler, rules)
         if self._graph is None:
             model.zero_grad(set_to_none=True)  # gradients of the steps before are not the graph's to write to
             x_there, y_there = x.clone(), y.clone()
-            there = model, optimizer, x_there, y_there, precision, scaler
+            there = model, optimizer, x_there, y_there, precision, scaler, rules
             self._graph = x_there, y_there, *capture(x.device, lambda: train_step(*there))
         x_there, y_there, totals, repeat = self._graph
         x_there.copy_(x)

@@ -16,6 +16,7 @@ from .. import sparse
 from ..devices import check_captures, check_shared, pick_device
 from ..distributed import launched
 from ..gradients import Ede
+from ..step_rules import PENALTY_LAMBDA
 from .canonical import BOTH_PARTS, PARTS, canonical, check, registered
 from .names import WHERE, folder_name
 
@@ -38,6 +39,12 @@ ADDED = {
     "compute": "dense",
     "graph": False,
     "block": "",
+    "output_scale": "none",
+    "input_scale": False,
+    "penalty": "none",
+    "penalty_lambda": PENALTY_LAMBDA,
+    "centre": False,
+    "clip_weights": False,
 }
 
 
@@ -46,19 +53,26 @@ class Run:
     """One training run. Options that a method does not look at are set to their defaults, so equal runs are equal."""
 
     method: str = "mpt-bihalf"
-    """dense, sign, irnet, bop, bihalf, xnor, bi-real, least-squares, abc, mpt-sign, mpt-bihalf, mpt-balanced,
-    magnitude-sign or magnitude-bihalf"""
+    """dense, sign, irnet, bop, bihalf, xnor, bi-real, least-squares, abc, bnn+, xnor++, mpt-sign, mpt-bihalf,
+    mpt-balanced, magnitude-sign or magnitude-bihalf"""
     model: str = "conv2"
     """the network: conv2, conv4, conv6, conv8, resnet18, resnet34, wide_resnet34, wide_resnet50, resnet20, vgg_small,
     vgg16, inception_v3, shufflenet, or torchvision:NAME for any classifier of torchvision"""
     width: float = 1.0
     """what the network's hidden channels are multiplied by"""
     activations: str = "real"
-    """real (W/A 1/32), binary (1/1, with the method's own gradient), or binary with this one: clip, approx, ede or
-    swish"""
+    """real (W/A 1/32), binary (1/1, with the method's own gradient), or binary with this one: clip, approx, ede, swish
+    or abc (+1 from 0.5 on)"""
     block: str = ""
     """what stands around layers with binary input: norm-first (batch norm, sign, layer, PReLU: then scales count; conv2
     to conv8, resnet18, resnet34) or bi-real (sign, layer, batch norm; resnet18, resnet34); empty: the network's own"""
+    output_scale: str = ""
+    """of binary activations, a trained scale behind each layer that they feed: gamma-1 (one a filter), gamma-2 (one a
+    filter and place), gamma-3 (a filter's times a place's) or gamma-4 (a filter's, a row's and a column's), or none;
+    conv2 to conv8, resnet18, resnet34; empty: the method's own, which xnor++ alone has (gamma-4)"""
+    input_scale: bool = False
+    """of binary activations, multiply what the layers that they feed give by the mean magnitude of their inputs before
+    the sign, in each window (XNOR-Net's K); conv2 to conv8, resnet18, resnet34"""
     data: str = "digits"
     """digits, fashion-mnist, cifar10, cifar100, folder:PATH with train/ and test/ in it, a folder a class, or
     imagenet:PATH likewise, in the standard crops and never all in memory"""
@@ -91,7 +105,9 @@ class Run:
     """how latent weights begin: kaiming_normal, signed_constant, equal_bits (pairs w, -w: half of the signs +1) or
     all_positive (uniform in [0, 0.001), as published codes have it)"""
     scale: str = ""
-    """size of a binary weight: kaiming, l1, power-of-two, l1-filter, least-squares or one; empty: the method's own"""
+    """size of a binary weight: kaiming, l1, power-of-two, l1-filter, least-squares, one, or one a filter that is
+    trained, without weight decay, and begins at kaiming (learned), the filter's mean magnitude (learned-l1-filter) or
+    its median (learned-median); empty: the method's own"""
     scale_on: str = ""
     """of binary activations, where the scale of the layers that they feed is: output, so that sums are whole numbers
     without rounding noise, or weight; empty: output, and with real activations weight"""
@@ -107,6 +123,15 @@ class Run:
     """under frozen weights, train biases and norm affines too (+BN)"""
     learn_mask: bool = True
     """under frozen weights, learn the scores; if not, the mask stays the random one that they begin with (a control)"""
+    penalty: str = ""
+    """what the loss has beside, times penalty_lambda: r1, the sum of abs(alpha - abs(W)) over kept weights, r2, the sum
+    of its square, or none; empty: the method's own, which bnn+ alone has (r1)"""
+    penalty_lambda: float = PENALTY_LAMBDA
+    """what the penalty is multiplied by, at least 0"""
+    centre: bool = False
+    """after each step, subtract from latent weights their mean over input channels (XNOR-Net's code)"""
+    clip_weights: bool = False
+    """after each step, clip latent weights to [-1, 1]"""
     epochs: int = 10
     """passes over the training set"""
     batch_size: int = 128

@@ -18,7 +18,16 @@ from ..devices import keep_freed_memory, reproducible_kernels
 from ..distributed import PartFailed, Team, launched, together
 from ..parametrization import find_nan
 from ..signals import Stop, Stopped, say_also, stop_when_asked
-from .build import build, check_begins, check_compiles, check_computes, check_fits, check_network, compiled
+from .build import (
+    build,
+    check_begins,
+    check_compiles,
+    check_computes,
+    check_fits,
+    check_network,
+    compiled,
+    step_rules,
+)
 from .callbacks import Callback, Epoch, Progress, ProgressBar, Together
 from .captured import CapturedStep
 from .checkpoint import State, load_checkpoint
@@ -123,7 +132,7 @@ def train_together(
     begins = Progress(first * steps + state.step, total)
     record.begin(state, begins)
     parallel = compiled(run, team.parallel(model, run.sync_bn))
-    told = Together(callbacks)
+    told, rules = Together(callbacks), step_rules(run, model)
     with stop_when_asked(team.agree) as stop:
         told.run_begins(run, folder, begins, model)
         try:
@@ -134,7 +143,7 @@ def train_together(
                 batches = training_batches(dataset, run.batch_size, run.seed, epoch, first=state.step, share=team.share)
                 for x, y in stop.between(batches):
                     start_step(optimizer, run, epoch, epoch * steps + state.step, total, team.rank)
-                    state.totals += take(parallel, optimizer, x, y, run.precision, state.scaler)
+                    state.totals += take(parallel, optimizer, x, y, run.precision, state.scaler, rules)
                     state.step += 1
                     state.trace.look(state.step)
                     told.step(run, Progress(epoch * steps + state.step, total))

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from ..devices import autocast
 from ..distributed import ALONE, Team
+from ..step_rules import StepRules
 
 MIXED = {"bf16": torch.bfloat16, "fp16": torch.float16}
 NO_SCALER = GradScaler(enabled=False)
@@ -26,20 +27,24 @@ def train_step(
     y: Tensor,
     precision: str = "fp32",
     scaler: GradScaler = NO_SCALER,
+    rules: StepRules | None = None,
 ) -> Tensor:
     """One step on a batch x [B, C, H, W], y [B]; returns [loss sum, top-1 hits, top-5 hits], without waiting.
 
-    Without an optimizer, where nothing is trained, the batch is only looked at. scaler: of the loss, for fp16.
+    Without an optimizer, where nothing is trained, the batch is only looked at. scaler: of the loss, for fp16. rules:
+    what else there is in a step. Their penalty is in no figure.
     """
     if optimizer:
         optimizer.zero_grad(set_to_none=True)
     logits = _logits(model, x, precision)
     loss = F.cross_entropy(logits, y)
     if optimizer:
-        scaler.scale(loss).backward()
+        scaler.scale(loss + rules.penalty() if rules else loss).backward()
         scaler.unscale_(optimizer)
         scaler.step(optimizer)
         scaler.update()
+        if rules:
+            rules.after_step()
     return _totals(logits.detach(), y, loss.detach() * len(y))
 
 

@@ -1,0 +1,135 @@
+"""Scales on what a layer gives that are no part of its weight: factors that depend on the place, or on the input.
+
+They are modules of the network. `create_model` puts them round the layers that binary activations feed, and users may
+put them into networks of their own: `InputScaled(BinaryActivation(), ScaledOutput(conv, Gamma(4, filters, size)))`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from math import prod
+from typing import Any, TypeAlias, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+OutputScale: TypeAlias = Callable[[int, tuple[int, ...]], nn.Module]
+CONVOLUTIONS: dict[int, Any] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+
+
+class Gamma(nn.Module):
+    """y = Gamma z for each image, Gamma [F, H, V] trained and beginning at 1 (XNOR-Net++, Bulat & Tzimiropoulos 2019).
+
+    case: 1: Gamma[o, i, j] = a[o]; 2: a[o, i, j]; 3: a[o] b[i, j]; 4: a[o] b[i] c[j], so F, F H V, F + H V or F + H + V
+    parameters. size: H, V of what the layer gives, or none for a linear layer, where each case is a[o].
+
+    z: [N, F, H, V] or [N, F], any float dtype, which y has too. Raises ValueError for z of another size: but for case 1
+    the scale is for images of one size.
+    """
+
+    size: tuple[int, ...]
+
+    def __init__(self, case: int, filters: int, size: Iterable[int] = ()) -> None:
+        super().__init__()
+        if case not in (1, 2, 3, 4):
+            raise ValueError(f"case must be 1, 2, 3 or 4, not {case}")
+        self.case, self.filters = case, filters
+        places = self.size = tuple(size)
+        if min((filters, *places)) < 1:
+            raise ValueError(f"a scale of {filters} filters and {places} places has no number")
+        shapes: list[tuple[int, ...]] = [(filters, *places) if case == 2 else (filters,)]
+        if places and case > 2:
+            shapes += [places] if case == 3 else [(side,) for side in places]
+        for name, shape in zip("abcd", shapes, strict=False):
+            self.register_parameter(name, nn.Parameter(torch.ones(shape)))
+
+    def gamma(self) -> Tensor:
+        """Gamma, [F, H, V], or 1 in the place of H and V where it does not depend on them."""
+        a, *rest = self.parameters()
+        found = a if a.dim() > 1 else a.view(-1, *[1] * len(self.size))
+        for dimension, factor in enumerate(rest):
+            after = 0 if self.case == 3 else len(self.size) - 1 - dimension
+            found = found * factor.view(*factor.shape, *[1] * after)
+        return found
+
+    def forward(self, z: Tensor) -> Tensor:
+        given = tuple(z.shape[1:])
+        if given != (self.filters, *self.size) and not (self.case == 1 and given[:1] == (self.filters,)):
+            of, here = (" x ".join(map(str, shape)) for shape in (given, (self.filters, *self.size)))
+            raise ValueError(f"a layer gives {of} numbers an image, and its scale gamma-{self.case} is for {here}")
+        return (z * self.gamma()).type_as(z)
+
+    def extra_repr(self) -> str:
+        return f"{self.case}, {self.filters}, {self.size}"
+
+
+OUTPUT_SCALES: dict[str, OutputScale] = {f"gamma-{case}": partial(Gamma, case) for case in (1, 2, 3, 4)}
+
+
+class ScaledOutput(nn.Module):
+    """A layer, and a scale behind it: y = scale(layer(x)). `binarize_weights` then learns no other scale for the layer.
+
+    layer: a convolution or linear layer. ValueError for one with a bias, which is to be added behind the scale.
+    """
+
+    def __init__(self, layer: nn.Module, scale: nn.Module) -> None:
+        super().__init__()
+        _refuse_bias(layer)
+        self.layer, self.scale = layer, scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        return cast(Tensor, self.scale(self.layer(x)))
+
+
+class InputScaled(nn.Module):
+    """y = K layer(sign(x)), K the mean of abs(x) over channels and each window (XNOR-Net, Rastegari et al. 2016).
+
+    K = box(mean_c abs(x)), the box with the convolution's kernel, stride, padding and dilation, the zeros of the
+    padding counted among its places; of a linear layer the mean of abs(x) of each sample. It is a constant in the
+    backward pass.
+
+    activation: what gives sign(x). layer: a convolution with zeros for padding, a linear layer, or such a one in a
+    `ScaledOutput`. ValueError for others, and for one with a bias.
+    """
+
+    def __init__(self, activation: nn.Module, layer: nn.Module) -> None:
+        super().__init__()
+        self.activation, self.layer = activation, layer
+        inner: Any = layer.layer if isinstance(layer, ScaledOutput) else layer
+        _refuse_bias(inner)
+        self.kernel: tuple[int, ...] = ()
+        if not isinstance(inner, nn.Linear):
+            if inner.padding_mode != "zeros":
+                raise ValueError(f"an input scale is for padding by zeros, not {inner.padding_mode!r}")
+            self.kernel = tuple(inner.kernel_size)
+            self.geometry = inner.stride, inner.padding, inner.dilation
+
+    def forward(self, x: Tensor) -> Tensor:
+        return cast(Tensor, self.layer(self.activation(x)) * self.input_scale(x.detach()))
+
+    def input_scale(self, x: Tensor) -> Tensor:
+        """K of x, [N, 1, H, V] for what a convolution gives, [N, 1] for a linear layer; in x's dtype."""
+        if not self.kernel:
+            return x.abs().mean(-1, keepdim=True)
+        mean = x.abs().mean(1, keepdim=True)
+        box = mean.new_full((1, 1, *self.kernel), 1 / prod(self.kernel))
+        return cast(Tensor, CONVOLUTIONS[len(self.kernel)](mean, box, None, *self.geometry))
+
+
+def _refuse_bias(layer: nn.Module) -> None:
+    if getattr(layer, "bias", None) is not None:
+        raise ValueError("a layer under a scale has no bias: what is added comes behind the scale")
+
+
+def scaled_elsewhere(model: nn.Module) -> set[nn.Module]:
+    """The layers of a network that have a scale behind them as a module."""
+    return {module.layer for module in model.modules() if isinstance(module, ScaledOutput)}
+
+
+def output_scales(model: nn.Module) -> Iterator[nn.Parameter]:
+    """What the scales behind layers learn."""
+    for module in model.modules():
+        if isinstance(module, ScaledOutput):
+            yield from module.scale.parameters()

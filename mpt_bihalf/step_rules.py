@@ -1,0 +1,70 @@
+"""What a training step has beside loss and optimizer: a penalty before it, and what is done to latent weights after."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from .methods import Method
+from .parametrization import BinaryWeight, binary_layers
+
+PENALTY_LAMBDA = 1e-6
+
+
+class StepRules:
+    """The rules of a model's method, and those asked for, over all its binarized layers that train latent weights.
+
+    penalty_lambda: what the method's penalty is multiplied by, at least 0. centre: after each step W <- W - mean_c W,
+    its mean over input channels at each position of the kernel (XNOR-Net's code). clip_weights: after each step, and
+    after that, W <- clip(W, -1, 1) (BinaryConnect, Courbariaux et al. 2015).
+
+    Raises ValueError where a rule is asked for that no layer of the model can follow.
+
+    >>> rules = StepRules(model, clip_weights=True)
+    >>> loss = F.cross_entropy(model(x), y) + rules.penalty()
+    >>> loss.backward(); optimizer.step(); rules.after_step()
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        penalty_lambda: float = PENALTY_LAMBDA,
+        centre: bool = False,
+        clip_weights: bool = False,
+    ) -> None:
+        if not 0 <= penalty_lambda < float("inf"):
+            raise ValueError(f"penalty_lambda must be a finite number of at least 0, not {penalty_lambda}")
+        layers = [(part, weight) for _, part, weight in binary_layers(model) if part.method.trains == "weights"]
+        if not layers and (centre or clip_weights):
+            raise ValueError("no layer has latent weights that are trained, for centre and clip_weights to change")
+        self.penalty_lambda, self.centre, self.clip_weights = penalty_lambda, centre, clip_weights
+        self._weights = [weight for _, weight in layers] if centre or clip_weights else []
+        self._penalised = [(part, weight) for part, weight in layers if part.method.penalty is not None]
+
+    def penalty(self) -> Tensor | float:
+        """penalty_lambda times the sum over all layers of the method's penalty, to add to the loss once a step.
+
+        0-dim, with gradients to latent weights and learned scales; 0.0 where the method has none.
+        """
+        total: Tensor | float = 0.0
+        for part, weight in self._penalised:
+            total = total + _penalty(part, weight)
+        return self.penalty_lambda * total if self._penalised else 0.0
+
+    @torch.no_grad()
+    def after_step(self) -> None:
+        """Change the latent weights as the rules say, in place."""
+        for weight in self._weights:
+            if self.centre:
+                weight.sub_(weight.mean(1, keepdim=True))
+            if self.clip_weights:
+                weight.clamp_(-1, 1)
+
+
+def _penalty(part: BinaryWeight, weight: Tensor) -> Tensor:
+    method: Method = part.method
+    assert method.penalty is not None
+    layer = part.layer(weight, None, part.alpha)
+    with torch.no_grad():
+        mask, _, alpha = method.decide(layer, part.fixed_mask)
+    return method.penalty(weight, alpha if part.alpha is None else part.alpha.abs(), mask)
