@@ -70,7 +70,7 @@ def check(run: Run) -> None:
         ("score_gradient", ["", *SCORE_GRADIENTS]),
         ("compute", ["auto", *COMPUTE]),
         ("optimizer", ["sgd", "adam"]),
-        ("schedule", ["cosine", "step", "constant"]),
+        ("schedule", ["cosine", "linear", "step", "constant"]),
         ("precision", ["fp32", "bf16", "fp16"]),
         ("augment", BOTH_PARTS),
         ("flip", ["auto", "on", "off"]),

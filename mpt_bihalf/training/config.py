@@ -148,8 +148,8 @@ class Run:
     """of bop: how fast the mean gradient follows, in [0, 1]"""
     bop_tau: float = 1e-8
     """of bop: how large the mean gradient must be for a flip"""
-    schedule: Literal["cosine", "step", "constant"] = "cosine"
-    """learning rate: cosine to 0 per step, times 0.1 at the milestones, or constant"""
+    schedule: Literal["cosine", "linear", "step", "constant"] = "cosine"
+    """learning rate: cosine or linear, each to 0 per step, times 0.1 at the milestones, or constant"""
     milestones: tuple[int, ...] = ()
     """epochs at which the step schedule multiplies the learning rate by 0.1"""
     holdout: float = 0.0

@@ -50,6 +50,8 @@ def learning_rate(run: Run, epoch: int, step: int, steps: int) -> float:
     factor = 1.0
     if run.schedule == "cosine":
         factor = (1 + cos(pi * step / steps)) / 2
+    elif run.schedule == "linear":
+        factor = 1 - step / steps
     elif run.schedule == "step":
         factor = 0.1 ** sum(epoch >= milestone for milestone in run.milestones)
     return run.lr * factor

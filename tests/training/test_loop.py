@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.optim import SGD
-from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, MultiStepLR
+from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, MultiStepLR
 
 from mpt_bihalf import METHODS, binary_layers, binary_weights, sparse
 from mpt_bihalf.data import Dataset, batches, evaluation_batches, training_batches
@@ -65,10 +65,14 @@ def scheduled(make: Callable[[SGD], LRScheduler], steps: int) -> list[float]:
     ("options", "scheduler"),
     [
         ({"schedule": "cosine"}, lambda optimizer: CosineAnnealingLR(optimizer, T_max=12)),
+        (
+            {"schedule": "linear"},
+            lambda optimizer: LinearLR(optimizer, start_factor=1.0, end_factor=0.0, total_iters=12),
+        ),
         ({"schedule": "step", "milestones": (1, 2)}, lambda optimizer: MultiStepLR(optimizer, [4, 8], gamma=0.1)),
         ({"schedule": "constant"}, lambda optimizer: MultiStepLR(optimizer, [])),
     ],
-    ids=["cosine", "step", "constant"],
+    ids=["cosine", "linear", "step", "constant"],
 )
 def test_the_learning_rate_of_each_step_is_that_of_torchs_scheduler(
     options: dict[str, object], scheduler: Any, trained: Trained, steps: list[tuple[float, int]]

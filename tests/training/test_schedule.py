@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from mpt_bihalf import binary_layers, binary_weights
 from mpt_bihalf.training import Run, loop
 from mpt_bihalf.training.build import build_network
-from mpt_bihalf.training.schedule import prune_rate, start_epoch
+from mpt_bihalf.training.schedule import learning_rate, prune_rate, start_epoch
 
 Trained = Callable[..., tuple[Run, Path]]
 
@@ -23,6 +23,11 @@ def test_the_pruning_rate_rises_by_a_cubic_as_in_the_mpt_authors_later_code() ->
     assert [prune_rate(run, epoch) for epoch in range(6)] == pytest.approx(expected)
     assert prune_rate(run, 4) == 0.9  # as it was written, not something next to it
     assert [prune_rate(Run(prune_rate=0.9), epoch) for epoch in (0, 3)] == [0.9, 0.9]
+
+
+def test_a_linear_learning_rate_falls_by_the_same_at_each_step_to_0_after_the_last() -> None:
+    run = Run(lr=0.5, schedule="linear", epochs=2)
+    assert [learning_rate(run, step // 2, step, 4) for step in range(4)] == [0.5, 0.375, 0.25, 0.125]
 
 
 @pytest.mark.parametrize("settings", [{"scope": "global"}, {"scope": "layer"}, {"method": "mpt-balanced"}])
