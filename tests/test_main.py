@@ -71,6 +71,7 @@ BAD = {
     "--weight-decay": ["", "x", "nan", "inf", "-1"],
     "--schedule": [*NAMES, "step"],
     "--milestones": ["", "x", "1.5", "nan"],
+    "--label-smoothing": [*SHARES, "1", "1.0"],
     "--holdout": [*SHARES, "1", "1e-9", "0.99999"],
     "--seed": [*WHOLE, str(2**63)],
     "--device": ["", "gpu", "cuda:99", "meta", "hpu"],

@@ -137,7 +137,7 @@ def _trained_top1(model: nn.Module, dataset: Dataset, run: Run, bar: tqdm) -> fl
         start_epoch(model, run, epoch)
         for step, (x, y) in enumerate(training_batches(dataset, run.batch_size, run.seed, epoch), epoch * steps):
             start_step(optimizer, run, epoch, step, run.epochs * steps)
-            train_step(model, optimizer, x, y)
+            train_step(model, optimizer, x, y, label_smoothing=run.label_smoothing)
             bar.update()
     figures = evaluate_test(model, dataset)
     return figures["test_top1"] if isfinite(figures["test_loss"]) else None

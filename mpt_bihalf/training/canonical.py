@@ -91,6 +91,7 @@ def check(run: Run) -> None:
     fraction_within(run.prune_rate, "prune_rate", below_one=True)
     fraction_within(run.p_pos, "p_pos")
     fraction_within(run.holdout, "holdout", below_one=True)
+    fraction_within(run.label_smoothing, "label_smoothing", below_one=True)
     for name, lowest, highest in (
         ("epochs", 1, 1_000_000),
         ("batch_size", 1, 1_000_000),

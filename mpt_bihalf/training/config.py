@@ -45,6 +45,7 @@ ADDED = {
     "penalty_lambda": PENALTY_LAMBDA,
     "centre": False,
     "clip_weights": False,
+    "label_smoothing": 0.0,
 }
 
 
@@ -152,6 +153,8 @@ class Run:
     """learning rate: cosine or linear, each to 0 per step, times 0.1 at the milestones, or constant"""
     milestones: tuple[int, ...] = ()
     """epochs at which the step schedule multiplies the learning rate by 0.1"""
+    label_smoothing: float = 0.0
+    """share of each training label that is spread evenly over all classes, in [0, 1); the test loss has none"""
     holdout: float = 0.0
     """share of the training images held out, in [0, 1); if any, they alone select the best epoch"""
     seed: int = 0

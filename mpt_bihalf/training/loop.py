@@ -143,7 +143,8 @@ def train_together(
                 batches = training_batches(dataset, run.batch_size, run.seed, epoch, first=state.step, share=team.share)
                 for x, y in stop.between(batches):
                     start_step(optimizer, run, epoch, epoch * steps + state.step, total, team.rank)
-                    state.totals += take(parallel, optimizer, x, y, run.precision, state.scaler, rules)
+                    settings = run.precision, state.scaler, run.label_smoothing, rules
+                    state.totals += take(parallel, optimizer, x, y, *settings)
                     state.step += 1
                     state.trace.look(state.step)
                     told.step(run, Progress(epoch * steps + state.step, total))

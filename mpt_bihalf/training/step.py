@@ -27,17 +27,19 @@ def train_step(
     y: Tensor,
     precision: str = "fp32",
     scaler: GradScaler = NO_SCALER,
+    label_smoothing: float = 0.0,
     rules: StepRules | None = None,
 ) -> Tensor:
     """One step on a batch x [B, C, H, W], y [B]; returns [loss sum, top-1 hits, top-5 hits], without waiting.
 
-    Without an optimizer, where nothing is trained, the batch is only looked at. scaler: of the loss, for fp16. rules:
-    what else there is in a step. Their penalty is in no figure.
+    Without an optimizer, where nothing is trained, the batch is only looked at. scaler: of the loss, for fp16.
+    label_smoothing: of the labels in the loss that is trained and returned, in [0, 1), as torch's `cross_entropy` has
+    it. rules: what else there is in a step; their penalty is in no figure.
     """
     if optimizer:
         optimizer.zero_grad(set_to_none=True)
     logits = _logits(model, x, precision)
-    loss = F.cross_entropy(logits, y)
+    loss = F.cross_entropy(logits, y, label_smoothing=label_smoothing)
     if optimizer:
         scaler.scale(loss + rules.penalty() if rules else loss).backward()
         scaler.unscale_(optimizer)

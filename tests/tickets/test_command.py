@@ -414,7 +414,7 @@ def test_options_of_a_training_need_one(ticket: Command, made: Path) -> None:
 def test_a_training_from_a_ticket_that_is_interrupted_says_so_in_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], made: Path
 ) -> None:
-    def interrupt(*arguments: Any) -> Tensor:
+    def interrupt(*arguments: Any, **options: Any) -> Tensor:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("mpt_bihalf.tickets.retrain.train_step", interrupt)

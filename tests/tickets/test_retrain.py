@@ -49,11 +49,11 @@ def started(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Starts, list
         begun: Starts = []
         trained: list[nn.Module] = []
 
-        def look(model: nn.Module, *arguments: Any) -> Tensor:
+        def look(model: nn.Module, *arguments: Any, **options: Any) -> Tensor:
             if not any(model is other for other in trained):
                 trained.append(model)
                 begun.append({name: value.clone() for name, value in bake_weights(model).state_dict().items()})
-            return train_step(model, *arguments)
+            return train_step(model, *arguments, **options)
 
         monkeypatch.setattr(retrain, "train_step", look)
         run = retraining_run(ticket, "digits", **{"epochs": 1, "batch_size": 64} | chosen)

@@ -177,6 +177,7 @@ def test_an_unknown_model_is_told_the_known_ones() -> None:
         ("prune_rate", [1.0, 1.5, -0.1, NAN, INF]),
         ("p_pos", [1.5, -0.1, NAN, INF]),
         ("holdout", [1.0, -0.1, NAN, INF]),
+        ("label_smoothing", [1.0, -0.1, NAN, INF]),
         ("lr", [-0.1, NAN, INF, -INF]),
         ("weight_decay", [-0.1, NAN, INF]),
         ("momentum", [-0.1, 1.0, NAN, INF]),

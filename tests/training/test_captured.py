@@ -53,7 +53,7 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> list[list[Tensor]]:
     [
         {"method": "mpt-bihalf"},
         {"method": "mpt-sign", "prune_rate": 0.9, "prune_epochs": 2},
-        {"method": "irnet"},
+        {"method": "irnet", "label_smoothing": 0.25},
         {"method": "bop", "bop_gamma": 1e-3, "bop_tau": 1e-5},
         {"method": "bihalf", "optimizer": "adam", "lr": 2**-7},
     ],

@@ -62,6 +62,7 @@ DEPENDS = {
     "compute": ({}, "dense", "sparse"),
     "graph": ({}, False, True),
     "block": ({"activations": "binary"}, "", "norm-first"),
+    "label_smoothing": ({}, 0.0, 0.1),
 }
 
 

@@ -101,6 +101,19 @@ def test_the_last_incomplete_batch_is_dropped(trained: Trained, steps: list[tupl
     assert hits.tolist() == pytest.approx(hits.round().tolist(), abs=1e-6)
 
 
+def test_labels_are_smoothed_in_the_loss_that_is_trained_and_in_no_other(trained: Trained) -> None:
+    frozen = {"method": "bihalf", "lr": 0.0, "epochs": 1}
+    _, plain = trained("plain", **frozen)
+    _, smooth = trained("smooth", **frozen, label_smoothing=0.25)
+    _, nearly_even = trained("nearly even", **frozen, label_smoothing=0.5)
+    was, mixed, even = (pd.read_csv(folder / "metrics.csv").iloc[0] for folder in (plain, smooth, nearly_even))
+    for figure in ("train_top1", "train_top5", "test_loss", "test_top1", "test_top5"):
+        assert was[figure] == mixed[figure] == even[figure]
+    # (1 - s) times the loss, plus s times the mean over the classes: a line in s.
+    assert mixed["train_loss"] != was["train_loss"]
+    assert mixed["train_loss"] == pytest.approx((was["train_loss"] + even["train_loss"]) / 2, rel=1e-6)
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_the_result_is_what_a_plain_evaluation_of_the_saved_network_gives(
     method: str, trained: Trained, small: Dataset, weights_of: Weights

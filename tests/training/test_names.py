@@ -54,6 +54,7 @@ OTHERS: dict[str, tuple[Any, dict[str, Any]]] = {
     "bop_tau": (0.5, {"method": "bop"}),
     "schedule": ("constant", {}),
     "milestones": ((3, 5), {"schedule": "step"}),
+    "label_smoothing": (0.1, {}),
     "holdout": (0.2, {}),
     "seed": (7, {}),
     "device": ("cuda", {}),

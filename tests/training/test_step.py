@@ -65,6 +65,21 @@ def test_a_dead_network_does_not_count_as_right(small: Dataset, make_run: Callab
     assert (top1, top5) == (10, 50)
 
 
+def test_smoothed_labels_spread_their_share_evenly_over_all_classes() -> None:
+    head = nn.Linear(2, 2, bias=False)
+    x, y = torch.eye(2), torch.tensor([0, 0])
+    for smoothing, label in ((0.0, (1.0, 0.0)), (0.1, (0.95, 0.05)), (0.5, (0.75, 0.25))):
+        with torch.no_grad():
+            head.weight.copy_(torch.tensor([[log(3), 0.0], [0.0, 0.0]]))  # probabilities 3/4, 1/4 and 1/2, 1/2
+        loss, top1, _ = train_step(head, SGD(head.parameters(), 1.0), x, y, label_smoothing=smoothing).tolist()
+        assert loss == pytest.approx(-label[0] * log(3 / 4) - label[1] * log(1 / 4) + log(2), rel=1e-6)
+        assert top1 >= 1
+        # Of each logit the mean over the two images of probability - label.
+        expected = torch.tensor([[0.75 - label[0], 0.5 - label[0]], [0.25 - label[1], 0.5 - label[1]]]) / 2
+        assert head.weight.grad is not None
+        torch.testing.assert_close(head.weight.grad, expected)
+
+
 NEARLY = torch.tensor([[1.0, -2.0, 0.0]] * 7)
 NEARLY[6, 1] = torch.nextafter(NEARLY[6, 1], torch.tensor(0.0))
 LOGITS = {
