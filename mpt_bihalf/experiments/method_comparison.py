@@ -16,7 +16,7 @@ from ..endings import run_command, show
 from ..files import write_csv
 from ..report.figures import FOOTNOTE, draw_spread, method_colours
 from ..report.outcome import Curves, Outcome
-from ..report.published import published
+from ..report.published import OUR_NAMES, published
 from ..report.statistics import SIGNIFICANT, TOP1, compare, diverged_texts, p_text, reference_of
 from ..report.tables import of_trials
 from ..sweep import EngineOptions, read_records, run_all
@@ -33,7 +33,13 @@ HOLDOUT = 0.1
 # Our names of the data sets and networks that the published tables are of.
 PUBLISHED_DATA = {"cifar10": "CIFAR-10", "imagenet": "ImageNet"}
 PUBLISHED_TABLES = ("Table 2", "Table 3")
-PUBLISHED = ("published", "published_std", "published_top5")
+# Columns of what is published, by those of its table.
+PUBLISHED = {
+    "published": "top1",
+    "published_std": "top1_std",
+    "published_top5": "top5",
+    "published_recipe": "recipe",
+}
 # Networks are 1 apart; how far apart their methods stand at most, and how much room they have together.
 WIDEST_STEP, ROOM = 0.2, 0.8
 
@@ -111,7 +117,13 @@ class MethodComparison(TrainingExperiment):
         frame = pd.DataFrame(results.records)
         rows = rows_of(frame)
         others = published_elsewhere(rows) if self.lists_others else []
-        return Outcome(rows=[*rows, *others], figure=draw(frame), curves=curves_of(frame), finding=finding_of(rows))
+        return Outcome(
+            rows=[*rows, *others],
+            figure=draw(frame),
+            curves=curves_of(frame),
+            finding=finding_of(rows),
+            note=recipes_told([*rows, *others]),
+        )
 
 
 def tune(
@@ -151,15 +163,18 @@ def rows_of(frame: pd.DataFrame) -> list[dict[str, Any]]:
 
     frame: the records of runs. model: as `networks_of` calls it. mean and std (of a sample) are of the last epoch, top5
     likewise; difference (in points), pairs and p (paired t test over equal seeds) are against
-    `statistics.reference_of`. The published figures are there where data, network and method are those of the paper's
-    Table 2 or 3.
+    `statistics.reference_of`. The published figures, and the recipe that they are of, are there where data, network and
+    method are those of the paper's Table 2 or 3.
     """
     frame = frame.assign(model=networks_of(frame))
     frame["test_top5"] = frame.get("test_top5", np.nan)
     settings = frame.groupby(["model", "data", "method"], sort=False)[["scale", "lr", "weight_decay"]].first()
     settings["top5"] = frame.groupby(["model", "data", "method"], sort=False)["test_top5"].mean()
     table = settings.merge(compare(frame, reference_of(frame)), on=["model", "data", "method"])
-    known = _published()
+    known = {
+        (dataset, network, OUR_NAMES.get(method, method)): figures
+        for (dataset, network, method), figures in _published().items()
+    }
     columns = ["model", "data", "method", "scale", "lr", "weight_decay", "trials", "diverged", "mean", "std"]
     columns += ["difference", "pairs", "p", "top5"]
     rows = []
@@ -180,21 +195,32 @@ def networks_of(frame: pd.DataFrame) -> pd.Series:
 
 
 def published_elsewhere(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Further rows: what is published of other methods on the networks and data of these."""
+    """Further rows: what is published of other methods on the networks and data of these, by their published names."""
     ours = {row["method"] for row in rows}
     return [
         {"model": model, "data": data, "method": method} | figures
         for model, data in dict.fromkeys((row["model"], row["data"]) for row in rows)
         for (dataset, network, method), figures in _published().items()
-        if (dataset, network) == (PUBLISHED_DATA.get(short_data(data)), model) and method not in ours
+        if (dataset, network) == (PUBLISHED_DATA.get(short_data(data)), model)
+        and OUR_NAMES.get(method, method) not in ours
     ]
 
 
-def _published() -> dict[tuple[str, str, str], dict[str, float]]:
-    """Published top-1, its deviation and top-5 in percent, by data set, network as `networks_of` has it, and method."""
+def recipes_told(rows: list[dict[str, Any]]) -> str:
+    """One line: each recipe that published figures of these rows are of, and whose; empty where there are none."""
+    methods: dict[str, list[str]] = {}
+    for row in rows:
+        if not pd.isna(row["published"]) and row["method"] not in methods.setdefault(row["published_recipe"], []):
+            methods[row["published_recipe"]].append(row["method"])
+    told = "; ".join(f"{recipe} ({', '.join(of)})" for recipe, of in methods.items())
+    return f"recipes of the published figures: {told}" if told else ""
+
+
+def _published() -> dict[tuple[str, str, str], dict[str, Any]]:
+    """What is published, as `PUBLISHED`, by data set, network as `networks_of` has it, and published name."""
     return {
         (row["dataset"], _our_name(row["model"], row["bits_w_a"]), row["method"]): {
-            name: row[figure] for name, figure in zip(PUBLISHED, ("top1", "top1_std", "top5"), strict=True)
+            name: row[column] for name, column in PUBLISHED.items()
         }
         for row in published().to_dict("records")
         if row["table"] in PUBLISHED_TABLES

@@ -40,6 +40,8 @@ class Outcome:
     """(step, value) by tag, for TensorBoard; None: none of its own"""
     finding: str
     """one line that the records say"""
+    note: str = ""
+    """one line on how to read the table; empty: none"""
     steps: pd.DataFrame | None = None
     """what the table sums up, for a CSV file of its own, whose name ends in _steps"""
 
@@ -58,7 +60,8 @@ def conclude(out: Path, name: str, outcome: Outcome, claim: str, runs: bool = Tr
     png, pdf = save_figure(outcome.figure, out / name)
     if outcome.curves is not None:
         write_curves(out / "curves", outcome.curves)
-    show(f"\n{table}\n\n{sentences(outcome.finding, claim)}\n")
+    note = f"note:     {outcome.note}\n" if outcome.note else ""
+    show(f"\n{table}\n\n{sentences(outcome.finding, claim)}\n{note}")
     show(f"table:    {out / name}.csv, .txt, .md, .tex\nfigure:   {png}, {pdf}")
     if outcome.curves is not None:
         show(f"curves:   {curves_command(out if runs else out / 'curves')}")

@@ -16,6 +16,7 @@ from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
 from scipy.stats import ttest_rel
 
+from mpt_bihalf import METHODS
 from mpt_bihalf.experiments import method_comparison
 from mpt_bihalf.experiments.method_comparison import MethodComparison
 from mpt_bihalf.report.figures import OWN_COLOUR, save_figure
@@ -196,6 +197,75 @@ def test_binary_networks_are_compared_with_table_3_and_others_can_be_listed(comp
     assert "sign" not in others
     for other in (frame.assign(activations="real"), frame.assign(width=0.5)):
         assert all(isnan(row["published"]) for row in method_comparison.rows_of(other))
+
+
+# As Table 3 calls each of our methods: with its ResNet-18, or of Bi-Real net ResNet-34, top-1 and top-5.
+TABLE_3 = {
+    "xnor": ("XNOR", "resnet18", 51.2, 73.2),
+    "xnor++": ("XNOR++", "resnet18", 57.1, 79.9),
+    "bnn+": ("BNN+", "resnet18", 53.0, 72.6),
+    "bi-real": ("Bi-Real", "resnet34", 62.2, 83.9),
+    "least-squares": ("Least-squares", "resnet18", 58.9, 81.4),
+    "abc": ("ABC-Net", "resnet18", 42.7, 67.6),
+    "irnet": ("IR-Net", "resnet18", 58.1, 80.0),
+    "rbnn": ("RBNN", "resnet18", 59.9, 81.9),
+}
+
+
+@pytest.mark.parametrize("method", TABLE_3)
+def test_a_published_figure_stands_beside_our_row_of_its_method_or_in_one_of_its_own(
+    method: str, comparison: Comparison, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Also of those that are not here, or come by --plugin.
+    monkeypatch.setitem(METHODS, method, METHODS.get(method, replace(METHODS["sign"], name=method)))
+    theirs, model, top1, top5 = TABLE_3[method]
+
+    def compared(*methods: str) -> tuple[list[dict[str, Any]], dict[str, dict[str, Any]]]:
+        frame = comparison(model, "imagenet:/data", **{name: [50.0] for name in methods})
+        rows = method_comparison.rows_of(frame.assign(activations="clip", width=1.0))
+        return rows, {row["method"]: row for row in method_comparison.published_elsewhere(rows)}
+
+    (_, row), others = compared("bihalf", method)
+    assert (row["method"], row["published"], row["published_top5"]) == (method, top1, top5)
+    assert isnan(row["published_std"]) and theirs not in others and method not in others
+    (_,), elsewhere = compared("bihalf")
+    assert {*elsewhere} == {*others, theirs}
+    own = elsewhere[theirs]
+    assert (own["model"], own["published"], own["published_top5"]) == (f"{model} 1/1", top1, top5)
+    assert own["published_recipe"] == row["published_recipe"]
+    assert {*row} >= {*own}  # no column of its own
+
+
+def test_the_recipes_of_published_figures_are_told_in_one_line(comparison: Comparison) -> None:
+    frame = pd.concat(
+        [
+            comparison(model, "imagenet:/data", **{"bihalf": [50.0], "least-squares": [50.0], "bi-real": [50.0]})
+            for model in ("resnet18", "resnet34")
+        ]
+    )
+    rows = method_comparison.rows_of(frame.assign(activations="clip", width=1.0))
+    assert [row["published_recipe"] for row in rows] == [
+        "100 epochs, no teacher",
+        "240 epochs, distilled from a real-valued ResNet-18",
+        np.nan,
+        "100 epochs, no teacher",
+        np.nan,
+        "three pre-trainings, then 40 epochs",
+    ]
+    assert method_comparison.recipes_told(rows) == (
+        "recipes of the published figures: 100 epochs, no teacher (bihalf); 240 epochs, distilled from a real-valued "
+        "ResNet-18 (least-squares); three pre-trainings, then 40 epochs (bi-real)"
+    )
+    both = [*rows, *method_comparison.published_elsewhere(rows)]
+    assert "; not known: no authors' code (ABC-Net, BNN+);" in method_comparison.recipes_told(both)
+    assert "100 epochs, no teacher (bihalf, sign);" in method_comparison.recipes_told(both)
+
+
+def test_nothing_published_has_no_recipe(comparison: Comparison) -> None:
+    rows = method_comparison.rows_of(comparison("conv2", "digits", sign=SIGN, bihalf=BIHALF))
+    assert all(isnan(row["published_recipe"]) for row in rows) and method_comparison.recipes_told(rows) == ""
+    rows = method_comparison.rows_of(comparison(sign=SIGN, dense=BIHALF))
+    assert method_comparison.recipes_told(rows) == "recipes of the published figures: 100 epochs (sign)"
 
 
 def options_of(**options: Any) -> MethodComparison:

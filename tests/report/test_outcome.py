@@ -261,9 +261,17 @@ def test_table_finding_claim_and_places_are_printed(
     assert "measured: sign is behind" in printed
     assert "paper:    so it is" in printed
     assert printed.index("measured: sign is behind") + 1 == printed.index("paper:    so it is")
+    assert not [line for line in printed if line.startswith("note:")]
     assert f"table:    {out / 'comparison'}.csv, .txt, .md, .tex" in printed
     assert f"figure:   {out / 'comparison.png'}, {out / 'comparison.pdf'}" in printed
     assert printed[-1].startswith("curves:   ")
+
+
+def test_a_note_stands_behind_the_claim(outcome: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
+    outcome(note="mind the recipe")
+    printed = capsys.readouterr().out.splitlines()
+    claim = printed.index("paper:    so it is")
+    assert printed[claim + 1 : claim + 3] == ["note:     mind the recipe", ""]
 
 
 @pytest.mark.parametrize("runs", [True, False])

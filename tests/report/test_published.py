@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import pytest
 
+from mpt_bihalf.methods import METHODS
 from mpt_bihalf.models import MODELS
-from mpt_bihalf.report.published import published
+from mpt_bihalf.report.published import OUR_NAMES, published
 
 COLUMNS = ["source", "table", "dataset", "model", "method", "bits_w_a", "pruned_percent", "top1", "top1_std", "top5"]
+COLUMNS += ["recipe"]
 
 
 # The paper's Table 2, as printed there.
@@ -43,6 +45,31 @@ def test_table_3_has_both_accuracies(model: str, method: str, top1: float, top5:
 
 def test_the_networks_of_table_2_are_ours_in_lower_case() -> None:
     assert {model.lower() for model in published("Table 2")["model"]} <= set(MODELS)
+
+
+def test_our_names_are_of_methods_in_table_3_and_of_ours() -> None:
+    assert {*OUR_NAMES} == {*published("Table 3")["method"]} - {"full precision", "sign", "bihalf"}
+    assert len(set(OUR_NAMES.values())) == len(OUR_NAMES)
+    assert {"xnor", "bi-real", "least-squares", "abc", "irnet"} <= {*OUR_NAMES.values()} & {*METHODS}
+
+
+def test_every_figure_says_how_it_was_trained_or_that_this_is_not_known() -> None:
+    table = published("Table 3")
+    assert {method: set(rows["recipe"]) for method, rows in table.groupby("method")} == {
+        "sign": {"100 epochs, no teacher"},
+        "bihalf": {"100 epochs, no teacher"},
+        "Least-squares": {"240 epochs, distilled from a real-valued ResNet-18"},
+        "RBNN": {"150 epochs, batch 512, another network: batch norm behind the last layer"},
+        "Bi-Real": {"three pre-trainings, then 40 epochs"},
+        "XNOR++": {"80 epochs, as remembered: no authors' code"},
+        "XNOR": {"not known: the authors' code trains AlexNet"},
+        "BNN+": {"not known: no authors' code"},
+        "ABC-Net": {"not known: no authors' code"},
+        "IR-Net": {"not known"},
+        "full precision": {"not known"},
+    }
+    assert set(published("Table 2")["recipe"]) == {"100 epochs"}
+    assert published()["recipe"].notna().all()
 
 
 def test_without_a_table_every_figure_is_there() -> None:
