@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from ..endings import run_command
 from .method_comparison import MethodComparison
-from .recipe import CIFAR100, DEEP, FULL, PAPER, SMALL, Recipe
+from .recipe import CIFAR100, DEEP, FULL, PAPER, SMALL, Recipe, published_recipes
 
 BOTH = {"activations": ("real", "binary")}
 
@@ -24,8 +24,12 @@ class Architectures(MethodComparison):
     recipes: ClassVar = {
         "quick": Recipe("digits", DEEP, FULL, 1, 3, SMALL, of_model={"inception_v3": {"width": 0.0625}}, varied=BOTH),
         "paper": Recipe("cifar100", DEEP, FULL, 5, 350, {**PAPER, **CIFAR100}, varied=BOTH),
+        **published_recipes("cifar100", trials=5, batch_size=128),
     }
 
+    recipe: str = "quick"
+    """quick: minutes on the embedded data; paper: the paper's own settings; bi-real: those of Bi-Real net's PyTorch
+    code, and xnor++: of XNOR-Net++ as remembered, both for ResNet-18 and -34 with binary activations"""
     out: str = "runs/architectures"
     """folder for runs, results.csv (a row a run), tables, figure and curves"""
 

@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from ..endings import run_command
 from .method_comparison import MethodComparison
-from .recipe import FULL, PAPER, SMALL, Recipe
+from .recipe import FULL, PAPER, SMALL, Recipe, published_recipes
 
 BINARY = {"activations": ("binary",)}
 OF_IMAGENET = {"batch_size": 256, "schedule": "step", "milestones": (30, 60, 90)}
@@ -32,9 +32,13 @@ class Imagenet(MethodComparison):
             {**PAPER, **OF_IMAGENET},
             varied=BINARY,
         ),
+        **published_recipes("imagenet", trials=1, batch_size=256),
     }
     lists_others = True
 
+    recipe: str = "quick"
+    """quick: minutes on the embedded data; paper: the paper's own settings; bi-real: those of Bi-Real net's PyTorch
+    code, and xnor++: of XNOR-Net++ as remembered, both for ResNet-18 and -34 with binary activations"""
     out: str = "runs/imagenet"
     """folder for runs, results.csv (a row a run), tables, figure and curves"""
 

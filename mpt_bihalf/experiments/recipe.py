@@ -40,3 +40,40 @@ FULL = ("sign", "irnet", "bihalf")
 # IR-Net's own scale, 2^round(log2 m), is near 1: without batch norm activations then grow by sqrt(D / 2) a layer, and
 # Conv2 learns little. With the Kaiming scale all three methods differ in their signs and gradients alone.
 OF_METHOD: dict[str, dict[str, Any]] = {"irnet": {"scale": "kaiming"}}
+
+# As Bi-Real net's PyTorch code trains, but for its rate, which falls by epochs there, and its jitter of colours. It
+# clips g, not alpha g.
+BI_REAL: dict[str, Any] = {
+    "batch_size": 512,
+    "optimizer": "adam",
+    "lr": 1e-3,
+    "weight_decay": 0.0,
+    "schedule": "linear",
+    "label_smoothing": 0.1,
+    "init": "all_positive",
+    "block": "bi-real",
+}
+OF_BI_REAL: dict[str, dict[str, Any]] = {"bi-real": {"latent_gradient": "clipped-unscaled"}}
+# As XNOR-Net++'s paper is remembered to train; there is no code of its authors. Its batch size is not known.
+XNOR_PLUS_PLUS: dict[str, Any] = {
+    "optimizer": "adam",
+    "lr": 1e-3,
+    "weight_decay": 1e-5,
+    "schedule": "step",
+    "milestones": (25, 50, 75),
+    "block": "norm-first",
+}
+OF_XNOR_PLUS_PLUS = ("xnor",)  # methods
+
+
+def published_recipes(data: str, trials: int, batch_size: int) -> dict[str, Recipe]:
+    """By name, the recipes of compared systems that have no teacher, for their 1/1 networks on these data.
+
+    batch_size: where a recipe's own is not known.
+    """
+    networks, varied = ("resnet18", "resnet34"), {"activations": ("binary",)}
+    xnor_plus_plus = {**XNOR_PLUS_PLUS, "batch_size": batch_size}
+    return {
+        "bi-real": Recipe(data, networks, ("bi-real",), trials, 256, BI_REAL, OF_BI_REAL, varied=varied),
+        "xnor++": Recipe(data, networks, OF_XNOR_PLUS_PLUS, trials, 80, xnor_plus_plus, varied=varied),
+    }
