@@ -8,6 +8,7 @@ from torch import nn
 
 from .binarizable import BINARIZABLE
 from .real_valued import is_matrix
+from .scale_modules import ScaledOutput
 
 _NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.PReLU)
 
@@ -25,6 +26,8 @@ def affine_parameters(model: nn.Module, binarized: Iterable[nn.Module]) -> Itera
             yield from module.parameters()
         elif module in binarized:
             yield from (own[name] for name in ("bias", "gain") if name in own)
+        elif isinstance(module, ScaledOutput) and module.layer in binarized:
+            yield from (own[name] for name in ("bias",) if name in own)
         elif not isinstance(module, BINARIZABLE):
             called_norm = "norm" in type(module).__name__.lower()
             yield from (own[name] for name in own if name == "gain" or (called_norm and not is_matrix(own[name])))

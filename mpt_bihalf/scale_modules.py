@@ -69,18 +69,25 @@ OUTPUT_SCALES: dict[str, OutputScale] = {f"gamma-{case}": partial(Gamma, case) f
 
 
 class ScaledOutput(nn.Module):
-    """A layer, and a scale behind it: y = scale(layer(x)). `binarize_weights` then learns no other scale for the layer.
+    """A layer and a scale behind it, y = scale(z) + bias. `binarize_weights` then learns no other scale for the layer.
 
-    layer: a convolution or linear layer. ValueError for one with a bias, which is to be added behind the scale.
+    layer: a convolution or linear layer, whose bias this takes over, so that it gives z.
     """
+
+    bias: nn.Parameter | None
 
     def __init__(self, layer: nn.Module, scale: nn.Module) -> None:
         super().__init__()
-        _refuse_bias(layer)
         self.layer, self.scale = layer, scale
+        self.ones = [1] * (cast(Tensor, layer.weight).dim() - 2)  # for each dimension of a map
+        self.register_parameter("bias", layer._parameters["bias"])
+        layer._parameters["bias"] = None
 
     def forward(self, x: Tensor) -> Tensor:
-        return cast(Tensor, self.scale(self.layer(x)))
+        y = self.scale(self.layer(x))
+        if self.bias is not None:
+            y = y + self.bias.view(-1, *self.ones).type_as(y)
+        return cast(Tensor, y)
 
 
 class InputScaled(nn.Module):
@@ -91,15 +98,17 @@ class InputScaled(nn.Module):
     backward pass.
 
     activation: what gives sign(x). layer: a convolution with zeros for padding, a linear layer, or such a one in a
-    `ScaledOutput`. ValueError for others, and for one with a bias.
+    `ScaledOutput`. ValueError for others, and for one with a bias, which comes behind K.
     """
 
     def __init__(self, activation: nn.Module, layer: nn.Module) -> None:
         super().__init__()
         self.activation, self.layer = activation, layer
         inner: Any = layer.layer if isinstance(layer, ScaledOutput) else layer
-        _refuse_bias(inner)
+        if layer.bias is not None:
+            raise ValueError("a layer under an input scale has no bias: what is added comes behind the scale")
         self.kernel: tuple[int, ...] = ()
+        self.geometry: tuple[Any, ...] = ()
         if not isinstance(inner, nn.Linear):
             if inner.padding_mode != "zeros":
                 raise ValueError(f"an input scale is for padding by zeros, not {inner.padding_mode!r}")
@@ -116,11 +125,6 @@ class InputScaled(nn.Module):
         mean = x.abs().mean(1, keepdim=True)
         box = mean.new_full((1, 1, *self.kernel), 1 / prod(self.kernel))
         return cast(Tensor, CONVOLUTIONS[len(self.kernel)](mean, box, None, *self.geometry))
-
-
-def _refuse_bias(layer: nn.Module) -> None:
-    if getattr(layer, "bias", None) is not None:
-        raise ValueError("a layer under a scale has no bias: what is added comes behind the scale")
 
 
 def scaled_elsewhere(model: nn.Module) -> set[nn.Module]:

@@ -149,8 +149,7 @@ class Learned:
         weight = layer.weight
         alpha = scale_of(self.start, layer, mask, positive)
         if mask is not None:
-            whole = scale_of(self.start, layer, None, positive)
-            alpha = torch.where(filters(mask).any(1).view(-1, *[1] * (weight.dim() - 1)), alpha, whole)
+            alpha = torch.where(alpha > 0, alpha, scale_of(self.start, layer, None, positive))
         return alpha.expand(weight.shape[0], *[1] * (weight.dim() - 1)).clone()
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
 from math import floor, fsum, log2, sqrt
+from statistics import median
 from typing import Any
 
 import pytest
@@ -20,7 +21,9 @@ SCORE_METHODS = ("mpt-sign", "mpt-bihalf", "mpt-balanced")
 MASKED_METHODS = (*SCORE_METHODS, "magnitude-sign", "magnitude-bihalf")
 # Those with the mean magnitude of each filter, and those with the scale nearest to its weights.
 L1_FILTER, NEAREST = ("xnor", "bi-real"), ("least-squares", "abc")
-KNOWN = {"sign", "irnet", "bop", *L1_FILTER, *NEAREST, *BIT_RATIO_METHODS, *MASKED_METHODS}
+# Those that learn a scale of each filter.
+LEARNED = ("bnn+", "xnor++")
+KNOWN = {"sign", "irnet", "bop", *L1_FILTER, *NEAREST, *LEARNED, *BIT_RATIO_METHODS, *MASKED_METHODS}
 
 
 def half_up(x: Any, n: int) -> int:
@@ -105,7 +108,7 @@ def decide(
         count = kept_of(size, prune_rate)
         plus_count = half_up(p_pos, count)
         plus = [positives(row, keep, p_pos) for row, keep in zip(rows, kept, strict=True)]
-        if method in ("sign", "bop", "mpt-sign", "magnitude-sign", *L1_FILTER, "least-squares"):
+        if method in ("sign", "bop", "mpt-sign", "magnitude-sign", *L1_FILTER, *LEARNED, "least-squares"):
             plus = [[w >= 0 for w in row] for row in rows]
         if method == "abc":
             every = [w for row in rows for w in row]
@@ -167,6 +170,14 @@ def filter_scale(weight: Tensor, mask: Tensor, positive: Tensor | None = None) -
     return torch.tensor(alphas, dtype=torch.float64).view(-1, *[1] * (weight.dim() - 1))
 
 
+def median_scale(weight: Tensor, mask: Tensor) -> Tensor:
+    """Per filter the median magnitude of the kept weights, of all where none is kept."""
+    alphas = []
+    for row, kept in zip(rows_of(weight.abs()), rows_of(mask), strict=True):
+        alphas.append(median([w for w, keep in zip(row, kept, strict=True) if keep] or row))
+    return torch.tensor(alphas, dtype=torch.float64).view(-1, *[1] * (weight.dim() - 1))
+
+
 def scale_of(method: str, weight: Tensor, mask: Tensor) -> float | Tensor:
     """The scale of a method by its closed form."""
     if method == "irnet":
@@ -174,6 +185,8 @@ def scale_of(method: str, weight: Tensor, mask: Tensor) -> float | Tensor:
     if method in (*L1_FILTER, *NEAREST):
         (_, positive), *_ = decide(method, [weight], [], 0.0, 0.5)
         return filter_scale(weight, mask, positive).to(weight)
+    if method == "bnn+":
+        return median_scale(weight, mask).to(weight)
     return l1_scale(weight, mask) if method == "mpt-sign" else kaiming_scale(mask)
 
 

@@ -20,7 +20,7 @@ from mpt_bihalf.gradients import SCORE_GRADIENTS
 from mpt_bihalf.masks import SCOPES
 from mpt_bihalf.scales import SCALES
 from mpt_bihalf.training import Run, train_step
-from mpt_bihalf.training.build import build_network, build_optimizer
+from mpt_bihalf.training.build import build_network, build_optimizer, step_rules
 
 SORTS = ("sort", "argsort", "kthvalue", "msort", "unique", "median")
 # What waits for the device, or has a shape that its values decide.
@@ -56,10 +56,11 @@ def steps(method: str, device: str, loops: str = "compiled") -> Count:
         model = build_network(run, 10, 3, 32).to(device)
         optimizer = build_optimizer(run, model)
         x, y = torch.randn(2, 3, 32, 32, device=device), torch.zeros(2, dtype=torch.long, device=device)
+        rules = step_rules(run, model)
         for _ in range(2):
-            train_step(model, optimizer, x, y)
+            train_step(model, optimizer, x, y, rules=rules)
         with Count() as count:
-            train_step(model, optimizer, x, y)
+            train_step(model, optimizer, x, y, rules=rules)
     return count
 
 
@@ -80,6 +81,8 @@ MOST = {
     "bi-real": (4, 9),
     "least-squares": (5, 10),
     "abc": (4, 9),
+    "bnn+": (1, 1),
+    "xnor++": (1, 1),
     "mpt-sign": (1, 15),
     "mpt-bihalf": (2, 11),
     "mpt-balanced": (6, 14),

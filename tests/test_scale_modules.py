@@ -22,6 +22,7 @@ from mpt_bihalf import (
     load_ticket,
     save_ticket,
 )
+from mpt_bihalf.models.scaled import scale_outputs
 from mpt_bihalf.training import Run
 from mpt_bihalf.training.build import build_network, build_optimizer
 from tests.reference import one_line_error
@@ -105,21 +106,18 @@ def test_what_cannot_be_is_refused() -> None:
         Gamma(5, 3)
     with one_line_error("has no number"):
         Gamma(2, 3, (0, 4))
-    biased = nn.Conv2d(2, 3, 3)
-    for wrapped in (lambda: ScaledOutput(biased, Gamma(1, 3)), lambda: InputScaled(BinaryActivation(), biased)):
-        with one_line_error("a layer under a scale has no bias"):
-            wrapped()
+    with one_line_error("a layer under an input scale has no bias"):
+        InputScaled(BinaryActivation(), nn.Conv2d(2, 3, 3))
+    with one_line_error("unknown output_scale 'x'; known: gamma-1"):
+        scale_outputs(nn.Sequential(BinaryActivation(), nn.Linear(2, 2)), "x", torch.ones(1, 2))
+    with one_line_error("no binary activation feeds a layer"):
+        scale_outputs(nn.Sequential(nn.ReLU(), nn.Linear(2, 2)), "gamma-1", torch.ones(1, 2))
     with one_line_error("an input scale is for padding by zeros, not 'reflect'"):
         InputScaled(BinaryActivation(), nn.Conv2d(2, 3, 3, padding=1, padding_mode="reflect", bias=False))
     for fields, why in (
         ({"output_scale": "gamma-4"}, "output_scale gamma-4 is for binary activations"),
         ({"input_scale": True}, "input_scale is for binary activations"),
         ({"output_scale": "gamma-5", "activations": "clip"}, "unknown output_scale 'gamma-5'; known: none, gamma-1"),
-        ({"output_scale": "gamma-1", "activations": "clip", "model": "vgg16"}, "vgg16 has no place for output_scale"),
-        (
-            {"method": "xnor++", "activations": "binary", "model": "vgg_small"},
-            "vgg_small has no place for output_scale",
-        ),
         (
             {"input_scale": True, "activations": "clip", "model": "resnet20"},
             "resnet20 has no place for input_scale; conv2",
@@ -241,3 +239,33 @@ def test_any_binary_weight_goes_with_them_into_a_ticket_and_out(method: str, tmp
             module.layer.register_forward_hook(lambda layer, given, z: found.append(z / layer.output_scale.alpha))  # type: ignore[union-attr]
     loaded(x)
     assert len(found) == 16 and all(torch.allclose(z, z.round(), atol=1e-3) for z in found)
+
+
+@pytest.mark.parametrize("network", ["vgg16", "vgg_small", "resnet20", "shufflenet", "inception_v3", "wide_resnet50"])
+def test_any_network_takes_output_scales(network: str) -> None:
+    """Which begin at 1: what the network gives is what it gave."""
+    settings: Any = {"width": 0.0625, "activations": "clip", "seed": 0, "image_size": 64}
+    plain, scaled = create_model(network, **settings), create_model(network, output_scale="gamma-4", **settings)
+    places = [module for module in scaled.modules() if isinstance(module, ScaledOutput)]
+    assert len(places) >= 3 and counted(scaled) == sum(p.numel() for m in places for p in m.scale.parameters())
+    x = torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(scaled(x), plain(x))
+    assert Run(method="xnor++", model=network, activations="binary").output_scale == "gamma-4"
+
+
+def test_a_bias_comes_behind_the_scale() -> None:
+    conv = nn.Conv2d(2, 3, 3)
+    bias = conv.bias
+    with torch.no_grad():
+        conv.bias.copy_(torch.tensor([1.0, -2, 3]))  # type: ignore[union-attr]
+    scaled = ScaledOutput(conv, Gamma(1, 3, (4, 4)))
+    with torch.no_grad():
+        for factor in scaled.scale.parameters():
+            factor.fill_(2)
+    x = torch.randn(2, 2, 6, 6)
+    assert scaled.bias is bias and conv.bias is None
+    assert torch.allclose(scaled(x), 2 * F.conv2d(x, conv.weight) + bias.view(-1, 1, 1))  # type: ignore[union-attr]
+    model = nn.Sequential(BinaryActivation(), ScaledOutput(nn.Conv2d(2, 3, 3), Gamma(1, 3, (4, 4))))
+    binarize_weights(model, "mpt-sign", seed=0)
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert trained == {"1.layer.parametrizations.weight.0.scores", "1.scale.a"}  # biases are frozen with the weights

@@ -9,7 +9,7 @@ from torch import Tensor
 from mpt_bihalf import MASKS, SCALES
 from mpt_bihalf.layer import Layer
 from mpt_bihalf.scales import scale_of
-from tests.reference import filter_scale, kaiming_scale, l1_scale, power_of_two_scale
+from tests.reference import filter_scale, kaiming_scale, l1_scale, median_scale, power_of_two_scale
 
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 CLOSED_FORMS = {
@@ -19,7 +19,14 @@ CLOSED_FORMS = {
     "l1-filter": filter_scale,
     "least-squares": filter_scale,  # of the signs of W
     "one": lambda weight, mask: float(mask.any()),
+    # Where they begin.
+    "learned": lambda weight, mask: torch.full((len(weight), 1, 1, 1), kaiming_scale(mask), dtype=torch.float64),
+    "learned-l1-filter": lambda weight, mask: torch.where(
+        mask.flatten(1).any(1).view(-1, 1, 1, 1), filter_scale(weight, mask), filter_scale(weight, weight == weight)
+    ),
+    "learned-median": lambda weight, mask: median_scale(weight.double(), mask),
 }
+FOR_A_LAYER = ("kaiming", "l1", "one")
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -33,7 +40,7 @@ def test_scale_is_its_closed_form_over_the_kept_weights(
     mask = (torch.rand(6, 5, 3, 3, generator=generator) < share).to(device)
     alpha = SCALES[name](Layer(weight), mask)
     assert alpha.dtype == dtype and alpha.device == weight.device
-    assert alpha.shape == ((6, 1, 1, 1) if name in ("power-of-two", "l1-filter", "least-squares") else ())
+    assert alpha.shape == (() if name in FOR_A_LAYER else (6, 1, 1, 1))
     expected = torch.as_tensor(CLOSED_FORMS[name](weight, mask), dtype=torch.float64)
     assert torch.allclose(alpha.double().cpu(), expected, rtol=2 * torch.finfo(dtype).eps, atol=0)
 

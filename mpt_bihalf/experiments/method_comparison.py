@@ -68,6 +68,10 @@ class MethodComparison(TrainingExperiment):
 
     activations: list[str] = field(default_factory=list)
     """real (W/A 1/32), binary (1/1), or both (default: the recipe's)"""
+    block: str | None = None
+    """what stands around layers with binary input, for networks with binary activations: norm-first, in which a scale
+    counts, or bi-real, for conv2 to conv8 (norm-first), resnet18 and resnet34; '' is the network's own (default: the
+    recipe's)"""
     irnet_scale: Literal["", "kaiming", "power-of-two"] = ""
     """kaiming: the scale of the other methods; power-of-two: IR-Net's own, near 1, with which networks without batch
     norm, as conv2, learn little (default: the recipe's)"""
@@ -101,7 +105,8 @@ class MethodComparison(TrainingExperiment):
     def _own(self, method: str) -> list[dict[str, Any]]:
         scale = {"scale": self.irnet_scale} if method == "irnet" and self.irnet_scale else {}
         every = words(self.activations) or self.chosen_recipe().varied.get("activations", ("real",))
-        return [{**scale, "activations": activations} for activations in every]
+        block = {} if self.block is None else {"block": self.block}
+        return [{**scale, "activations": each, **(block if each != "real" else {})} for each in every]
 
     def results(self, out: Path, callbacks: Iterable[Callback] = ()) -> Results:
         """Those of the trials, after `tune` where that is asked for; its grid is left as `tuning.csv`."""

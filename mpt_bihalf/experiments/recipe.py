@@ -63,7 +63,7 @@ XNOR_PLUS_PLUS: dict[str, Any] = {
     "milestones": (25, 50, 75),
     "block": "norm-first",
 }
-OF_XNOR_PLUS_PLUS = ("xnor",)  # methods
+OF_XNOR_PLUS_PLUS = ("xnor++",)  # methods
 
 
 def published_recipes(data: str, trials: int, batch_size: int) -> dict[str, Recipe]:

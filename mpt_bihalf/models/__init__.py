@@ -18,6 +18,7 @@ from .from_torchvision import PREFIX, torchvision_network
 from .inception import inception_v3
 from .resnet import resnet
 from .resnet20 import resnet20
+from .scaled import scale_outputs as scale_outputs
 from .shufflenet import shufflenet
 
 MODELS: dict[str, Network] = {
@@ -61,13 +62,14 @@ def check_scales(name: str, output_scale: str, input_scale: bool, binary: bool) 
     """Raise ValueError, in one line, for scales round binary layers that this network cannot be built with."""
     if output_scale != "none" and output_scale not in OUTPUT_SCALES:
         raise ValueError(f"unknown output_scale {output_scale!r}; known: none, {', '.join(OUTPUT_SCALES)}")
-    asked = [f"output_scale {output_scale}"] * (output_scale != "none") + ["input_scale"] * input_scale
-    remedy = "; a learned scale of each filter alone is --scale learned --output-scale none" * (output_scale != "none")
-    if asked and not binary:
-        raise ValueError(f"{asked[0]} is for binary activations: say which, or leave it out{remedy}")
-    if asked and not find_network(name).blocks:
+    if not binary and output_scale != "none":
+        remedy = "a learned scale of each filter is --scale learned"
+        raise ValueError(f"output_scale {output_scale} is for binary activations: say which, or leave it out; {remedy}")
+    if not binary and input_scale:
+        raise ValueError("input_scale is for binary activations: say which, or leave it out")
+    if input_scale and not find_network(name).blocks:
         able = ", ".join(known for known, network in MODELS.items() if network.blocks)
-        raise ValueError(f"{name} has no place for {asked[0]}; {able} have{remedy}")
+        raise ValueError(f"{name} has no place for input_scale; {able} have")
 
 
 def create_model(
@@ -95,8 +97,9 @@ def create_model(
     block: of a network with binary activations, `norm-first` (batch norm, sign, layer, PReLU; conv2 to conv8, resnet18
         and resnet34) or `bi-real` (sign, layer, batch norm; resnet18 and resnet34); empty: the network's own.
     output_scale: `gamma-1` to `gamma-4`: a trained scale behind each layer with binary input (`Gamma`), which is then
-        for images of this size but with gamma-1; conv2 to conv8, resnet18 and resnet34. `none`: none.
-    input_scale: multiply what these layers give by the mean magnitude of their inputs before the sign (`InputScaled`).
+        for images of this size but with gamma-1. `none`: none.
+    input_scale: multiply what these layers give by the mean magnitude of their inputs before the sign (`InputScaled`);
+        conv2 to conv8, resnet18 and resnet34.
 
     Raises ValueError for an unknown name or a size that does not suit the network.
     """
@@ -115,9 +118,9 @@ def create_model(
     with torch.random.fork_rng(devices=[], enabled=seed is not None), float32_by_default():
         if seed is not None:
             torch.default_generator.manual_seed(seed)
-        model = network.build(
-            Design(num_classes, in_channels, size, width, estimator, block, output_scale, input_scale)
-        )
+        model = network.build(Design(num_classes, in_channels, size, width, estimator, block, input_scale))
+        if output_scale != "none":
+            scale_outputs(model, output_scale, torch.empty(1, in_channels, *size, device="meta"))
     if torch.get_default_dtype() != torch.float32:
         model.to(torch.get_default_dtype())
     # Drawn on the host, so that a seed gives the same weights on every device.

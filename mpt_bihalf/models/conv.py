@@ -34,12 +34,11 @@ def conv_network(depth: int) -> Callable[[Design], nn.Module]:
         norm_first = design.block == "norm-first"
         channels = design.in_channels
         for pair in range(pools):
-            size = height >> pair, width >> pair
             for pooling in ([], [nn.MaxPool2d(2)]):
                 if norm_first and layers:
                     layers += [nn.BatchNorm2d(channels), design.before_layer()]
                 convolution = nn.Conv2d(channels, design.channels(64 << pair), 3, padding=1, bias=False)
-                layers.append(design.scaled(convolution, size) if layers else convolution)
+                layers.append(design.scaled(convolution) if layers else convolution)
                 channels = design.channels(64 << pair)
                 if norm_first:
                     layers += [*pooling, nn.PReLU(channels)]

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
-from torch import Tensor, nn
+from torch import nn
 
 from ..activations import BinaryActivation, Estimator
 from ..counts import round_half_up
-from ..scale_modules import OUTPUT_SCALES, InputScaled, ScaledOutput
+from ..scale_modules import InputScaled
 
 __all__ = ["Design", "Network"]
 
@@ -22,7 +22,6 @@ class Design:
     width: what all hidden channel counts are multiplied by.
     estimator: the gradient of binary activations (W/A 1/1); None for real-valued ones (W/A 1/32).
     block: what stands around a binary layer, one of `BLOCKS`; empty: as the network has it.
-    output_scale: of `OUTPUT_SCALES`, behind each layer that a binary activation feeds, or `none`.
     input_scale: whether such a layer's output is multiplied by the mean magnitude of its inputs (`InputScaled`).
     """
 
@@ -32,7 +31,6 @@ class Design:
     width: float = 1.0
     estimator: Estimator | None = None
     block: str = ""
-    output_scale: str = "none"
     input_scale: bool = False
 
     @property
@@ -51,14 +49,8 @@ class Design:
         """
         return nn.Identity() if self.estimator is None or self.input_scale else BinaryActivation(self.estimator)
 
-    def scaled(self, layer: nn.Module, image_size: tuple[int, ...] = ()) -> nn.Module:
-        """A layer that `before_layer` stands before, with the scales of the design.
-
-        image_size: height and width of what a convolution gives; none for a linear layer.
-        """
-        if self.output_scale != "none":
-            filters = cast(Tensor, layer.weight).shape[0]
-            layer = ScaledOutput(layer, OUTPUT_SCALES[self.output_scale](filters, image_size))
+    def scaled(self, layer: nn.Module) -> nn.Module:
+        """A layer that `before_layer` stands before, with the input scale if there is one."""
         return InputScaled(BinaryActivation(self.estimator), layer) if self.input_scale and self.estimator else layer
 
     def after_layer(self) -> nn.Module:
@@ -69,7 +61,7 @@ class Design:
 # What stands around a layer with binary input: batch norm and sign before it and PReLU behind (XNOR-Net, XNOR-Net++,
 # Real-to-Binary), so that its scale counts; or batch norm behind it and no PReLU (Bi-Real net's own).
 BLOCKS = ("norm-first", "bi-real")
-# What may stand around such a layer, by the fields of `Design`, and the values at which that is the network's own.
+# What may stand around such a layer, by the arguments of `create_model`, and the values at which nothing does.
 AROUND = {"block": "", "output_scale": "none", "input_scale": False}
 
 
@@ -79,7 +71,8 @@ class Network(NamedTuple):
     image_size: one that suits it, in pixels, for where that of the data is not known.
     sparse_from: the pruning rate from which it is the faster for computing by what its weights keep, as measured; 1:
         none is known.
-    blocks: those of `BLOCKS` that it can be built of, beside its own. With any it can have the scales of `Design` too.
+    blocks: those of `BLOCKS` that it can be built of, beside its own. With any it can have an input
+        scale too.
     """
 
     build: Callable[[Design], nn.Module]

@@ -22,7 +22,7 @@ class BasicBlock(nn.Module):
     `norm-first` batch norm stands before each sign, and PReLU alone between convolution and addition.
 
     downsample: the shortcut where the shape changes. norm: a layer for so many channels that follows a convolution.
-    after: what follows an addition. size: height and width of what it gives, for scales that depend on the place.
+    after: what follows an addition.
     """
 
     def __init__(
@@ -33,16 +33,15 @@ class BasicBlock(nn.Module):
         downsample: nn.Module,
         norm: Callable[[int], nn.Module],
         after: nn.Module,
-        size: tuple[int, ...] = (),
     ) -> None:
         super().__init__()
         inputs, outputs = channels
         self.binary = design.binary
         self.before1 = before(design, inputs)
-        self.conv1 = design.scaled(convolution(inputs, outputs, 3, stride), size)
+        self.conv1 = design.scaled(convolution(inputs, outputs, 3, stride))
         self.bn1 = norm(outputs)
         self.before2 = before(design, outputs)
-        self.conv2 = design.scaled(convolution(outputs, outputs, 3), size)
+        self.conv2 = design.scaled(convolution(outputs, outputs, 3))
         self.bn2 = norm(outputs)
         self.downsample = downsample
         self.after = after
@@ -96,7 +95,6 @@ def resnet(
     def build(design: Design) -> nn.Module:
         large = max(design.image_size) > SMALL
         channels = design.channels(widths[0])
-        height, width_of_map = (shrunk(shrunk(side)) if large else side for side in design.image_size)
         layers: OrderedDict[str, nn.Module] = OrderedDict(
             conv1=convolution(design.in_channels, channels, 7 if large else 3, 2 if large else 1),
             bn1=nn.BatchNorm2d(channels),
@@ -108,16 +106,13 @@ def resnet(
             outputs = design.channels(4 * width if inner else width)
             for block in range(depth):
                 stride = 2 if stage > 1 and block == 0 else 1
-                if stride > 1:
-                    height, width_of_map = shrunk(height), shrunk(width_of_map)
                 shortcut = downsample(channels, outputs, stride, pooled=large and design.binary)
                 if inner:
                     shape = channels, design.channels(inner * width), outputs
                     blocks.append(Bottleneck(design, shape, stride, shortcut))
                 else:
                     norm, after = partial(bi_real_norm, design), design.after_layer()
-                    size = height, width_of_map
-                    blocks.append(BasicBlock(design, (channels, outputs), stride, shortcut, norm, after, size))
+                    blocks.append(BasicBlock(design, (channels, outputs), stride, shortcut, norm, after))
                 channels = outputs
             layers[f"layer{stage}"] = nn.Sequential(*blocks)
         layers |= {"avgpool": nn.AdaptiveAvgPool2d(1), "flatten": nn.Flatten()}
@@ -125,11 +120,6 @@ def resnet(
         return nn.Sequential(layers)
 
     return build
-
-
-def shrunk(side: int) -> int:
-    """How many rows, or columns, a convolution or pooling of stride 2 gives of so many, its window well padded."""
-    return (side + 1) // 2
 
 
 def convolution(inputs: int, outputs: int, size: int, stride: int = 1) -> nn.Conv2d:

@@ -200,20 +200,13 @@ def canonical(run: Run) -> dict[str, Any]:
         found["compute"] = "dense"
     if method.binarizer is None:
         found |= {"scale": own["scale"], "skip": (), "latent_gradient": "scaled"}
-    found |= _output_scale(run, method) | _penalised(run, method)
+    found["output_scale"] = run.output_scale or ("none" if run.activations == "real" else method.output_scale)
+    found |= _penalised(run, method)
     if run.optimizer != "sgd":
         found["momentum"] = 0.0
     sharp = RESNET20_T0 if run.model == "resnet20" and found["activations"] != "real" else Ede.t0
     found["ede_t0"] = run.ede_t0 or sharp if "ede" in (found["latent_gradient"], found["activations"]) else Ede.t0
     return found
-
-
-def _output_scale(run: Run, method: Method) -> dict[str, str]:
-    """That of the method, where none is asked for; ValueError where the network has no place for it."""
-    own = "none" if run.activations == "real" else method.output_scale
-    if not run.output_scale and own != "none":
-        check_scales(run.model, own, False, True)
-    return {"output_scale": run.output_scale or own}
 
 
 def _penalised(run: Run, method: Method) -> dict[str, Any]:

@@ -70,7 +70,7 @@ class Run:
     output_scale: str = ""
     """of binary activations, a trained scale behind each layer that they feed: gamma-1 (one a filter), gamma-2 (one a
     filter and place), gamma-3 (a filter's times a place's) or gamma-4 (a filter's, a row's and a column's), or none;
-    conv2 to conv8, resnet18, resnet34; empty: the method's own, which xnor++ alone has (gamma-4)"""
+    empty: the method's own, which xnor++ alone has (gamma-4)"""
     input_scale: bool = False
     """of binary activations, multiply what the layers that they feed give by the mean magnitude of their inputs before
     the sign, in each window (XNOR-Net's K); conv2 to conv8, resnet18, resnet34"""

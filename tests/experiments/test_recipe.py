@@ -1,14 +1,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
 
-from mpt_bihalf import METHODS
 from mpt_bihalf.experiments import recipe
 from mpt_bihalf.training import Run
 
@@ -56,18 +54,6 @@ def test_xnor_plus_plus_trains_as_remembered(
     ]  # fmt: skip
 
 
-def test_the_methods_of_a_recipe_are_those_of_its_list(
-    experiment_of: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(METHODS, "xnor++", replace(METHODS["xnor"], name="xnor++"))
-    monkeypatch.setattr(recipe, "OF_XNOR_PLUS_PLUS", ("xnor++",))
-    made = recipe.published_recipes("digits", trials=1, batch_size=64)
-    assert list(made) == ["bi-real", "xnor++"]
-    monkeypatch.setattr(experiment_of("imagenet"), "recipes", made)
-    found = runs_of(experiment_of("imagenet"), recipe="xnor++")
-    assert [(run.method, run.model, run.batch_size) for run in found] == [("xnor++", each, 64) for each in NETWORKS]
-
-
 @OF_EACH
 def test_given_options_go_before_a_published_recipe(
     name: str, data: str, trials: int, batch_size: int, experiment_of: Callable[[str], Any]
@@ -83,11 +69,10 @@ def test_a_small_network_trains_by_a_published_recipe(
     recipe: str, call: Callable[..., tuple[int, str]], tmp_path: Path
 ) -> None:
     small = ["--models", "resnet18", "--data", "digits", "--image-size", "16", "--width", "0.0625", "--methods"]
-    method = {"bi-real": "bi-real", "xnor++": "xnor"}[recipe]
-    status, told = call("imagenet", "--recipe", recipe, *small, method, "--out", str(tmp_path))
-    assert status == 0 and f"measured: resnet18 x0.0625 1/1 on digits: {method} " in told
+    status, told = call("imagenet", "--recipe", recipe, *small, recipe, "--out", str(tmp_path))
+    assert status == 0 and f"measured: resnet18 x0.0625 1/1 on digits: {recipe} " in told
     (row,) = pd.read_csv(tmp_path / "results.csv").to_dict("records")
-    assert (row["status"], row["method"], row["optimizer"], row["lr"]) == ("finished", method, "adam", 1e-3)
+    assert (row["status"], row["method"], row["optimizer"], row["lr"]) == ("finished", recipe, "adam", 1e-3)
 
 
 @pytest.mark.parametrize("name", ["imagenet", "architectures"])
@@ -109,3 +94,11 @@ def test_what_a_recipe_cannot_be_ends_in_one_line(options: list[str], why: str, 
 def test_other_experiments_have_no_published_recipes(name: str, experiment_of: Callable[[str], Any]) -> None:
     with pytest.raises(ValueError, match=r"^unknown recipe 'bi-real'; known: quick, paper$"):
         runs_of(experiment_of(name), recipe="bi-real")
+
+
+@pytest.mark.parametrize("name", ["imagenet", "architectures", "method_comparison"])
+def test_a_block_is_for_the_networks_with_binary_activations(name: str, experiment_of: Callable[[str], Any]) -> None:
+    options = {"models": ["resnet18"], "methods": ["xnor", "xnor++", "sign"], "activations": ["real", "binary"]}
+    found = runs_of(experiment_of(name), block="norm-first", trials=1, **options)
+    assert {(run.activations == "real", run.block) for run in found} == {(True, ""), (False, "norm-first")}
+    assert {run.block for run in runs_of(experiment_of(name), **options)} == {""}

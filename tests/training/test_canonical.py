@@ -22,6 +22,8 @@ IGNORED = [
     ("bi-real", {"prune_rate": 0.9, "p_pos": 0.3, "scope": "global", "learn_mask": False, "bop_gamma": 0.5}),
     ("least-squares", {"prune_rate": 0.9, "p_pos": 0.3, "scope": "filter", "train_affine": True}),
     ("abc", {"prune_rate": 0.9, "p_pos": 0.3, "scope": "filter", "score_gradient": "binary"}),
+    ("bnn+", {"prune_rate": 0.9, "p_pos": 0.3, "scope": "filter", "learn_mask": False}),
+    ("xnor++", {"prune_rate": 0.9, "p_pos": 0.3, "scope": "global", "penalty_lambda": 0.5}),
     ("dense", {"prune_rate": 0.9, "p_pos": 0.3, "scale": "l1", "skip": ("first",), "latent_gradient": "unscaled"}),
     ("mpt-sign", {"p_pos": 0.3, "latent_gradient": "unscaled", "bop_tau": 0.5}),
     ("mpt-bihalf", {"latent_gradient": "unscaled"}),

@@ -62,6 +62,12 @@ DEPENDS = {
     "compute": ({}, "dense", "sparse"),
     "graph": ({}, False, True),
     "block": ({"activations": "binary"}, "", "norm-first"),
+    "output_scale": ({"activations": "binary"}, "none", "gamma-2"),
+    "input_scale": ({"activations": "binary"}, False, True),
+    "penalty": ({"method": "sign"}, "none", "r2"),
+    "penalty_lambda": ({"method": "bnn+"}, 1e-6, 1e-3),
+    "centre": ({"method": "sign"}, False, True),
+    "clip_weights": ({"method": "sign"}, False, True),
     "label_smoothing": ({}, 0.0, 0.1),
 }
 
