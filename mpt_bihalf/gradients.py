@@ -45,7 +45,7 @@ class Clipped:
     scaled: bool = True
 
     def __call__(self, g: Tensor, layer: Layer, positive: Tensor, alpha: Tensor) -> Tensor:
-        return _within(alpha * g if self.scaled else g, layer.weight, self.closed)
+        return _within(g, layer, positive, alpha if self.scaled else alpha.new_ones(()), self.closed)
 
 
 def of_learned_scale(g: Tensor, layer: Layer, positive: Tensor) -> Tensor:
@@ -57,9 +57,8 @@ def of_learned_scale(g: Tensor, layer: Layer, positive: Tensor) -> Tensor:
 
 def _along(g: Tensor, layer: Layer, positive: Tensor) -> Tensor:
     """sum_f(g B), [F, 1, ...] in g's dtype."""
-    binary = kernels.signed(positive, layer.kept, g.new_ones(()))
-    along = (filters(g) * filters(binary)).sum(1, dtype=torch.promote_types(g.dtype, torch.float32))
-    return along.to(g.dtype).view(-1, *[1] * (g.dim() - 1))
+    sums = kernels.signed_sums(g.contiguous(), positive, layer.kept)
+    return sums.to(g.dtype).view(-1, *[1] * (g.dim() - 1))
 
 
 def xnor(g: Tensor, layer: Layer, positive: Tensor, alpha: Tensor) -> Tensor:
@@ -70,10 +69,10 @@ def xnor(g: Tensor, layer: Layer, positive: Tensor, alpha: Tensor) -> Tensor:
     """
     along = _along(g, layer, positive)
     if layer.kept is None:
-        mean = along / max(1, g[0].numel())
+        share = along / max(1, g.numel() // max(1, len(g)))
     else:
-        mean = along / count_kept(filters(layer.kept)).clamp(min=1).view_as(along).to(g.dtype)
-    return _within(alpha * g, layer.weight).add_(kernels.signed(positive, layer.kept, mean))
+        share = along / count_kept(filters(layer.kept)).clamp(min=1).view_as(along).to(g.dtype)
+    return _within(g, layer, positive, alpha, share=share)
 
 
 @dataclass(frozen=True)
@@ -91,18 +90,35 @@ class Swish:
 
     def slope(self, x: Tensor) -> Tensor:
         """SS'(x), in the shape and dtype of x."""
-        # Beyond 80 it is 0 to the last digit; cosh of more would overflow, and of half precision of 11.
-        y = (x.to(torch.promote_types(x.dtype, torch.float32)) * self.b).clamp_(-80, 80)
-        return (self.b * (2 - y * (y / 2).tanh()) / (1 + y.cosh())).to(x.dtype)
+        # With s the sigmoid of y = b x: 1 / (1 + cosh(y)) = 2 s (1 - s), tanh(y / 2) = 2 s - 1. It is even, and s small
+        # for y < 0, where no digits are lost; beyond -80 it is 0.
+        y = (x.to(torch.promote_types(x.dtype, torch.float32)).abs() * -self.b).clamp_(min=-80)
+        s = y.sigmoid()
+        falls = y.mul_(2 * s - 1).sub_(2)
+        return s.mul_(1 - s).mul_(falls).mul_(-2 * self.b).to(x.dtype)
 
     def __call__(self, g: Tensor, layer: Layer, positive: Tensor, alpha: Tensor) -> Tensor:
-        return alpha * g * self.slope(layer.weight)
+        rows, of_rows = filters(layer.weight), filters(g)
+        if alpha.numel() not in (1, len(rows)) or not rows.numel():
+            return alpha * g * self.slope(layer.weight)
+        alphas = alpha.reshape(-1, 1).expand(len(rows), 1)
+        parts = [self.slope(w).mul_(of_w).mul_(a) for w, of_w, a in few_filters(rows, of_rows, alphas)]
+        return torch.cat(parts).view(g.shape)
 
 
-def _within(g: Tensor, x: Tensor, closed: bool = False) -> Tensor:
-    """g where abs(x) < 1, or <= 1, else 0."""
-    bound = 1 + torch.finfo(x.dtype).eps * closed  # the next above 1, which is out as 1 would be
-    return cast(Tensor, torch.ops.aten.hardtanh_backward(g, x, -bound, bound))
+def _within(
+    g: Tensor, layer: Layer, positive: Tensor, alpha: Tensor, closed: bool = False, share: Tensor | None = None
+) -> Tensor:
+    """alpha g where abs(W) < 1, or <= 1, else 0; and, where there is a share of each filter, share B."""
+    weight, kept = layer.weight, layer.kept
+    bound = 1 + torch.finfo(weight.dtype).eps * closed  # the next above 1, which is out as 1 would be
+    g = g.contiguous() if weight.is_contiguous() else g
+    a_filter = (len(weight), *[1] * (weight.dim() - 1))
+    of_rows = alpha.shape == a_filter or (alpha.numel() == 1 and share is None)
+    if of_rows and g.numel() and kernels.suit(g, weight, alpha, positive, kept, share):
+        return kernels.clipped(g, weight, bound, alpha, positive, kept, share)
+    found = cast(Tensor, torch.ops.aten.hardtanh_backward(alpha * g, weight, -bound, bound))
+    return found if share is None else found + kernels.signed(positive, kept, share)
 
 
 @dataclass(frozen=True)

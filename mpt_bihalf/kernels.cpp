@@ -457,6 +457,47 @@ void mpt_standardise(const float *w, const uint8_t *mask, int64_t rows, int64_t 
     }
 }
 
+// Of each row the sum of +value or -value by positive, or of abs(value) where that is null, over the mask, if given.
+void mpt_signed_sums(const float *values, const uint8_t *positive, const uint8_t *mask, int64_t rows, int64_t size,
+                     float *out) {
+#pragma omp parallel for schedule(static) if (rows * size > CHUNK)
+    for (int64_t row = 0; row < rows; row++) {
+        const float *x = values + row * size;
+        const uint8_t *above = positive + (positive ? row * size : 0), *kept = mask + (mask ? row * size : 0);
+        if (positive && mask)
+            out[row] = sum_of(size, [&](int64_t i) { return kept[i] ? above[i] ? x[i] : -x[i] : 0.0f; });
+        else if (positive)
+            out[row] = sum_of(size, [&](int64_t i) { return above[i] ? x[i] : -x[i]; });
+        else if (mask)
+            out[row] = sum_of(size, [&](int64_t i) { return kept[i] ? std::fabs(x[i]) : 0.0f; });
+        else
+            out[row] = sum_of(size, [&](int64_t i) { return std::fabs(x[i]); });
+    }
+}
+
+// out[r, i] = alpha[r] * g where abs(w) is below the bound, else 0; and, if there are shares, +share[r] or -share[r] by
+// positive, over the mask, if given.
+void mpt_clipped(const float *g, const float *w, float bound, const float *alphas, const uint8_t *positive, const uint8_t *mask,
+                 const float *shares, int64_t rows, int64_t size, float *out) {
+#pragma omp parallel for collapse(2) schedule(static) if (rows * size > CHUNK)
+    for (int64_t row = 0; row < rows; row++) {
+        for (int64_t start = 0; start < size; start += CHUNK) {
+            const int64_t begin = row * size + start, end = row * size + std::min(start + CHUNK, size);
+            const float alpha = alphas[row];
+#pragma GCC ivdep
+            for (int64_t i = begin; i < end; i++) out[i] = std::fabs(w[i]) >= bound ? 0.0f : alpha * g[i];
+            if (shares) {
+                const float share = shares[row];
+#pragma GCC ivdep
+                for (int64_t i = begin; i < end; i++) {
+                    const float signed_share = positive[i] ? share : -share;
+                    out[i] += mask && !mask[i] ? 0.0f : signed_share;
+                }
+            }
+        }
+    }
+}
+
 // out[i] = g[i] * magnitude * b * sign(score): magnitude is abs(w[i]), or alpha where w is null; sign(0) = +1.
 void mpt_score_gradient(const float *g, const float *w, float alpha, const uint8_t *positive, const float *scores,
                         int64_t size, float *out) {

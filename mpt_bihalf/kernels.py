@@ -58,6 +58,8 @@ def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
     library.mpt_masked_magnitude.argtypes = [pointer, pointer, ctypes.c_float, count]
     library.mpt_masked_magnitude.restype = count
     library.mpt_signed.argtypes = [pointer, pointer, pointer, count, count, pointer]
+    library.mpt_signed_sums.argtypes = [*[pointer] * 3, count, count, pointer]
+    library.mpt_clipped.argtypes = [*[pointer] * 2, ctypes.c_float, *[pointer] * 4, count, count, pointer]
     library.mpt_score_gradient.argtypes = [pointer, pointer, ctypes.c_float, pointer, pointer, count, pointer]
     library.mpt_standardise.argtypes = [pointer, pointer, count, count, *[pointer] * 4]
     library.mpt_through_standardised.argtypes = [*[pointer] * 4, ctypes.c_float, count, count, pointer]
@@ -206,6 +208,45 @@ def signed(positive: Tensor, mask: Tensor | None, alpha: Tensor) -> Tensor:
         return cast(Tensor, loops.signed(positive, mask, alpha))
     signs = positive.to(torch.int8).mul_(2).sub_(1)
     return (signs if mask is None else signs.mul_(mask)).to(alpha.dtype).mul_(alpha)
+
+
+def signed_sums(values: Tensor, positive: Tensor | None, mask: Tensor | None) -> Tensor:
+    """Of each filter [F] the sum of +value or -value by `positive`, without that of abs(value), over the mask if given.
+
+    values, positive, mask: [F, ...], of any device and dtype; the sum is in float32 or wider.
+    """
+    if not values.numel():
+        return values.new_zeros(len(values), dtype=torch.promote_types(values.dtype, torch.float32))
+    x, above, kept = (None if t is None else t.reshape(len(values), -1) for t in (values, positive, mask))
+    assert x is not None
+    if x.dtype == torch.float32 and suit(x, above, kept):
+        out = x.new_empty(len(x))
+        if compiled():
+            _call("signed_sums", x, above, kept, *x.shape, out)
+        else:
+            signs, mask_of = (None if t is None else t.numpy() for t in (above, kept))
+            numpy_loops.signed_sums(x.detach().numpy(), signs, mask_of, out.numpy())
+        return out
+    x = x.to(torch.promote_types(x.dtype, torch.float32))
+    x = x.abs() if above is None else torch.where(above, x, -x)
+    return (x if kept is None else torch.where(kept, x, 0)).sum(1)
+
+
+def clipped(
+    g: Tensor, weight: Tensor, bound: float, alpha: Tensor, positive: Tensor, mask: Tensor | None, share: Tensor | None
+) -> Tensor:
+    """alpha g where abs(W) is below the bound, else 0; and `signed(positive, mask, share)`, where there is a share.
+
+    alpha: one number, or one a filter; share: one a filter, and alpha with it.
+    """
+    out = torch.empty_like(g)
+    if compiled():
+        _call("clipped", g, weight, bound, alpha, positive, mask, share, alpha.numel(), g.numel() // alpha.numel(), out)
+    else:
+        torch.mul(g, alpha, out=out).masked_fill_(weight.detach().abs() >= bound, 0)
+        if share is not None:
+            out += signed(positive, mask, share)
+    return out
 
 
 def score_gradient(g: Tensor, magnitude: Tensor, positive: Tensor, scores: Tensor) -> Tensor:

@@ -104,6 +104,14 @@ def row_sums(rows: Array) -> Array:
     return of_rows.T
 
 
+def signed_sums(values: Array, positive: Array | None, mask: Array | None, out: Array) -> None:
+    """See `kernels.signed_sums`; into `out`."""
+    signed = np.abs(values) if positive is None else np.where(positive, values, -values)
+    if mask is not None:
+        signed = np.where(mask, signed, np.float32(0))
+    out[:] = row_sums(signed)[:, 0]
+
+
 @np.errstate(all="ignore")  # a filter that keeps none has no mean magnitude
 def _standardise_few(
     rows: Array, kept: Array | None, positive: Array, mean: Array, deviation: Array, magnitude: Array

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from .binarizable import BINARIZABLE
 from .parametrization import BinaryWeight
+from .scale_modules import output_scales
 
 # Of all parameters; what is less is not worth a line.
 LEAST_SHARE = 0.01
@@ -26,9 +27,10 @@ def real_matrices(model: nn.Module) -> str:
     """One line about the matrices that belong to no convolution or linear layer; "" where there are none.
 
     By the names that their modules have for them; those of a name count from 1 % of all parameters on. Scores are no
-    parameters in this sense. The same before and after a method is put on the model.
+    parameters in this sense, and scales are to be real-valued. The same before and after a method is put on the model.
     """
     of_layers = {id(p) for module in model.modules() if isinstance(module, BINARIZABLE) for p in module.parameters()}
+    of_layers |= {id(scale) for scale in output_scales(model)}
     scores = {id(module.scores) for module in model.modules() if isinstance(module, BinaryWeight)}
     parameters = {name: own for name, own in model.named_parameters() if id(own) not in scores}
     total = sum(own.numel() for own in parameters.values())

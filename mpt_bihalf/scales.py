@@ -18,7 +18,7 @@ from torch import Tensor
 
 from . import kernels
 from .devices import HOST
-from .filters import filters, wide_rows
+from .filters import filters
 from .layer import Layer
 from .selection import count_kept
 from .standardise import Standard
@@ -88,7 +88,7 @@ def filter_l1(layer: Layer, mask: Tensor | None) -> Tensor:
 
     Returns [F, 1, ...] in W's dtype; 0 for a filter that keeps none.
     """
-    return _filter_mean(as_layer(layer).weight.abs(), mask)
+    return _filter_mean(as_layer(layer).weight, None, mask)
 
 
 def least_squares(layer: Layer, mask: Tensor | None, positive: Tensor | None = None) -> Tensor:
@@ -100,19 +100,15 @@ def least_squares(layer: Layer, mask: Tensor | None, positive: Tensor | None = N
     layer = as_layer(layer)
     weight = layer.weight
     positive = layer.derived.nonnegative if positive is None else positive
-    return _filter_mean(torch.where(positive, weight, -weight), mask).clamp_(min=0)
+    return _filter_mean(weight, positive, mask).clamp_(min=0)
 
 
-def _filter_mean(values: Tensor, mask: Tensor | None) -> Tensor:
-    """The mean over each filter's kept weights, 0 where there are none: [F, 1, ...]."""
-    rows = wide_rows(values)
-    if mask is None:
-        mean = rows.mean(1) if rows.shape[1] else rows.new_zeros(len(rows))
-    else:
-        kept = filters(mask)
-        count = count_kept(kept).to(rows.dtype)
-        mean = torch.where(kept, rows, 0).sum(1) / count.clamp(min=1)
-    return mean.to(values.dtype).view(-1, *[1] * (values.dim() - 1))
+def _filter_mean(weight: Tensor, positive: Tensor | None, mask: Tensor | None) -> Tensor:
+    """The mean over each filter's kept weights of W b, or of abs(W) without signs, 0 where none is: [F, 1, ...]."""
+    sums = kernels.signed_sums(weight, positive, mask)
+    count = sums.new_full((), weight.numel() // max(1, len(weight))) if mask is None else count_kept(filters(mask))
+    mean = sums / count.clamp(min=1)
+    return mean.to(weight.dtype).view(-1, *[1] * (weight.dim() - 1))
 
 
 def filter_median(layer: Layer, mask: Tensor | None) -> Tensor:

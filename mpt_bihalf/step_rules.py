@@ -65,6 +65,8 @@ def _penalty(part: BinaryWeight, weight: Tensor) -> Tensor:
     method: Method = part.method
     assert method.penalty is not None
     layer = part.layer(weight, None, part.alpha)
+    if part.alpha is not None:
+        return method.penalty(weight, part.alpha.abs(), method.kept(layer, part.fixed_mask))
     with torch.no_grad():
         mask, _, alpha = method.decide(layer, part.fixed_mask)
-    return method.penalty(weight, alpha if part.alpha is None else part.alpha.abs(), mask)
+    return method.penalty(weight, alpha, mask)

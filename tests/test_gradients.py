@@ -23,6 +23,7 @@ def layer_with(method: str, device: torch.device, p_pos: float = 0.35, **choices
             if tensor is not None:
                 tensor[:, 0, 0, 0], tensor[:, 1, 1, 1] = 0.0, -0.0
                 tensor[2, 3] = 0.0
+        layer.parametrizations.weight[0].begin_scale(latent_of(layer))  # one that is learned
     return layer, torch.randn(5, 4, 3, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(device)
 
 

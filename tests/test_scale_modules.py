@@ -23,6 +23,7 @@ from mpt_bihalf import (
     save_ticket,
 )
 from mpt_bihalf.models.scaled import scale_outputs
+from mpt_bihalf.real_valued import real_matrices
 from mpt_bihalf.training import Run
 from mpt_bihalf.training.build import build_network, build_optimizer
 from tests.reference import one_line_error
@@ -269,3 +270,9 @@ def test_a_bias_comes_behind_the_scale() -> None:
     binarize_weights(model, "mpt-sign", seed=0)
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
     assert trained == {"1.layer.parametrizations.weight.0.scores", "1.scale.a"}  # biases are frozen with the weights
+
+
+def test_that_scales_are_real_valued_is_no_news() -> None:
+    arch: Any = {"activations": "clip", "block": "norm-first", "output_scale": "gamma-2", "width": 0.25}
+    model = create_model("conv2", seed=0, **arch)
+    assert counted(model) > 0.05 * sum(p.numel() for p in model.parameters()) and not real_matrices(model)

@@ -461,3 +461,10 @@ def test_64_images_are_fitted(name: str, network: str, block: str) -> None:
         rules.after_step()
     with torch.no_grad():
         assert (model(x).argmax(1) == y).float().mean() >= 0.95
+
+
+def test_sign_swish_loses_no_digits_far_out() -> None:
+    x = torch.linspace(-6, 6, 1001)
+    y = 5 * x.double()
+    exact = 5 * (2 - y * (y / 2).tanh()) / (1 + y.cosh())
+    assert torch.allclose(Swish().slope(x).double(), exact, rtol=2e-5, atol=1e-9)
