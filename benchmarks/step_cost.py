@@ -27,7 +27,7 @@ from mpt_bihalf.commandline import parse
 from mpt_bihalf.devices import keep_freed_memory
 from mpt_bihalf.endings import run_command
 from mpt_bihalf.parametrization import binary_layers
-from mpt_bihalf.training.build import build_network, build_optimizer, check_computes
+from mpt_bihalf.training.build import build_network, build_optimizer, check_computes, step_rules
 from mpt_bihalf.training.config import Run
 from mpt_bihalf.training.step import train_step
 from mpt_bihalf.weights import SCALE_ON
@@ -119,7 +119,8 @@ def main() -> None:
                 layouts = {id(each): partial(train_step, model, optimizer, each, y) for each in (last, x)}
                 took = in_turn(layouts, 3, warm_up=2)
                 images = min(last, x, key=lambda each: statistics.median(took[id(each)]))
-            tasks[arm] = partial(train_step, model, optimizer, images if method == "dense" else last, y)
+            given = images if method == "dense" else last
+            tasks[arm] = partial(train_step, model, optimizer, given, y, rules=step_rules(run, model))
             methods_alone[arm] = partial(alone, model, optimizer)
             if options.plain and arm in methods:
                 slow = plain(create_model(name, seed=0), method, options.prune_rate)

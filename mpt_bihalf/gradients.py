@@ -94,14 +94,19 @@ class Swish:
         # for y < 0, where no digits are lost; beyond -80 it is 0.
         y = (x.to(torch.promote_types(x.dtype, torch.float32)).abs() * -self.b).clamp_(min=-80)
         s = y.sigmoid()
-        falls = y.mul_(2 * s - 1).sub_(2)
-        return s.mul_(1 - s).mul_(falls).mul_(-2 * self.b).to(x.dtype)
+        falls = y.mul_(2 * s - 1).neg_().add_(2)
+        return s.mul_(1 - s).mul_(falls).mul_(2 * self.b).to(x.dtype)
 
     def __call__(self, g: Tensor, layer: Layer, positive: Tensor, alpha: Tensor) -> Tensor:
         rows, of_rows = filters(layer.weight), filters(g)
         if alpha.numel() not in (1, len(rows)) or not rows.numel():
             return alpha * g * self.slope(layer.weight)
-        alphas = alpha.reshape(-1, 1).expand(len(rows), 1)
+        alphas = alpha.reshape(-1, 1).expand(len(rows), 1).contiguous()
+        if kernels.suit(rows, of_rows, alphas):
+            out = torch.empty_like(rows)
+            for w, of_w, a, place in few_filters(rows, of_rows, alphas, out):
+                kernels.swish(of_w, w, w.abs().mul_(-self.b).sigmoid_(), a, self.b, place)
+            return out.view(g.shape)
         parts = [self.slope(w).mul_(of_w).mul_(a) for w, of_w, a in few_filters(rows, of_rows, alphas)]
         return torch.cat(parts).view(g.shape)
 

@@ -498,6 +498,64 @@ void mpt_clipped(const float *g, const float *w, float bound, const float *alpha
     }
 }
 
+// alpha[r] g 2 b s (1 - s) (2 - y (2 s - 1)) of s, the sigmoid of y = -b abs(w): through the slope of the sign-swish.
+void mpt_swish(const float *g, const float *w, const float *s, const float *alphas, float b, int64_t rows, int64_t size,
+               float *out) {
+#pragma omp parallel for collapse(2) schedule(static) if (rows * size > CHUNK)
+    for (int64_t row = 0; row < rows; row++) {
+        for (int64_t start = 0; start < size; start += CHUNK) {
+            const int64_t begin = row * size + start, end = row * size + std::min(start + CHUNK, size);
+            const float alpha = alphas[row];
+#pragma GCC ivdep
+            for (int64_t i = begin; i < end; i++) {
+                const float y = std::max(-b * std::fabs(w[i]), -80.0f);
+                out[i] = s[i] * (1 - s[i]) * (2 - y * (2 * s[i] - 1)) * (2 * b) * g[i] * alpha;
+            }
+        }
+    }
+}
+
+// Of each row, over the mask if given, with d = alpha[r] - abs(w): the sum of abs(d) or of its square, and that of its slope.
+void mpt_distances(const float *w, const float *alphas, const uint8_t *mask, int32_t squared, int64_t rows, int64_t size,
+                   float *sums, float *slopes) {
+#pragma omp parallel for schedule(static) if (rows * size > CHUNK)
+    for (int64_t row = 0; row < rows; row++) {
+        const float *x = w + row * size, alpha = alphas[row];
+        const uint8_t *kept = mask + (mask ? row * size : 0);
+        const auto of = [&](auto value) {
+            const auto distance = [&](int64_t i) { return value(alpha - std::fabs(x[i])); };
+            if (mask) return sum_of(size, [&](int64_t i) { return kept[i] ? distance(i) : 0.0f; });
+            return sum_of(size, distance);
+        };
+        if (squared) {
+            sums[row] = of([](float d) { return d * d; });
+            slopes[row] = of([](float d) { return 2 * d; });
+        } else {
+            sums[row] = of([](float d) { return std::fabs(d); });
+            slopes[row] = of([](float d) { return (float)((d > 0) - (d < 0)); });
+        }
+    }
+}
+
+// What w gets of that sum's gradient, *factor: -slope * sign(w), sign(0) = 0; 0 where the mask, if given, is.
+void mpt_distance_gradient(const float *w, const float *alphas, const uint8_t *mask, int32_t squared, const float *factor,
+                           int64_t rows, int64_t size, float *out) {
+#pragma omp parallel for collapse(2) schedule(static) if (rows * size > CHUNK)
+    for (int64_t row = 0; row < rows; row++) {
+        for (int64_t start = 0; start < size; start += CHUNK) {
+            const int64_t begin = row * size + start, end = row * size + std::min(start + CHUNK, size);
+            const float alpha = alphas[row], by = -*factor;
+#pragma GCC ivdep
+            for (int64_t i = begin; i < end; i++) {
+                const float d = alpha - std::fabs(w[i]), slope = squared ? 2 * d : (float)((d > 0) - (d < 0));
+                out[i] = slope * (float)((w[i] > 0) - (w[i] < 0)) * by;
+            }
+            if (mask)
+                for (int64_t i = begin; i < end; i++) out[i] = mask[i] ? out[i] : 0.0f;
+        }
+    }
+}
+
 // out[i] = g[i] * magnitude * b * sign(score): magnitude is abs(w[i]), or alpha where w is null; sign(0) = +1.
 void mpt_score_gradient(const float *g, const float *w, float alpha, const uint8_t *positive, const float *scores,
                         int64_t size, float *out) {

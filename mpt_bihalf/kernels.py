@@ -60,6 +60,9 @@ def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
     library.mpt_signed.argtypes = [pointer, pointer, pointer, count, count, pointer]
     library.mpt_signed_sums.argtypes = [*[pointer] * 3, count, count, pointer]
     library.mpt_clipped.argtypes = [*[pointer] * 2, ctypes.c_float, *[pointer] * 4, count, count, pointer]
+    library.mpt_swish.argtypes = [*[pointer] * 4, ctypes.c_float, count, count, pointer]
+    library.mpt_distances.argtypes = [*[pointer] * 3, ctypes.c_int32, count, count, pointer, pointer]
+    library.mpt_distance_gradient.argtypes = [*[pointer] * 3, ctypes.c_int32, pointer, count, count, pointer]
     library.mpt_score_gradient.argtypes = [pointer, pointer, ctypes.c_float, pointer, pointer, count, pointer]
     library.mpt_standardise.argtypes = [pointer, pointer, count, count, *[pointer] * 4]
     library.mpt_through_standardised.argtypes = [*[pointer] * 4, ctypes.c_float, count, count, pointer]
@@ -247,6 +250,44 @@ def clipped(
         if share is not None:
             out += signed(positive, mask, share)
     return out
+
+
+def swish(g: Tensor, weight: Tensor, s: Tensor, alpha: Tensor, b: float, out: Tensor) -> None:
+    """alpha g 2 b s (1 - s) (2 - y (2 s - 1)) of y = -b abs(W), of which s is the sigmoid: into `out`, rows [F, D].
+
+    alpha: [F, 1].
+    """
+    if compiled():
+        _call("swish", g, weight, s, alpha, b, *weight.shape, out)
+        return
+    y = (weight.abs() * -b).clamp_(min=-80)
+    falls = y.mul_(2 * s - 1).neg_().add_(2)
+    torch.mul(s, 1 - s, out=out).mul_(falls).mul_(2 * b).mul_(g).mul_(alpha)
+
+
+def distances(weight: Tensor, alpha: Tensor, mask: Tensor | None, squared: bool) -> tuple[Tensor, Tensor]:
+    """Of each row of [F, D] the sum of abs(alpha - abs(W)), or of its square, over the mask; and that of its slope."""
+    sums, slopes = weight.new_empty(2, len(weight))
+    if compiled():
+        _call("distances", weight, alpha, mask, int(squared), *weight.shape, sums, slopes)
+    else:
+        kept = None if mask is None else mask.numpy()
+        of = weight.detach().numpy(), alpha.detach().numpy(), kept, squared
+        numpy_loops.distances(*of, sums.numpy(), slopes.numpy())
+    return sums, slopes
+
+
+def distance_gradient(
+    weight: Tensor, alpha: Tensor, mask: Tensor | None, squared: bool, factor: Tensor, out: Tensor
+) -> None:
+    """What W [F, D] gets of the sum that `distances` gives, times `factor`, 0-dim; into `out`."""
+    if compiled():
+        _call("distance_gradient", weight, alpha, mask, int(squared), factor, *weight.shape, out)
+        return
+    d = alpha - weight.abs()
+    torch.mul(d.mul_(2) if squared else d.sgn_(), weight.sgn(), out=out).mul_(-factor)
+    if mask is not None:
+        out.masked_fill_(~mask, 0)
 
 
 def score_gradient(g: Tensor, magnitude: Tensor, positive: Tensor, scores: Tensor) -> Tensor:

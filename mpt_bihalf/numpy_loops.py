@@ -112,6 +112,13 @@ def signed_sums(values: Array, positive: Array | None, mask: Array | None, out: 
     out[:] = row_sums(signed)[:, 0]
 
 
+def distances(weight: Array, alpha: Array, mask: Array | None, squared: bool, sums: Array, slopes: Array) -> None:
+    """See `kernels.distances`; into `sums` and `slopes`."""
+    d = alpha - np.abs(weight)
+    for value, out in ((d * d if squared else np.abs(d), sums), (2 * d if squared else np.sign(d), slopes)):
+        out[:] = row_sums(value if mask is None else np.where(mask, value, np.float32(0)))[:, 0]
+
+
 @np.errstate(all="ignore")  # a filter that keeps none has no mean magnitude
 def _standardise_few(
     rows: Array, kept: Array | None, positive: Array, mean: Array, deviation: Array, magnitude: Array
