@@ -98,17 +98,14 @@ class Swish:
         return s.mul_(1 - s).mul_(falls).mul_(2 * self.b).to(x.dtype)
 
     def __call__(self, g: Tensor, layer: Layer, positive: Tensor, alpha: Tensor) -> Tensor:
+        if alpha.numel() not in (1, len(g)) or not (g.numel() and kernels.suit(layer.weight, g, alpha)):
+            return self.slope(layer.weight) * g * alpha
         rows, of_rows = filters(layer.weight), filters(g)
-        if alpha.numel() not in (1, len(rows)) or not rows.numel():
-            return alpha * g * self.slope(layer.weight)
         alphas = alpha.reshape(-1, 1).expand(len(rows), 1).contiguous()
-        if kernels.suit(rows, of_rows, alphas):
-            out = torch.empty_like(rows)
-            for w, of_w, a, place in few_filters(rows, of_rows, alphas, out):
-                kernels.swish(of_w, w, w.abs().mul_(-self.b).sigmoid_(), a, self.b, place)
-            return out.view(g.shape)
-        parts = [self.slope(w).mul_(of_w).mul_(a) for w, of_w, a in few_filters(rows, of_rows, alphas)]
-        return torch.cat(parts).view(g.shape)
+        out = torch.empty_like(rows)
+        for w, of_w, a, place in few_filters(rows, of_rows, alphas, out):
+            kernels.swish(of_w, w, w.abs().mul_(-self.b).sigmoid_(), a, self.b, place)
+        return out.view(g.shape)
 
 
 def _within(
@@ -123,7 +120,10 @@ def _within(
     if of_rows and g.numel() and kernels.suit(g, weight, alpha, positive, kept, share):
         return kernels.clipped(g, weight, bound, alpha, positive, kept, share)
     found = cast(Tensor, torch.ops.aten.hardtanh_backward(alpha * g, weight, -bound, bound))
-    return found if share is None else found + kernels.signed(positive, kept, share)
+    if share is None:
+        return found
+    of_scale = torch.where(positive, share, -share)
+    return found + (of_scale if kept is None else torch.where(kept, of_scale, 0))
 
 
 @dataclass(frozen=True)

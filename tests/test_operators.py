@@ -15,7 +15,15 @@ from torch.nn.functional import cross_entropy
 
 from mpt_bihalf import MASKS, METHODS, SCORE_GRADIENTS, binarize_weights, create_model, fix_masks, set_progress
 from mpt_bihalf.layer import Layer
-from mpt_bihalf.operators import binary_weight, binary_weight_backward, global_masks, method_of, rule_of
+from mpt_bihalf.operators import (
+    binary_weight,
+    binary_weight_backward,
+    global_masks,
+    learned_scale_backward,
+    method_of,
+    rule_of,
+)
+from mpt_bihalf.scales import Learned
 from mpt_bihalf.weights import set_prune_rate
 from tests.test_parametrization import CASES, X, Y, binarized
 
@@ -178,8 +186,12 @@ def test_torch_finds_no_fault_with_the_operators(name: str, layout: torch.memory
     all_scores = [scores.detach(), torch.randn(5, 2)] if method.scoped else []
     rule = rule_of(method, 0.5, 0.5, "global" if method.scoped else "layer")
     given = scores if method.trains == "scores" else None
-    torch.library.opcheck(binary_weight, (weight, given, all_scores, 0, rule, progress, None))
-    _, positive, alpha = binary_weight(weight, given, all_scores, 0, rule, progress, None)
+    learned = torch.rand(4, 1, 1, 1).requires_grad_() if isinstance(method.scale, Learned) else None
+    torch.library.opcheck(binary_weight, (weight, given, all_scores, 0, rule, progress, None, learned))
+    _, positive, alpha = binary_weight(weight, given, all_scores, 0, rule, progress, None, learned)
+    if learned is not None:
+        g, asked = torch.randn(4, 3, 3, 3), (weight.detach(), given, all_scores, 0, rule, progress)
+        torch.library.opcheck(learned_scale_backward, (*asked, None, positive, learned.detach(), g))
     weight, given = weight.detach(), None if given is None else given.detach()
     torch.library.opcheck(
         binary_weight_backward,

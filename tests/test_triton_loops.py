@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from mpt_bihalf import METHODS, binarize_weights, kernels
 from mpt_bihalf.selection import Selection
 from mpt_bihalf.standardise import Standard
+from tests.reference import L1_FILTER, LEARNED, NEAREST
 
 triton_loops = pytest.importorskip("mpt_bihalf.triton_loops", exc_type=ImportError)
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="benchmarks/on_device.py tries the real thing")
@@ -185,8 +186,8 @@ def test_a_training_has_the_bits_of_the_cpu(
     torch.manual_seed(0)
     found = trained(method, scope)
     assert "signed" in used
-    # Through the sigmoids of IR-Net's estimator the gradient is torch's own on an accelerator.
-    near = 1e-6 if method == "irnet" else 0.0
+    # Through IR-Net's sigmoids the gradient is torch's own on an accelerator, and so are sums over filters.
+    near = {"irnet": 1e-6, **dict.fromkeys((*L1_FILTER, *NEAREST, *LEARNED), 1e-5)}.get(method, 0.0)
     torch.testing.assert_close(found, expected, rtol=near, atol=near)
 
 
@@ -196,7 +197,7 @@ def test_frozen_weights_are_ranked_by_selection(on_triton: None, monkeypatch: py
     monkeypatch.setattr(Tensor, "argsort", sorted_)
     monkeypatch.setattr(Tensor, "sort", sorted_)
     for method in METHODS:
-        if method != "dense":
+        if method not in ("dense", "bnn+"):  # that one begins at a median, once
             model = binarize_weights(nn.Sequential(nn.Linear(40, 6)), method, 0.5, seed=0)
             model(torch.ones(1, 40)).sum().backward()
 

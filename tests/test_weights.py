@@ -35,6 +35,7 @@ from mpt_bihalf.parametrization import BinaryWeight
 from tests.reference import (
     BIT_RATIO_METHODS,
     L1_FILTER,
+    LEARNED,
     MASKED_METHODS,
     NEAREST,
     SCORE_METHODS,
@@ -106,6 +107,12 @@ def step(model: nn.Module, x: Tensor, optimizer: torch.optim.Optimizer) -> None:
     optimizer.step()
 
 
+def scale_in_use(layer: Any, method: str, weight: Tensor, mask: Tensor) -> float | Tensor:
+    """The method's, which follows from W; or the one that the layer has learned."""
+    learned = layer.parametrizations.weight[0].alpha
+    return scale_of(method, weight, mask) if learned is None else learned.detach().abs().to(weight.dtype)
+
+
 def assert_binarized_as_specified(
     model: nn.Module, method: str, rate: Any, p_pos: Any = 0.5, scope: str = "layer"
 ) -> None:
@@ -116,7 +123,7 @@ def assert_binarized_as_specified(
     for (name, bits), weight, (mask, positive) in zip(found.items(), latents(model), expected, strict=True):
         assert bits.shape == weight.shape and bits.dtype == weight.dtype and not bits.requires_grad
         assert torch.equal(bits, torch.where(positive, 1.0, -1.0).to(bits) * mask), name
-        alpha = scale_of(method, weight, mask)
+        alpha = scale_in_use(model.get_submodule(name), method, weight, mask)
         tolerance = 4 * torch.finfo(weight.dtype).eps
         assert torch.allclose(model.get_submodule(name).weight, alpha * bits, rtol=tolerance, atol=0)
 
@@ -165,7 +172,7 @@ def test_counts_and_sums_of_a_large_layer_do_not_overflow_in_half_precision(
         assert not per_filter or set(kept.sum(1).tolist()) == {210}
     if method in BIT_RATIO_METHODS:
         assert torch.equal((binary > 0).sum(1), (kept.sum(1) + 1) // 2)
-    alpha = scale_of(method, weight.detach().double(), kept)
+    alpha = scale_in_use(model[0], method, weight.detach().double(), kept)
     used = torch.as_tensor(alpha) * binary.double()
     tolerance = 2 * torch.finfo(dtype).eps
     assert torch.allclose(model[0].weight.detach().double(), used, rtol=tolerance, atol=0)
@@ -439,6 +446,8 @@ def test_training_lowers_the_loss(method: str, digits: tuple[Tensor, Tensor]) ->
     scale = "kaiming" if method == "irnet" else None  # its own is for networks with batch norm
     binarize_weights(model, method, seed=0, scale=scale, latent_gradient="scaled" if method == "bop" else "unscaled")
     optimizer, losses = sgd(model), []
+    for group in optimizer.param_groups if method in LEARNED else ():
+        group["lr"] /= 5  # what is learned for a filter gets the gradients of all its weights
     for _ in range(8):
         loss = nn.functional.cross_entropy(model(images), labels)
         optimizer.zero_grad()
@@ -702,7 +711,7 @@ def test_each_method_bakes_to_a_plain_model_of_the_same_outputs(method: str, sco
     assert torch.equal(baked(small_input()), model(small_input()))
     assert_plain(baked, small())
     first = baked[0].weight
-    by_filter = method in ("irnet", *L1_FILTER, *NEAREST)
+    by_filter = method in ("irnet", *L1_FILTER, *NEAREST, *LEARNED)
     values = first.flatten(1) if by_filter else first.unsqueeze(0)  # one scale a filter, or one a layer
     assert all(len(row.unique()) <= (3 if method != "dense" else first.numel()) for row in values)
 
