@@ -29,12 +29,12 @@ from mpt_bihalf.files import write_whole
 from mpt_bihalf.layer import Layer
 from mpt_bihalf.masks import SCOPES
 from mpt_bihalf.report.figures import COLOURS
-from mpt_bihalf.scales import scale_of
+from mpt_bihalf.scales import Learned, scale_of
 
 POSITIVE, NEGATIVE, PRUNED = COLOURS[0], COLOURS[1], "0.65"
 FILTERS, CONNECTIONS = 4, 24
 # Methods whose gradient ends at 1: their weights are drawn four times as large, so that some are beyond it.
-CLIPPED = ("xnor", "bi-real", "least-squares")
+CLIPPED = ("xnor", "bi-real", "least-squares", "xnor++")
 
 
 def draw_all(folder: Path) -> None:
@@ -140,6 +140,8 @@ def draw_scales() -> Figure:
     rates = [step / 50 for step in range(49)]
     figure, (panel,) = _panels(1)
     for name, scale in SCALES.items():
+        if isinstance(scale, Learned):  # which begins at one of the others
+            continue
         alphas = []
         for rate in rates:
             weight = torch.randn(scores.shape, generator=torch.Generator().manual_seed(1))
