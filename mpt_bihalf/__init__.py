@@ -8,6 +8,13 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from . import measures as measures
+    from .activation_modules import ACTIVATIONS as ACTIVATIONS
+    from .activation_modules import SIGN_TERMS as SIGN_TERMS
+    from .activation_modules import Activation as Activation
+    from .activation_modules import ChannelShift as ChannelShift
+    from .activation_modules import RPReLU as RPReLU
+    from .activation_modules import SampleStandard as SampleStandard
+    from .activation_modules import SignTerms as SignTerms
     from .activations import ACTIVATION_GRADIENTS as ACTIVATION_GRADIENTS
     from .activations import BinaryActivation as BinaryActivation
     from .bake import bake_weights as bake_weights
@@ -31,8 +38,10 @@ if TYPE_CHECKING:
     from .parametrization import binary_layers as binary_layers
     from .parametrization import find_nan as find_nan
     from .penalties import PENALTIES as PENALTIES
+    from .rotation import Rotation as Rotation
     from .scale_modules import OUTPUT_SCALES as OUTPUT_SCALES
     from .scale_modules import Gamma as Gamma
+    from .scale_modules import Gated as Gated
     from .scale_modules import InputScaled as InputScaled
     from .scale_modules import ScaledOutput as ScaledOutput
     from .scales import SCALES as SCALES
@@ -51,6 +60,7 @@ if TYPE_CHECKING:
     from .weights import binary_weights as binary_weights
     from .weights import forget as forget
     from .weights import learned_scales as learned_scales
+    from .weights import scale_groups as scale_groups
     from .weights import set_progress as set_progress
     from .weights import set_prune_rate as set_prune_rate
     from .weights import shuffle_scores as shuffle_scores
@@ -60,6 +70,15 @@ __version__ = "0.1.0"
 # Where each name comes from. It is fetched when it is asked for: torch takes seconds to import, in which a command must
 # be able to end in one line.
 _HOMES = {
+    "activation_modules": [
+        "ACTIVATIONS",
+        "SIGN_TERMS",
+        "Activation",
+        "ChannelShift",
+        "RPReLU",
+        "SampleStandard",
+        "SignTerms",
+    ],
     "activations": ["ACTIVATION_GRADIENTS", "BinaryActivation"],
     "bake": ["bake_weights"],
     "binarizers": ["BINARIZERS"],
@@ -73,7 +92,8 @@ _HOMES = {
     "models": ["MODELS", "create_model"],
     "parametrization": ["binary_layers", "find_nan"],
     "penalties": ["PENALTIES"],
-    "scale_modules": ["OUTPUT_SCALES", "Gamma", "InputScaled", "ScaledOutput"],
+    "scale_modules": ["OUTPUT_SCALES", "Gamma", "Gated", "InputScaled", "ScaledOutput"],
+    "rotation": ["Rotation"],
     "scales": ["SCALES"],
     "step_rules": ["StepRules"],
     "sweep": ["load_run", "runs"],
@@ -85,6 +105,7 @@ _HOMES = {
         "binary_weights",
         "forget",
         "learned_scales",
+        "scale_groups",
         "set_progress",
         "set_prune_rate",
         "shuffle_scores",

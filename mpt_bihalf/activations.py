@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from . import kernels
-from .gradients import Ede, Swish
+from .gradients import Ede, Rbnn, Swish, within
 
 Estimator: TypeAlias = Callable[[Tensor, Tensor, float], Tensor]
 
@@ -68,12 +68,27 @@ class AbcActivation:
         return torch.where((x >= 0) & (x <= 1), g, 0)
 
 
+def clip_closed(g: Tensor, x: Tensor, progress: float) -> Tensor:
+    """dL/dx = g where abs(x) <= 1, else 0: that of each sign term of least squares (Pouransari et al. 2020)."""
+    return within(g, x, 1.0, closed=True)
+
+
+@dataclass(frozen=True)
+class RbnnActivation:
+    """dL/dx = g max(0, sqrt(2) t - t^2 abs(x)), t = max(1, 10^(-2 + 3 progress)) (RBNN's code, Lin et al. 2020)."""
+
+    def __call__(self, g: Tensor, x: Tensor, progress: float) -> Tensor:
+        return Rbnn.slope(x, max(1.0, Rbnn.sharpness(progress))).mul_(g)
+
+
 ACTIVATION_GRADIENTS: dict[str, Estimator] = {
     "clip": clip,
+    "clip-closed": clip_closed,
     "approx": approx,
     "ede": EdeActivation(),
     "swish": SwishActivation(),
     "abc": AbcActivation(),
+    "rbnn": RbnnActivation(),
 }
 
 

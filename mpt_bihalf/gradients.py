@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import sqrt
 from typing import TypeAlias, cast
 
 import torch
@@ -108,18 +109,29 @@ class Swish:
         return out.view(g.shape)
 
 
+def within(g: Tensor, x: Tensor, bound: float, closed: bool = False) -> Tensor:
+    """g where abs(x) is below the bound, or at most that, else 0; in closed form, whatever torch's clamp has there."""
+    bound = _out_from(bound, x.dtype, closed)
+    return cast(Tensor, torch.ops.aten.hardtanh_backward(g, x, -bound, bound))
+
+
+def _out_from(bound: float, dtype: torch.dtype, closed: bool) -> float:
+    """The lowest magnitude that is out: the bound, or where it is in, the next number above it."""
+    return bound * (1 + torch.finfo(dtype).eps * closed)
+
+
 def _within(
     g: Tensor, layer: Layer, positive: Tensor, alpha: Tensor, closed: bool = False, share: Tensor | None = None
 ) -> Tensor:
     """alpha g where abs(W) < 1, or <= 1, else 0; and, where there is a share of each filter, share B."""
     weight, kept = layer.weight, layer.kept
-    bound = 1 + torch.finfo(weight.dtype).eps * closed  # the next above 1, which is out as 1 would be
+    bound = _out_from(1.0, weight.dtype, closed)
     g = g.contiguous() if weight.is_contiguous() else g
     a_filter = (len(weight), *[1] * (weight.dim() - 1))
     of_rows = alpha.shape == a_filter or (alpha.numel() == 1 and share is None)
     if of_rows and g.numel() and kernels.suit(g, weight, alpha, positive, kept, share):
         return kernels.clipped(g, weight, bound, alpha, positive, kept, share)
-    found = cast(Tensor, torch.ops.aten.hardtanh_backward(alpha * g, weight, -bound, bound))
+    found = within(alpha * g, weight, 1.0, closed)
     if share is None:
         return found
     of_scale = torch.where(positive, share, -share)
@@ -176,6 +188,29 @@ class Ede:
         return out.to(layer.weight.dtype).view(layer.weight.shape)
 
 
+@dataclass(frozen=True)
+class Rbnn:
+    """dL/dV = alpha g F'(V), F'(v) = k max(0, sqrt(2) t - t^2 abs(v)), k = max(1/t, 1) (RBNN, Lin et al. 2020).
+
+    t = 10^(-2 + 3 progress): F' is near sqrt(2) everywhere at first, and within sqrt(2) / t of 0 later. V is what is
+    binarized, of a method with a `Rotation` the rotated weight.
+    """
+
+    @staticmethod
+    def sharpness(progress: float) -> float:
+        """t after this share of the training."""
+        return float(10 ** (-2 + 3 * progress))
+
+    @staticmethod
+    def slope(x: Tensor, t: float) -> Tensor:
+        """max(0, sqrt(2) t - t^2 abs(x)), in the shape and dtype of x."""
+        return x.abs().mul_(-t * t).add_(sqrt(2) * t).clamp_(min=0)
+
+    def __call__(self, g: Tensor, layer: Layer, positive: Tensor, alpha: Tensor) -> Tensor:
+        t = self.sharpness(layer.progress)
+        return self.slope(layer.weight, t) * g * (alpha * max(1 / t, 1))
+
+
 def latent_scores(g: Tensor, layer: Layer, positive: Tensor, alpha: Tensor) -> Tensor:
     """dL/dS = g b abs(W) sign(S) (Diffenderfer & Kailkhura 2021)."""
     return _signed(g, layer.weight, layer, positive)
@@ -209,5 +244,6 @@ LATENT_GRADIENTS: dict[str, Gradient] = {
     "clipped-unscaled": Clipped(closed=True, scaled=False),
     "xnor": xnor,
     "swish": Swish(),
+    "rbnn": Rbnn(),
 }
 SCORE_GRADIENTS: dict[str, Gradient] = {"latent": latent_scores, "binary": binary_scores}

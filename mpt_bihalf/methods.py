@@ -5,13 +5,15 @@ from __future__ import annotations
 import dataclasses
 import sys
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from . import binarizers, masks
+from .activation_modules import ACTIVATIONS, Activation
 from .activations import ACTIVATION_GRADIENTS, Estimator
 from .binarizers import Binarizer
 from .devices import autocast
@@ -19,6 +21,7 @@ from .gradients import LATENT_GRADIENTS, SCORE_GRADIENTS, Gradient, xnor
 from .layer import Layer
 from .masks import MaskRule
 from .penalties import PENALTIES, Penalty
+from .rotation import Rotation
 from .scales import SCALES, Scale, scale_of, takes_weight
 from .transport import transported
 
@@ -37,9 +40,11 @@ class Method:
     latent_gradient, score_gradient: (g, layer, positive, alpha) -> gradient of W, or of S.
     scoped: whether `scope` says what the mask ranks within.
     balanced: whether `p_pos` sets the bit ratio.
-    activation_gradient: the estimator that goes with the method where activations are binary too.
+    activation_gradient: the estimator, or entry of `ACTIVATIONS`, that goes with it where activations are binary too.
     penalty: (weight, alpha, mask) -> what is added to the loss of each layer, where W is trained (`StepRules`).
     output_scale: which of `OUTPUT_SCALES` goes with the method where activations are binary too; `none`.
+    before: W -> a module; what that makes of W is binarized in its place, and what mask and scale see (`Rotation`).
+    clip_weights: whether latent weights are clipped to [-1, 1] after each step (`StepRules`).
     """
 
     name: str
@@ -51,9 +56,11 @@ class Method:
     score_gradient: Gradient = SCORE_GRADIENTS["latent"]
     scoped: bool = False
     balanced: bool = False
-    activation_gradient: Estimator = ACTIVATION_GRADIENTS["clip"]
+    activation_gradient: Estimator | Activation = ACTIVATION_GRADIENTS["clip"]
     penalty: Penalty | None = None
     output_scale: str = "none"
+    before: Callable[[Tensor], nn.Module] | None = None
+    clip_weights: bool = False
 
     def __post_init__(self) -> None:
         if self.trains not in ("weights", "scores", "signs"):
@@ -64,6 +71,10 @@ class Method:
             raise ValueError(f"method {self.name!r} trains {self.trains}: its mask rule needs scores")
         if self.binarizer is None and (self.mask is not None or self.trains == "signs"):
             raise ValueError(f"method {self.name!r} needs a binarizer")
+        if self.before is not None and (self.trains != "weights" or self.binarizer is None):
+            raise ValueError(
+                f"method {self.name!r} trains no latent weights: there is nothing for a module before them"
+            )
         if self.penalty is not None and (self.trains != "weights" or self.binarizer is None):
             raise ValueError(f"method {self.name!r} trains no latent weights: it can have no penalty on them")
         if (
@@ -117,6 +128,12 @@ class Method:
 
 
 _L1 = SCALES["l1-filter"]
+_RBNN: dict[str, Any] = {
+    "scale": SCALES["learned-l1-filter"],
+    "latent_gradient": LATENT_GRADIENTS["rbnn"],
+    "activation_gradient": ACTIVATIONS["rbnn"],
+    "before": Rotation,
+}
 _BI_REAL: dict[str, Any] = {"activation_gradient": ACTIVATION_GRADIENTS["approx"]}
 
 METHODS: dict[str, Method] = {
@@ -173,6 +190,16 @@ METHODS: dict[str, Method] = {
             scale=SCALES["learned"],
             latent_gradient=LATENT_GRADIENTS["clipped-closed"],
             output_scale="gamma-4",
+        ),
+        Method("rbnn", "weights", binarizers.sign, **_RBNN),
+        Method("rbnn-bihalf", "weights", transported, balanced=True, **_RBNN),
+        Method(
+            "real-to-binary",
+            "weights",
+            binarizers.sign,
+            scale=SCALES["one"],
+            latent_gradient=LATENT_GRADIENTS["clipped-closed"],
+            clip_weights=True,
         ),
         Method("mpt-sign", "scores", binarizers.sign, masks.edge_popup, SCALES["l1"], scoped=True, **_BI_REAL),
         Method("mpt-bihalf", "scores", transported, masks.edge_popup, scoped=True, balanced=True, **_BI_REAL),

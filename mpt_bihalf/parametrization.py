@@ -43,6 +43,7 @@ class BinaryWeight(nn.Module):
 
     scores: trained float tensor in the shape of the weight under the frozen-weight methods, else None.
     alpha: trained float tensor [F, 1, ...] under a scale that is learned (`scales.Learned`), whose a it is; else None.
+    before: the method's module for the latent weight, what it gives being binarized in its place; else None.
     fixed_mask: bool in that shape, what is kept in the place of what the method would keep (`fix_masks`), else None.
     prune_rate: the one in force; given_prune_rate: that of `binarize_weights`.
     progress: how far the training is (`set_progress`), for gradients with a schedule.
@@ -75,6 +76,7 @@ class BinaryWeight(nn.Module):
         learned = isinstance(method.scale, Learned)
         of_filters = weight.detach().flatten(1)[:, :1].clone().view(-1, *[1] * (weight.dim() - 1)) if learned else None
         self.register_parameter("alpha", None if of_filters is None else nn.Parameter(of_filters))
+        self.before = None if method.before is None else method.before(weight.detach())
         self.register_buffer("fixed_mask", None)
         self.selections: Selections = defaultdict(Selection)
         self.frozen, self.ranking = FrozenWeight(), GlobalRanking()
@@ -97,7 +99,12 @@ class BinaryWeight(nn.Module):
     def _frozen(self) -> bool:
         return self.method.trains == "scores"
 
+    def latent(self, weight: Tensor) -> Tensor:
+        """What is binarized of the latent weight: itself, or what the method's module makes of it."""
+        return weight if self.before is None else cast(Tensor, self.before(weight))
+
     def forward(self, weight: Tensor) -> Tensor:
+        weight = self.latent(weight)
         if torch.compiler.is_compiling() or torch.compiler.is_exporting() or kernels.by_proxies():
             return self._by_operators(weight)
         if torch.jit.is_tracing():
@@ -140,7 +147,7 @@ class BinaryWeight(nn.Module):
         mask: bool in the weight's shape, what to keep in the place of what the method would keep.
         """
         with torch.no_grad():
-            layer = self.layer(weight, self.scores, self.alpha)
+            layer = self.layer(self.latent(weight), self.scores, self.alpha)
             mask, positive, alpha = self.method.decide(layer, self.fixed_mask if mask is None else mask)
             return kernels.signed(positive, mask, weight.new_ones(())), alpha
 

@@ -74,7 +74,7 @@ class ScaledOutput(nn.Module):
     layer: a convolution or linear layer, whose bias this takes over, so that it gives z.
     """
 
-    bias: nn.Parameter | None
+    bias: Tensor | None
 
     def __init__(self, layer: nn.Module, scale: nn.Module) -> None:
         super().__init__()
@@ -125,6 +125,39 @@ class InputScaled(nn.Module):
         mean = x.abs().mean(1, keepdim=True)
         box = mean.new_full((1, 1, *self.kernel), 1 / prod(self.kernel))
         return cast(Tensor, CONVOLUTIONS[len(self.kernel)](mean, box, None, *self.geometry))
+
+
+class Gated(nn.Module):
+    """y = G layer(sign(u)), G = sigmoid(A2 relu(A1 mean_ij u)) (Real-to-Binary, Martinez et al. 2020).
+
+    The gate sees the input before its sign, and scales each filter of each image. A1 [C / 8, C] and A2 [F, C / 8] are
+    trained and begin He normal, without biases; C / 8 is rounded down, and at least 1.
+
+    activation: what gives sign(u), u [N, C, ...]. layer: a convolution or linear layer without a bias.
+    """
+
+    def __init__(self, activation: nn.Module, layer: nn.Module) -> None:
+        super().__init__()
+        if layer.bias is not None:
+            raise ValueError("a layer under a gate has no bias: what is added comes behind the gate")
+        self.activation: nn.Module = activation
+        self.layer: nn.Module = layer
+        weight = cast(Tensor, layer.weight)
+        filters, inputs = len(weight), weight.shape[1] * cast(int, getattr(layer, "groups", 1))
+        inner = max(1, inputs // 8)
+        self.squeeze: Tensor = nn.Parameter(torch.empty(inner, inputs))
+        self.excite: Tensor = nn.Parameter(torch.empty(filters, inner))
+        for matrix in (self.squeeze, self.excite):
+            nn.init.kaiming_normal_(matrix)
+        self.places: tuple[int, ...] = tuple(range(2, weight.dim()))
+
+    def forward(self, u: Tensor) -> Tensor:
+        z: Tensor = self.layer(self.activation(u))
+        mean = u.mean(self.places) if self.places else u
+        gate = F.linear(F.linear(mean, self.squeeze).relu(), self.excite).sigmoid()
+        for _ in self.places:
+            gate = gate.unsqueeze(-1)
+        return z * gate.type_as(z)
 
 
 def scaled_elsewhere(model: nn.Module) -> set[nn.Module]:

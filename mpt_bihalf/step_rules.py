@@ -16,11 +16,14 @@ class StepRules:
 
     penalty_lambda: what the method's penalty is multiplied by, at least 0. centre: after each step W <- W - mean_c W,
     its mean over input channels at each position of the kernel (XNOR-Net's code). clip_weights: after each step, and
-    after that, W <- clip(W, -1, 1) (BinaryConnect, Courbariaux et al. 2015).
+    after that, W <- clip(W, -1, 1) (BinaryConnect, Courbariaux et al. 2015); so it is under a method that does so.
+    epoch_steps: how many steps an epoch has, for methods that do something before each (RBNN turns its rotations); 0:
+    they never do.
 
     Raises ValueError where a rule is asked for that no layer of the model can follow.
 
-    >>> rules = StepRules(model, clip_weights=True)
+    >>> rules = StepRules(model, clip_weights=True, epoch_steps=len(loader))
+    >>> rules.before_step(step)
     >>> loss = F.cross_entropy(model(x), y) + rules.penalty()
     >>> loss.backward(); optimizer.step(); rules.after_step()
     """
@@ -31,6 +34,7 @@ class StepRules:
         penalty_lambda: float = PENALTY_LAMBDA,
         centre: bool = False,
         clip_weights: bool = False,
+        epoch_steps: int = 0,
     ) -> None:
         if not 0 <= penalty_lambda < float("inf"):
             raise ValueError(f"penalty_lambda must be a finite number of at least 0, not {penalty_lambda}")
@@ -38,7 +42,8 @@ class StepRules:
         if not layers and (centre or clip_weights):
             raise ValueError("no layer has latent weights that are trained, for centre and clip_weights to change")
         self.penalty_lambda, self.centre, self.clip_weights = penalty_lambda, centre, clip_weights
-        self._weights = [weight for _, weight in layers] if centre or clip_weights else []
+        self.epoch_steps = epoch_steps
+        self._layers = layers
         self._penalised = [(part, weight) for part, weight in layers if part.method.penalty is not None]
 
     def penalty(self) -> Tensor | float:
@@ -54,17 +59,25 @@ class StepRules:
     @torch.no_grad()
     def after_step(self) -> None:
         """Change the latent weights as the rules say, in place."""
-        for weight in self._weights:
+        for part, weight in self._layers:
             if self.centre:
                 weight.sub_(weight.mean(1, keepdim=True))
-            if self.clip_weights:
+            if self.clip_weights or part.method.clip_weights:
                 weight.clamp_(-1, 1)
+
+    def before_step(self, step: int) -> None:
+        """What is done before this step, counted from 0 over all epochs: rotations, before the first of an epoch."""
+        if self.epoch_steps and step % self.epoch_steps == 0:
+            for part, weight in self._layers:
+                begin_epoch = getattr(part.before, "begin_epoch", None)
+                if begin_epoch is not None:
+                    begin_epoch(weight)
 
 
 def _penalty(part: BinaryWeight, weight: Tensor) -> Tensor:
     method: Method = part.method
     assert method.penalty is not None
-    layer = part.layer(weight, None, part.alpha)
+    layer = part.layer(part.latent(weight), None, part.alpha)
     if part.alpha is not None:
         return method.penalty(weight, part.alpha.abs(), method.kept(layer, part.fixed_mask))
     with torch.no_grad():

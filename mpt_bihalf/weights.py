@@ -24,6 +24,7 @@ from .output_scale import put_on_output, take_scales_off
 from .parametrization import BinaryWeight, binary_layers, binary_parts, one_pass, refuse_nan, refuse_sharded
 from .ranking import GlobalRanking
 from .real_valued import warn_of_real_matrices
+from .rotation import Rotation
 from .scale_modules import output_scales, scaled_elsewhere
 from .scales import SCALES, Learned, Scale, scale_of
 from .transport import check_rankable
@@ -75,8 +76,8 @@ def binarize_weights(
         there. Scores always begin Kaiming uniform with a = sqrt(5).
     seed: of the draws; None draws from torch's global generator. A seed gives the same values on every device, and
         under every default dtype.
-    scale, latent_gradient, score_gradient: other parts than the method's own, by name or as a function. A scale that is
-        learned is not, and 1, where a `ScaledOutput` has another behind the layer.
+    scale, latent_gradient, score_gradient: other parts than the method's own, by name or as a function. Where a
+        `ScaledOutput` has one behind the layer, that is learned in the place of one of the weight, which is `kaiming`.
     scale_on: `output`: a layer that a `BinaryActivation` feeds gives alpha conv(s, B) + bias, of which conv(s, B) is a
         whole number; `weight`: it gives conv(s, alpha B) + bias, the same but for rounding noise where sums cancel.
         Between the two may stand flattening, identities and pooling. Other layers have the scale on their weight in any
@@ -134,13 +135,15 @@ def binarize_weights(
     if method.binarizer is None:
         return model
     elsewhere = scaled_elsewhere(model) if isinstance(method.scale, Learned) else set()
-    alone = replace(method, scale=SCALES["one"]) if elsewhere else method
+    alone = replace(method, scale=SCALES["kaiming"]) if elsewhere else method
     methods = {name: alone if layer in elsewhere else method for name, layer in layers.items()}
     parts = _put_on(layers, methods, prune_rate, p_pos, scope)
     for part in parts.values():
         if part.scores is not None:
             draw_scores(part.scores, generator)
             part.scores.requires_grad_(learn_mask)
+        if isinstance(part.before, Rotation):
+            part.before.draw(generator)
     for name, part, latent in binary_parts(model):
         if name in fed and _one_a_filter(part, latent):
             put_on_output(layers[name], part)
@@ -177,7 +180,7 @@ def _put_on(layers: Mapping[str, Any], methods: Mapping[str, Method], *settings:
         part, weight = BinaryWeight(layer.weight, methods[name], *settings), layer.weight
         first = parts.setdefault(id(weight), part)
         if first is not part:
-            part.scores, part.alpha, part.shares_scores = first.scores, first.alpha, True
+            part.scores, part.alpha, part.before, part.shares_scores = first.scores, first.alpha, first.before, True
         # unsafe: shape and dtype are right by construction, and layers that are ranked together need all scores.
         parametrize.register_parametrization(layer, "weight", part, unsafe=True)
     return parts
@@ -214,10 +217,28 @@ def _freeze(affine: Iterable[nn.Parameter], parts: Sequence[BinaryWeight]) -> No
 def learned_scales(model: nn.Module) -> list[nn.Parameter]:
     """The parameters that are learned scales: of layers [F, 1, ...], and of modules behind layers (`ScaledOutput`).
 
-    Weight decay is not for them: it would pull what is there to be any size towards 0.
+    Weight decay is not for them: it would pull what is there to be any size towards 0. The gradient of a layer's is the
+    sum over the D connections of a filter: under SGD it takes 2 / D of the rate of the other parameters
+    (`scale_groups`).
     """
     of_layers = [part.alpha for _, part, _ in binary_layers(model) if part.alpha is not None]
     return [*of_layers, *output_scales(model)]
+
+
+def scale_groups(model: nn.Module, adaptive: bool = False) -> list[dict[str, Any]]:
+    """The learned scales in groups for an optimizer: without weight decay, each group with its `lr_scale`.
+
+    lr_scale: what the learning rate is to be multiplied by. Of a layer's scale it is 2 / D, so that a step moves the
+    weights in use along their signs about as far as weights that are trained themselves would go; 1 for modules behind
+    layers, which begin at 1, and for all of an optimizer that is adaptive, as Adam is.
+    """
+    by_size: dict[float, list[nn.Parameter]] = {}
+    for _, part, weight in binary_layers(model):
+        if part.alpha is not None:
+            by_size.setdefault(1.0 if adaptive else 2 / max(1, weight[0].numel()), []).append(part.alpha)
+    for scale in output_scales(model):
+        by_size.setdefault(1.0, []).append(scale)
+    return [{"params": scales, "weight_decay": 0.0, "lr_scale": factor} for factor, scales in by_size.items()]
 
 
 def set_progress(model: nn.Module, progress: float) -> None:

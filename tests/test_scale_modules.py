@@ -23,9 +23,11 @@ from mpt_bihalf import (
     save_ticket,
 )
 from mpt_bihalf.models.scaled import scale_outputs
+from mpt_bihalf.parametrization import binary_layers
 from mpt_bihalf.real_valued import real_matrices
 from mpt_bihalf.training import Run
 from mpt_bihalf.training.build import build_network, build_optimizer
+from mpt_bihalf.training.schedule import learning_rate, start_step
 from tests.reference import one_line_error
 
 # Of 16 layers of ResNet-18 for images of 224 x 224.
@@ -156,9 +158,17 @@ def test_scales_have_no_weight_decay() -> None:
         model = build_network(run, 10, 3, 32)
         groups = build_optimizer(run, model).param_groups  # type: ignore[union-attr]
         decays = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
+        rates = {id(p): group.get("lr_scale", 1.0) for group in groups for p in group["params"]}
         scales = {id(scale) for scale in learned_scales(model)}
         assert scales and decays.keys() == {id(p) for p in model.parameters() if p.requires_grad}
         assert all(decay == (0.0 if of in scales else 0.1) for of, decay in decays.items())
+        own = {id(part.alpha): 2 / weight[0].numel() for _, part, weight in binary_layers(model)}
+        adaptive = run.optimizer == "adam"
+        assert rates == {of: 1.0 if adaptive else own.get(of, 1.0) for of in rates}
+        optimizer = build_optimizer(run, model)
+        start_step(optimizer, run, 0, 5, 10)
+        for group in optimizer.param_groups:  # type: ignore[union-attr]
+            assert group["lr"] == pytest.approx(learning_rate(run, 0, 5, 10) * group.get("lr_scale", 1.0))
 
 
 def windows(x: Tensor, layer: nn.Conv2d) -> Tensor:
@@ -276,3 +286,13 @@ def test_that_scales_are_real_valued_is_no_news() -> None:
     arch: Any = {"activations": "clip", "block": "norm-first", "output_scale": "gamma-2", "width": 0.25}
     model = create_model("conv2", seed=0, **arch)
     assert counted(model) > 0.05 * sum(p.numel() for p in model.parameters()) and not real_matrices(model)
+
+
+def test_a_scale_behind_a_layer_begins_where_others_do() -> None:
+    """The weight has Kaiming's, and Gamma is 1: a signal of the size that it has under the method sign."""
+    of = {}
+    for method in ("sign", "xnor++"):
+        run = Run(method=method, activations="clip", block="norm-first", model="resnet18", width=0.125)
+        model, x = build_network(run, 10, 3, 32), torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+        of[method] = model(x)
+    assert torch.allclose(of["sign"], of["xnor++"], atol=1e-5)

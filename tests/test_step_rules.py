@@ -228,11 +228,15 @@ def test_rules_that_a_run_cannot_follow_are_refused() -> None:
         ({"method": "mpt-bihalf", "penalty": "r1"}, "penalty is for methods that train latent weights"),
         ({"method": "dense", "penalty": "r2"}, "penalty is for methods that train latent weights, and dense has none"),
         ({"penalty": "r3"}, "unknown penalty 'r3'; known: none, r1, r2"),
+        (
+            {"method": "sign", "penalty_lambda": 0.5},
+            "penalty_lambda is for a penalty, and sign has none: say --penalty",
+        ),
+        ({"method": "bnn+", "penalty": "none", "penalty_lambda": 0.5}, "penalty_lambda is for a penalty"),
         ({"method": "bnn+", "penalty_lambda": -1.0}, "penalty_lambda must be a finite number of at least 0"),
     ):
         with one_line_error(why):
             Run(**fields)  # type: ignore[arg-type]
-    assert Run(method="sign", penalty_lambda=0.5) == Run(method="sign")
     assert Run(method="bnn+", penalty="none").penalty == "none"
     with one_line_error("it can have no penalty on them"):
         replace(METHODS["mpt-sign"], penalty=r1)

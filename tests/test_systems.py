@@ -243,7 +243,7 @@ def test_a_block_that_cannot_be_is_refused_in_one_line() -> None:
         ({"model": "conv2", "block": "norm-first"}, "block 'norm-first' is for binary activations"),
         (
             {"model": "conv2", "block": "first", "activations": "clip"},
-            "unknown block 'first'; known: norm-first, bi-real",
+            "unknown block 'first'; known: norm-first, real-to-binary, bi-real, reactnet; empty is the network's own",
         ),
     ):
         with one_line_error(why):
@@ -339,7 +339,7 @@ def test_in_conv_networks_norm_first_has_a_scale_count_in_the_last_hidden_layer_
         ({"method": "xnor++"}, "of the scale gamma-4 only what varies with the place does anything there"),
         (
             {"method": "bnn+", "block": "norm-first"},
-            "each binary layer but the last, and the scale learned-median does",
+            "each layer but the last two, and the scale learned-median does",
         ),
         ({"method": "xnor", "block": "norm-first", "model": "resnet18"}, ""),
         ({"method": "sign"}, ""),

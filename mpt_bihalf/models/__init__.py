@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from ..activations import Estimator, find_estimator
+from ..activation_modules import Activation, find_activation
+from ..activations import Estimator
 from ..binarizable import BINARIZABLE
 from ..dtypes import float32_by_default
 from ..initialise import draw_latent
@@ -13,7 +14,7 @@ from ..scale_modules import OUTPUT_SCALES
 from . import vgg
 from .conv import conv_network
 from .design import AROUND as AROUND
-from .design import BLOCKS, Design, Network
+from .design import BLOCKS, NORM_FIRST, Design, Network
 from .from_torchvision import PREFIX, torchvision_network
 from .inception import inception_v3
 from .resnet import resnet
@@ -22,7 +23,7 @@ from .scaled import scale_outputs as scale_outputs
 from .shufflenet import shufflenet
 
 MODELS: dict[str, Network] = {
-    **{f"conv{n}": Network(conv_network(n), skip=(), sparse_from=0.3, blocks=BLOCKS[:1]) for n in (2, 4, 6, 8)},
+    **{f"conv{n}": Network(conv_network(n), skip=(), sparse_from=0.3, blocks=NORM_FIRST) for n in (2, 4, 6, 8)},
     "resnet18": Network(resnet((2, 2, 2, 2)), sparse_from=0.5, blocks=BLOCKS),
     "resnet34": Network(resnet((3, 4, 6, 3)), sparse_from=0.5, blocks=BLOCKS),
     "wide_resnet34": Network(resnet((3, 4, 6, 3), widths=(64, 192, 384, 768))),
@@ -50,7 +51,7 @@ def check_block(name: str, block: str, binary: bool) -> None:
     if not block:
         return
     if block not in BLOCKS:
-        raise ValueError(f"unknown block {block!r}; known: {', '.join(BLOCKS)}")
+        raise ValueError(f"unknown block {block!r}; known: {', '.join(BLOCKS)}; empty is the network's own")
     if block not in find_network(name).blocks:
         able = ", ".join(known for known, network in MODELS.items() if block in network.blocks)
         raise ValueError(f"{name} has no block {block!r}; {able} have")
@@ -72,6 +73,19 @@ def check_scales(name: str, output_scale: str, input_scale: bool, binary: bool) 
         raise ValueError(f"{name} has no place for input_scale; {able} have")
 
 
+def check_activation(name: str, block: str, input_scale: bool, activation: Activation | None) -> None:
+    """Raise ValueError, in one line, for an activation that does not go with this network or what else is asked for."""
+    if activation is None:
+        return
+    around = [f"sign terms {activation.terms}"] * bool(activation.terms) + ["input_scale"] * input_scale
+    around += ["the gate of block real-to-binary"] * (block == "real-to-binary")
+    if len(around) > 1:
+        raise ValueError(f"{around[0]} and {around[1]} cannot be round the same layers: leave one of them out")
+    if (activation.terms or activation.before) and not find_network(name).blocks:
+        able = ", ".join(known for known, network in MODELS.items() if network.blocks)
+        raise ValueError(f"{name} has no place for activations that are more than a sign; {able} have")
+
+
 def create_model(
     name: str,
     num_classes: int = 10,
@@ -80,7 +94,7 @@ def create_model(
     seed: int | None = None,
     *,
     width: float = 1.0,
-    activations: str | Estimator = "real",
+    activations: str | Estimator | Activation = "real",
     block: str = "",
     output_scale: str = "none",
     input_scale: bool = False,
@@ -93,9 +107,10 @@ def create_model(
         float32, and then brought to torch's default dtype.
     width: what all hidden channel counts are multiplied by, above 0.
     activations: `real`, or for binary ones the estimator of their gradient (`clip`, `approx`, `ede`, `swish`, or your
-        own).
+        own), or an entry of `ACTIVATIONS` (`rsign`, `rbnn`, `ls1`, `ls2`, ...).
     block: of a network with binary activations, `norm-first` (batch norm, sign, layer, PReLU; conv2 to conv8, resnet18
-        and resnet34) or `bi-real` (sign, layer, batch norm; resnet18 and resnet34); empty: the network's own.
+        and resnet34), `real-to-binary` (likewise, with a gate on what the layer gives), `bi-real` (sign, layer, batch
+        norm; resnet18 and resnet34) or `reactnet` (likewise, RPReLU behind the addition); empty: the network's own.
     output_scale: `gamma-1` to `gamma-4`: a trained scale behind each layer with binary input (`Gamma`), which is then
         for images of this size but with gamma-1. `none`: none.
     input_scale: multiply what these layers give by the mean magnitude of their inputs before the sign (`InputScaled`);
@@ -112,13 +127,14 @@ def create_model(
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
     if min(size) < 1:
         raise ValueError(f"images of {size[0]}x{size[1]} have no pixels")
-    estimator = None if activations == "real" else find_estimator(activations)
-    check_block(name, block, estimator is not None)
-    check_scales(name, output_scale, input_scale, estimator is not None)
+    activation = None if activations == "real" else find_activation(activations)
+    check_block(name, block, activation is not None)
+    check_scales(name, output_scale, input_scale, activation is not None)
+    check_activation(name, block, input_scale, activation)
     with torch.random.fork_rng(devices=[], enabled=seed is not None), float32_by_default():
         if seed is not None:
             torch.default_generator.manual_seed(seed)
-        model = network.build(Design(num_classes, in_channels, size, width, estimator, block, input_scale))
+        model = network.build(Design(num_classes, in_channels, size, width, activation, block, input_scale))
         if output_scale != "none":
             scale_outputs(model, output_scale, torch.empty(1, in_channels, *size, device="meta"))
     if torch.get_default_dtype() != torch.float32:

@@ -17,8 +17,8 @@ def conv_network(depth: int) -> Callable[[Design], nn.Module]:
     5,275,840 weights.
 
     With binary activations (Diffenderfer & Kailkhura 2021) batch norm and sign stand in the place of ReLU, after the
-    pooling at the end of a pair. In the block `norm-first` they stand before each layer but the first and the last, and
-    PReLU, with a slope for each channel, behind it, after the pooling.
+    pooling at the end of a pair. In the blocks `norm-first` and `real-to-binary` they stand before each layer but the
+    first and the last, and PReLU, with a slope for each channel, behind it, after the pooling.
     """
     pools = depth // 2
 
@@ -31,34 +31,34 @@ def conv_network(depth: int) -> Callable[[Design], nn.Module]:
                 f"its size must be a multiple of {step}, not {height}x{width}"
             )
         layers: list[nn.Module] = []
-        norm_first = design.block == "norm-first"
+        norm_first = design.norm_first
         channels = design.in_channels
         for pair in range(pools):
             for pooling in ([], [nn.MaxPool2d(2)]):
                 if norm_first and layers:
-                    layers += [nn.BatchNorm2d(channels), design.before_layer()]
+                    layers += [nn.BatchNorm2d(channels), design.before_layer(channels)]
                 convolution = nn.Conv2d(channels, design.channels(64 << pair), 3, padding=1, bias=False)
-                layers.append(design.scaled(convolution) if layers else convolution)
+                layers.append(design.around(convolution) if layers else convolution)
                 channels = design.channels(64 << pair)
                 if norm_first:
                     layers += [*pooling, nn.PReLU(channels)]
                 elif design.binary:
-                    layers += [*pooling, nn.BatchNorm2d(channels), design.before_layer()]
+                    layers += [*pooling, nn.BatchNorm2d(channels), design.before_layer(channels)]
                 else:
                     layers += [design.after_layer(), *pooling]
         layers.append(nn.Flatten())
         units = channels * (height // step) * (width // step)
         for _ in range(2):
             if norm_first:
-                layers += [nn.BatchNorm1d(units), design.before_layer()]
-            layers.append(design.scaled(nn.Linear(units, design.channels(256), bias=False)))
+                layers += [nn.BatchNorm1d(units), design.before_layer(units)]
+            layers.append(design.around(nn.Linear(units, design.channels(256), bias=False)))
             units = design.channels(256)
             if norm_first:
                 layers.append(nn.PReLU(units))
                 continue
-            layers += [nn.BatchNorm1d(units), design.before_layer()] if design.binary else [design.after_layer()]
+            layers += [nn.BatchNorm1d(units), design.before_layer(units)] if design.binary else [design.after_layer()]
         last = nn.Linear(units, design.num_classes, bias=False)
-        layers.append(last if norm_first else design.scaled(last))
+        layers.append(last if norm_first else design.around(last))
         return nn.Sequential(*layers)
 
     return build

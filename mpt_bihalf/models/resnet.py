@@ -8,6 +8,7 @@ from functools import partial
 
 from torch import Tensor, nn
 
+from ..activation_modules import RPReLU
 from .design import Design
 
 SMALL = 64  # pixels a side up to which the stem leaves images as large as they are
@@ -19,7 +20,8 @@ class BasicBlock(nn.Module):
     """Two 3x3 convolutions, the first of which has the stride (He et al. 2016), [N, C, H, W] in and out.
 
     Real: one shortcut round both. Binary: a shortcut round each, and the ReLU goes (Liu et al. 2018). In the block
-    `norm-first` batch norm stands before each sign, and PReLU alone between convolution and addition.
+    `norm-first` batch norm stands before each sign, and PReLU alone between convolution and addition; in `reactnet` an
+    RPReLU follows each addition.
 
     downsample: the shortcut where the shape changes. norm: a layer for so many channels that follows a convolution.
     after: what follows an addition.
@@ -38,13 +40,15 @@ class BasicBlock(nn.Module):
         inputs, outputs = channels
         self.binary = design.binary
         self.before1 = before(design, inputs)
-        self.conv1 = design.scaled(convolution(inputs, outputs, 3, stride))
+        self.conv1 = design.around(convolution(inputs, outputs, 3, stride))
         self.bn1 = norm(outputs)
         self.before2 = before(design, outputs)
-        self.conv2 = design.scaled(convolution(outputs, outputs, 3))
+        self.conv2 = design.around(convolution(outputs, outputs, 3))
         self.bn2 = norm(outputs)
         self.downsample = downsample
-        self.after = after
+        self.after, self.after2 = after, None
+        if design.block == "reactnet":
+            self.after, self.after2 = RPReLU(outputs), RPReLU(outputs)
 
     def forward(self, x: Tensor) -> Tensor:
         shortcut = self.downsample(x)
@@ -53,7 +57,8 @@ class BasicBlock(nn.Module):
             shortcut = out = self.after(out + shortcut)
         else:
             out = self.after(out)
-        return self.after(self.bn2(self.conv2(self.before2(out))) + shortcut)
+        after = self.after if self.after2 is None else self.after2
+        return after(self.bn2(self.conv2(self.before2(out))) + shortcut)
 
 
 class Bottleneck(nn.Module):
@@ -98,7 +103,7 @@ def resnet(
         layers: OrderedDict[str, nn.Module] = OrderedDict(
             conv1=convolution(design.in_channels, channels, 7 if large else 3, 2 if large else 1),
             bn1=nn.BatchNorm2d(channels),
-            relu=design.after_layer(),
+            relu=nn.PReLU(channels) if design.block == "real-to-binary" else design.after_layer(),
             maxpool=nn.MaxPool2d(3, 2, padding=1) if large else nn.Identity(),
         )
         for stage, (depth, width) in enumerate(zip(depths, widths, strict=True), 1):
@@ -129,16 +134,16 @@ def convolution(inputs: int, outputs: int, size: int, stride: int = 1) -> nn.Con
 
 def before(design: Design, channels: int) -> nn.Module:
     """What stands before a convolution of so many channels: sign if activations are binary, after batch norm or not."""
-    sign = design.before_layer()
-    return nn.Sequential(nn.BatchNorm2d(channels), sign) if design.block == "norm-first" else sign
+    sign = design.before_layer(channels)
+    return nn.Sequential(nn.BatchNorm2d(channels), sign) if design.norm_first else sign
 
 
 def bi_real_norm(design: Design, channels: int) -> nn.Module:
     """Batch norm; where activations are binary, after a PReLU with a slope for each channel, or as the block has it."""
-    if design.block == "norm-first":
+    if design.norm_first:
         return nn.PReLU(channels)
     norm = nn.BatchNorm2d(channels)
-    return nn.Sequential(nn.PReLU(channels), norm) if design.binary and design.block != "bi-real" else norm
+    return nn.Sequential(nn.PReLU(channels), norm) if design.binary and not design.block else norm
 
 
 def downsample(inputs: int, outputs: int, stride: int, pooled: bool) -> nn.Module:

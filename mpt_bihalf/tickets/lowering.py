@@ -21,10 +21,11 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 from torch.utils._pytree import tree_leaves, tree_map
 
+from ..activation_modules import SignTerms
 from ..activations import BinaryActivation
 from ..batch_norm import SyncBatchNorm
 from ..dtypes import float32_by_default
-from ..scale_modules import Gamma
+from ..scale_modules import Gamma, Gated, InputScaled
 from .fold import threshold
 from .moved import Moved, taken, whole_value
 from .program import (
@@ -70,6 +71,9 @@ def program_of(ticket: Ticket, into: nn.Module | None, images: Shape) -> tuple[b
     Raises ValueError in one line, `CannotRun` where it names what of the network cannot be done so.
     """
     model = ticket.outline() if into is None else _outline_of(into, ticket)
+    for name, module in model.named_modules():
+        if isinstance(module, Gamma | Gated | InputScaled | SignTerms):
+            raise CannotRun(f"a compiled ticket cannot do this: {type(module).__name__}, at {name!r}")
     return _Lowering(model.eval(), ticket).of_images(images)
 
 

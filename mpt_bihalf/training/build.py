@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from dataclasses import replace
+from functools import partial
 from inspect import unwrap
 from typing import Any, TypeVar, cast
 
@@ -13,6 +14,7 @@ from torch import nn
 from torch.optim import SGD, Adam, Optimizer
 
 from .. import sparse
+from ..activation_modules import ACTIVATIONS
 from ..activations import EdeActivation, Estimator
 from ..bop import Bop, parameter_groups
 from ..compute import set_compute
@@ -24,8 +26,9 @@ from ..methods import find_method
 from ..models import AROUND, create_model, find_network
 from ..penalties import PENALTIES
 from ..real_valued import StaysReal, real_matrices
+from ..rotation import Rotation
 from ..step_rules import StepRules
-from ..weights import binarize_weights, check_kept, learned_scales
+from ..weights import binarize_weights, check_kept, learned_scales, scale_groups
 from .config import Run
 
 Kind = TypeVar("Kind", bound=Optimizer)
@@ -99,11 +102,14 @@ def build_network(run: Run, num_classes: int, in_channels: int, image_size: int)
             **{name: getattr(run, name) for name in AROUND},
         )
     latent_gradient: str | Gradient = Ede(run.ede_t0) if run.latent_gradient == "ede" else run.latent_gradient
-    by_use = {"first", "last"} & {*run.skip}  # only these rules need a look at an image
+    # Only these rules need a look at an image, and networks that a trace cannot see through.
+    by_use = {"first", "last"} & {*run.skip} or run.activations in ACTIVATIONS or run.block == "real-to-binary"
     image = torch.empty(1, in_channels, image_size, image_size, device="meta") if by_use else None
     method, penalty = find_method(run.method), PENALTIES.get(run.penalty)
     if method.penalty is not penalty:
         method = replace(method, penalty=penalty)
+    if run.rotation_gradient == "code":
+        method = replace(method, before=partial(Rotation, code=True))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", StaysReal)
         model = binarize_weights(
@@ -125,15 +131,15 @@ def build_network(run: Run, num_classes: int, in_channels: int, image_size: int)
             example=image,
         )
     if rules := step_rules(run, model):
-        rules.after_step()  # each step is to find weights so
+        rules.after_step()  # each step is to find weights as it is to leave them
     return set_compute(model, "sparse") if run.compute == "sparse" else model
 
 
-def step_rules(run: Run, model: nn.Module) -> StepRules | None:
-    """What the run's steps have beside loss and optimizer, if anything."""
-    if run.penalty == "none" and not (run.centre or run.clip_weights):
+def step_rules(run: Run, model: nn.Module, epoch_steps: int = 0) -> StepRules | None:
+    """What the run's steps have beside loss and optimizer, if anything. epoch_steps: how many an epoch has."""
+    if run.penalty == "none" and not (run.centre or run.clip_weights) and find_method(run.method).before is None:
         return None
-    return StepRules(model, run.penalty_lambda, run.centre, run.clip_weights)
+    return StepRules(model, run.penalty_lambda, run.centre, run.clip_weights, epoch_steps)
 
 
 def build_optimizer(run: Run, model: nn.Module) -> Optimizer | None:
@@ -144,10 +150,9 @@ def build_optimizer(run: Run, model: nn.Module) -> Optimizer | None:
     scales = {id(scale) for scale in learned_scales(model)}
     groups: Any = parameter_groups(model) if run.method == "bop" else [{"params": trained}]
     if scales:
-        of_scales = [parameter for parameter in trained if id(parameter) in scales]
         for group in groups:
             group["params"] = [parameter for parameter in group["params"] if id(parameter) not in scales]
-        groups = [*groups, {"params": of_scales, "weight_decay": 0.0}]
+        groups = [*groups, *scale_groups(model, adaptive=run.optimizer == "adam")]
     fused = fused_optimizers(trained[0].device)
     if run.optimizer == "adam":
         adam: dict[str, Any] = {"weight_decay": run.weight_decay, "fused": fused, "capturable": run.graph}
@@ -216,7 +221,7 @@ def idle_scale(run: Run) -> str:
             "--block norm-first, with resnet18 and resnet34, has it count in each",
         )
     elif run.model.startswith("conv"):
-        place, remedy = "each binary layer but the last", "resnet18 and resnet34 have it count in each"
+        place, remedy = "each layer but the last two", "resnet18 and resnet34 have it count in each"
     else:
         return ""
     if run.output_scale in ("none", "gamma-1"):

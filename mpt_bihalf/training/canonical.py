@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from ..activation_modules import ACTIVATIONS, find_activation
 from ..activations import ACTIVATION_GRADIENTS
 from ..compute import COMPUTE
 from ..counts import fraction_within
@@ -20,8 +21,9 @@ from ..gradients import LATENT_GRADIENTS, SCORE_GRADIENTS, Ede
 from ..initialise import INITS
 from ..masks import SCOPES
 from ..methods import METHODS, Method, find_method
-from ..models import check_block, check_scales, find_network
+from ..models import check_activation, check_block, check_scales, find_network
 from ..penalties import PENALTIES, STARTS
+from ..rotation import Rotation
 from ..scale_modules import OUTPUT_SCALES
 from ..scales import SCALES, Learned
 from ..weights import SCALE_ON
@@ -43,10 +45,15 @@ PARTS: dict[str, Callable[[str], object]] = {
     "scale": lambda name: not name or SCALES[name],
     "latent_gradient": lambda name: not name or LATENT_GRADIENTS[name],
     "score_gradient": lambda name: not name or SCORE_GRADIENTS[name],
-    "activations": lambda name: name in ("real", "binary") or ACTIVATION_GRADIENTS[name],
+    "activations": lambda name: name in ("real", "binary") or known_activations()[name],
     "output_scale": lambda name: name in ("", "none") or OUTPUT_SCALES[name],
     "penalty": lambda name: name in ("", "none") or PENALTIES[name],
 }
+
+
+def known_activations() -> dict[str, Any]:
+    """What inputs may become binary by; a name that is in both is the activation of that estimator."""
+    return {**ACTIVATION_GRADIENTS, **ACTIVATIONS}
 
 
 def registered(part: str, name: str) -> bool:
@@ -75,7 +82,8 @@ def check(run: Run) -> None:
         ("augment", BOTH_PARTS),
         ("flip", ["auto", "on", "off"]),
         ("crop_padding", ["auto", "on", "off"]),
-        ("activations", ["real", "binary", *ACTIVATION_GRADIENTS]),
+        ("activations", ["real", "binary", *known_activations()]),
+        ("rotation_gradient", ["exact", "code"]),
         ("output_scale", ["", "none", *OUTPUT_SCALES]),
         ("penalty", ["", "none", *PENALTIES]),
     ):
@@ -84,8 +92,7 @@ def check(run: Run) -> None:
             raise ValueError(f"unknown {name} {getattr(run, name)!r}; known: {options}")
     find_network(run.model)
     check_name(run.data)
-    check_block(run.model, run.block, run.activations != "real")
-    check_scales(run.model, run.output_scale or "none", run.input_scale, run.activations != "real")
+    _check_network(run)
     _check_names(run)
     _check_rules(run)
     fraction_within(run.prune_rate, "prune_rate", below_one=True)
@@ -135,10 +142,23 @@ def _check_names(run: Run) -> None:
             raise ValueError(f"{part} {getattr(run, part)!r} names folders: take letters, digits, and . _ + - in it")
 
 
+def _check_network(run: Run) -> None:
+    check_block(run.model, run.block, run.activations != "real")
+    check_scales(run.model, run.output_scale or "none", run.input_scale, run.activations != "real")
+    if run.activations != "real":
+        own = find_method(run.method).activation_gradient
+        activation = own if run.activations == "binary" else run.activations
+        check_activation(run.model, run.block, run.input_scale, find_activation(activation))
+
+
 def _check_rules(run: Run) -> None:
     asked = [name for name in ("centre", "clip_weights") if getattr(run, name)]
     asked += ["penalty"] * (run.penalty not in ("", "none"))
     method = find_method(run.method)
+    if run.penalty_lambda != type(run).penalty_lambda and (run.penalty or _penalty_of(method)) == "none":
+        raise ValueError(f"penalty_lambda is for a penalty, and {run.method} has none: say --penalty r1 or r2 with it")
+    if run.rotation_gradient != "exact" and method.before is not Rotation:
+        raise ValueError(f"rotation_gradient is for rbnn, and {run.method} rotates nothing: leave it out")
     if asked and (method.trains != "weights" or method.binarizer is None):
         has = "has none" if method.binarizer is None else f"trains {method.trains}"
         raise ValueError(f"{asked[0]} is for methods that train latent weights, and {run.method} {has}: leave it out")
@@ -159,7 +179,7 @@ def canonical(run: Run) -> dict[str, Any]:
         "latent_gradient": _name_of(method, "latent_gradient", LATENT_GRADIENTS),
         "score_gradient": _name_of(method, "score_gradient", SCORE_GRADIENTS),
     }
-    estimator = _name_of(method, "activation_gradient", ACTIVATION_GRADIENTS)
+    estimator = _name_of(method, "activation_gradient", known_activations())
     # No name twice; the network's own rules where nothing is said, which for some networks is to skip none.
     skip, rules = tuple(dict.fromkeys(name for name in run.skip if name != "none")), find_network(run.model).skip
     if rules and not skip:
@@ -202,6 +222,7 @@ def canonical(run: Run) -> dict[str, Any]:
         found |= {"scale": own["scale"], "skip": (), "latent_gradient": "scaled"}
     found["output_scale"] = run.output_scale or ("none" if run.activations == "real" else method.output_scale)
     found |= _penalised(run, method)
+    found["clip_weights"] = run.clip_weights or method.clip_weights
     if run.optimizer != "sgd":
         found["momentum"] = 0.0
     sharp = RESNET20_T0 if run.model == "resnet20" and found["activations"] != "real" else Ede.t0
@@ -209,9 +230,13 @@ def canonical(run: Run) -> dict[str, Any]:
     return found
 
 
+def _penalty_of(method: Method) -> str:
+    return _name_of(method, "penalty", {"none": None, **PENALTIES})
+
+
 def _penalised(run: Run, method: Method) -> dict[str, Any]:
     """penalty and penalty_lambda, and the scale that begins where the penalty that is asked for is least."""
-    own = _name_of(method, "penalty", {"none": None, **PENALTIES})
+    own = _penalty_of(method)
     penalty = run.penalty or own
     found: dict[str, Any] = {"penalty": penalty}
     if penalty == "none":

@@ -46,6 +46,7 @@ ADDED = {
     "centre": False,
     "clip_weights": False,
     "label_smoothing": 0.0,
+    "rotation_gradient": "exact",
 }
 
 
@@ -54,19 +55,21 @@ class Run:
     """One training run. Options that a method does not look at are set to their defaults, so equal runs are equal."""
 
     method: str = "mpt-bihalf"
-    """dense, sign, irnet, bop, bihalf, xnor, bi-real, least-squares, abc, bnn+, xnor++, mpt-sign, mpt-bihalf,
-    mpt-balanced, magnitude-sign or magnitude-bihalf"""
+    """dense, sign, irnet, bop, bihalf, xnor, bi-real, least-squares, abc, bnn+, xnor++, rbnn, rbnn-bihalf,
+    real-to-binary, mpt-sign, mpt-bihalf, mpt-balanced, magnitude-sign or magnitude-bihalf"""
     model: str = "conv2"
     """the network: conv2, conv4, conv6, conv8, resnet18, resnet34, wide_resnet34, wide_resnet50, resnet20, vgg_small,
     vgg16, inception_v3, shufflenet, or torchvision:NAME for any classifier of torchvision"""
     width: float = 1.0
     """what the network's hidden channels are multiplied by"""
     activations: str = "real"
-    """real (W/A 1/32), binary (1/1, with the method's own gradient), or binary with this one: clip, approx, ede, swish
-    or abc (+1 from 0.5 on)"""
+    """real (W/A 1/32), binary (1/1, with the method's own gradient), or binary with this one: clip, clip-closed,
+    approx, ede, swish or abc (+1 from 0.5 on); or rbnn (of each image standardised), rsign (with a trained shift a
+    channel), and sums of signs with scales of each image: ls1, ls2, lsT, residual-2 to residual-4"""
     block: str = ""
     """what stands around layers with binary input: norm-first (batch norm, sign, layer, PReLU: then scales count; conv2
-    to conv8, resnet18, resnet34) or bi-real (sign, layer, batch norm; resnet18, resnet34); empty: the network's own"""
+    to conv8, resnet18, resnet34), real-to-binary (likewise, with a gate), bi-real (sign, layer, batch norm; resnet18,
+    resnet34) or reactnet (likewise, RPReLU behind the addition); empty: the network's own"""
     output_scale: str = ""
     """of binary activations, a trained scale behind each layer that they feed: gamma-1 (one a filter), gamma-2 (one a
     filter and place), gamma-3 (a filter's times a place's) or gamma-4 (a filter's, a row's and a column's), or none;
@@ -114,7 +117,9 @@ class Run:
     without rounding noise, or weight; empty: output, and with real activations weight"""
     latent_gradient: str = ""
     """gradient of trained latent weights: scaled (alpha g), unscaled (g), ede (IR-Net's), clipped (alpha g within ±1),
-    clipped-closed (±1 included), clipped-unscaled (g there), xnor or swish; empty: the method's own"""
+    clipped-closed (±1 included), clipped-unscaled (g there), xnor, swish or rbnn; empty: the method's own"""
+    rotation_gradient: Literal["exact", "code"] = "exact"
+    """of rbnn: exact, or that of its published code, in which the rotated weight is a constant"""
     ede_t0: float = 0.0
     """where the sharpness t of ede starts; 0: as in the authors' code, 0.1, and 0.001 for a resnet20 with binary
     activations"""
@@ -132,7 +137,7 @@ class Run:
     centre: bool = False
     """after each step, subtract from latent weights their mean over input channels (XNOR-Net's code)"""
     clip_weights: bool = False
-    """after each step, clip latent weights to [-1, 1]"""
+    """after each step, clip latent weights to [-1, 1]; real-to-binary does so in any case"""
     epochs: int = 10
     """passes over the training set"""
     batch_size: int = 128

@@ -132,7 +132,7 @@ def train_together(
     begins = Progress(first * steps + state.step, total)
     record.begin(state, begins)
     parallel = compiled(run, team.parallel(model, run.sync_bn))
-    told, rules = Together(callbacks), step_rules(run, model)
+    told, rules = Together(callbacks), step_rules(run, model, steps)
     with stop_when_asked(team.agree) as stop:
         told.run_begins(run, folder, begins, model)
         try:
@@ -143,6 +143,8 @@ def train_together(
                 batches = training_batches(dataset, run.batch_size, run.seed, epoch, first=state.step, share=team.share)
                 for x, y in stop.between(batches):
                     start_step(optimizer, run, epoch, epoch * steps + state.step, total, team.rank)
+                    if rules:
+                        rules.before_step(epoch * steps + state.step)
                     settings = run.precision, state.scaler, run.label_smoothing, rules
                     state.totals += take(parallel, optimizer, x, y, *settings)
                     state.step += 1

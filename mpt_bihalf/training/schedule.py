@@ -30,7 +30,7 @@ def start_step(optimizer: Optimizer | None, run: Run, epoch: int, step: int, ste
     Counted over the whole run, from 0. Chance comes from torch's global generators, so a resumed run has the same.
     """
     for group in optimizer.param_groups if optimizer else ():
-        rate = learning_rate(run, epoch, step, steps)
+        rate = learning_rate(run, epoch, step, steps) * group.get("lr_scale", 1.0)
         if isinstance(group["lr"], Tensor):  # where a graph looks at it
             group["lr"].fill_(rate)
         else:
