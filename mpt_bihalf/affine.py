@@ -6,11 +6,13 @@ from collections.abc import Iterable, Iterator
 
 from torch import nn
 
+from .activation_modules import ChannelShift, RPReLU
 from .binarizable import BINARIZABLE
 from .real_valued import is_matrix
 from .scale_modules import ScaledOutput
 
-_NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.PReLU)
+_TORCHS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.PReLU)
+_NORMS = (*_TORCHS, ChannelShift, RPReLU)
 
 
 def affine_parameters(model: nn.Module, binarized: Iterable[nn.Module]) -> Iterator[nn.Parameter]:

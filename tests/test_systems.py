@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from mpt_bihalf import (
     ACTIVATION_GRADIENTS,
+    ACTIVATIONS,
     BINARIZERS,
     LATENT_GRADIENTS,
     METHODS,
@@ -28,13 +29,14 @@ from mpt_bihalf import (
     create_model,
     load_ticket,
     save_ticket,
+    set_progress,
 )
 from mpt_bihalf.data import load_dataset, training_batches
 from mpt_bihalf.gradients import Swish
 from mpt_bihalf.scales import scale_of
 from mpt_bihalf.tickets.file import network_of
 from mpt_bihalf.training import Callback, Progress, Run, train
-from mpt_bihalf.training.build import idle_scale
+from mpt_bihalf.training.build import build_network, idle_scale
 from mpt_bihalf.training.finished import finished_model
 from mpt_bihalf.training.run_data import load_run_data
 from tests.reference import one_line_error
@@ -159,7 +161,7 @@ def test_one_base_of_abc() -> None:
     assert not shifted[0].any() and shifted[1].all()
 
 
-NEW = ("xnor", "bi-real", "least-squares", "abc", "bnn+", "xnor++")
+NEW = ("xnor", "bi-real", "least-squares", "abc", "bnn+", "xnor++", "rbnn", "rbnn-bihalf", "real-to-binary")
 
 
 @pytest.mark.parametrize("name", NEW)
@@ -171,17 +173,21 @@ def test_a_method_is_composed_of_its_parts(name: str) -> None:
         "abc": ("centred-sign", "least-squares", "scaled", "abc"),
         "bnn+": ("sign", "learned-median", "swish", "swish"),
         "xnor++": ("sign", "learned", "clipped-closed", "clip"),
+        "rbnn": ("sign", "learned-l1-filter", "rbnn", "rbnn"),
+        "rbnn-bihalf": ("transport", "learned-l1-filter", "rbnn", "rbnn"),
+        "real-to-binary": ("sign", "one", "clipped-closed", "clip"),
     }[name]
     method = METHODS[name]
     assert (method.trains, method.mask) == ("weights", None)
     assert method.binarizer is BINARIZERS[binarizer] and method.scale is SCALES[scale]
     assert method.latent_gradient == LATENT_GRADIENTS[gradient]
-    assert method.activation_gradient == ACTIVATION_GRADIENTS[activations]
+    assert method.activation_gradient == (ACTIVATION_GRADIENTS | ACTIVATIONS)[activations]
+    assert (method.before is not None) == name.startswith("rbnn") and method.clip_weights == (name == "real-to-binary")
     assert method.penalty is (PENALTIES["r1"] if name == "bnn+" else None)
     assert method.output_scale == ("gamma-4" if name == "xnor++" else "none")
 
 
-@pytest.mark.parametrize("name", NEW)
+@pytest.mark.parametrize("name", [name for name in NEW if METHODS[name].before is None])
 @pytest.mark.parametrize("mask", ["", "magnitude-sign"])
 def test_a_layer_gets_the_gradient_of_its_rule_compiled_or_not(name: str, mask: str) -> None:
     method = METHODS[name] if not mask else replace(METHODS[name], mask=METHODS[mask].mask)
@@ -430,7 +436,7 @@ def test_a_run_goes_on_from_its_checkpoint_and_into_a_ticket_to_the_bit(
     ticket = load_ticket(tmp_path / "ticket").eval()
     x = torch.randn(8, 1, 16, 16, generator=torch.Generator().manual_seed(0))
     assert torch.equal(ticket(x), bake_weights(loaded).eval()(x))
-    if "block" in place and name in ("xnor", "xnor++"):  # K and Gamma are not in compiled tickets
+    if "block" in place and name in ("xnor", "xnor++", "rbnn", "rbnn-bihalf"):  # K, Gamma, samples standardised
         with one_line_error("a compiled ticket cannot do this: "):
             compile_ticket(tmp_path / "ticket")
     else:
@@ -440,6 +446,59 @@ def test_a_run_goes_on_from_its_checkpoint_and_into_a_ticket_to_the_bit(
 def load_run_from(run: Run, folder: Path) -> nn.Module:
     model, _ = finished_model(run, folder / "whole", load_run_data(run))
     return model.eval()
+
+
+INPUTS: list[dict[str, Any]] = [
+    {"method": "least-squares", "activations": "ls1", "block": "norm-first"},
+    {"method": "least-squares", "activations": "ls2", "block": "norm-first"},
+    {"method": "bihalf", "activations": "lsT"},
+    {"method": "mpt-bihalf", "activations": "residual-2", "block": "bi-real"},
+    {"method": "bi-real", "activations": "rsign", "block": "reactnet"},
+    {"method": "real-to-binary", "activations": "binary", "block": "real-to-binary"},
+    {"method": "rbnn", "activations": "binary", "rotation_gradient": "code"},
+    {"method": "magnitude-bihalf", "activations": "rsign", "block": "norm-first", "input_scale": True},
+]
+
+
+@pytest.mark.parametrize("fields", INPUTS, ids=lambda fields: f"{fields['method']}-{fields['activations']}")
+def test_other_inputs_go_on_and_into_a_ticket_to_the_bit(fields: dict[str, Any], tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"model": "resnet18", "width": 0.125, "image_size": 16, "epochs": 2, "batch_size": 350}
+    run = Run(**settings, **fields, lr=0.01, device="cpu", threads=1, compute="dense")
+    result = train(run, tmp_path / "whole", callbacks=[])
+    with pytest.raises(SystemExit):
+        train(run, tmp_path / "cut", callbacks=[Killed()])
+    assert train(run, tmp_path / "cut", callbacks=[]) == result
+    loaded = load_run_from(run, tmp_path)
+    save_ticket(loaded, tmp_path / "ticket", architecture=network_of(run, 10, 1, 16))
+    x = torch.randn(8, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(load_ticket(tmp_path / "ticket").eval()(x), bake_weights(loaded).eval()(x))
+    with torch.device("meta"):
+        model = build_network(run, 10, 1, 16)
+        F.cross_entropy(model(torch.empty(4, 1, 16, 16)), torch.empty(4, dtype=torch.long)).backward()
+    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fields", INPUTS, ids=lambda fields: f"{fields['method']}-{fields['activations']}")
+def test_other_inputs_fit_64_images(fields: dict[str, Any]) -> None:
+    data = load_dataset("digits", image_size=32)
+    x, y = next(training_batches(data, 64, seed=0, epoch=0))
+    run = Run(model="resnet18", width=0.25, **fields)
+    model = build_network(run, 10, 1, 32)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer, rules = (
+        torch.optim.Adam(trained, lr=1e-2 if fields["method"] == "mpt-bihalf" else 1e-3),
+        StepRules(model, epoch_steps=50),
+    )
+    for step in range(300):
+        set_progress(model, step / 300)
+        rules.before_step(step)
+        optimizer.zero_grad()
+        F.cross_entropy(model(x), y).backward()
+        optimizer.step()
+        rules.after_step()
+    with torch.no_grad():
+        assert (model(x).argmax(1) == y).float().mean() >= 0.95
 
 
 @pytest.mark.slow
@@ -453,8 +512,10 @@ def test_64_images_are_fitted(name: str, network: str, block: str) -> None:
     model = create_model(network, 10, 1, 32, seed=0, width=0.25, activations=activations, **around)
     skip = ("first", "last", "downsample") if block else ()
     binarize_weights(model, name, seed=0, skip=skip, example=x[:1])
-    optimizer, rules = torch.optim.Adam(model.parameters(), lr=1e-3), StepRules(model)
-    for _ in range(300):
+    optimizer, rules = torch.optim.Adam(model.parameters(), lr=1e-3), StepRules(model, epoch_steps=50)
+    for step in range(300):
+        set_progress(model, step / 300)
+        rules.before_step(step)
         optimizer.zero_grad()
         (F.cross_entropy(model(x), y) + rules.penalty()).backward()
         optimizer.step()
