@@ -22,7 +22,7 @@ from torch.nn.utils import parametrize
 from . import kernels, operators
 from .counts import Number, as_fraction
 from .derived import FrozenWeight, Selections
-from .devices import HOST
+from .devices import HOST, autocast
 from .gradients import of_learned_scale
 from .layer import Layer
 from .methods import Method
@@ -101,7 +101,10 @@ class BinaryWeight(nn.Module):
 
     def latent(self, weight: Tensor) -> Tensor:
         """What is binarized of the latent weight: itself, or what the method's module makes of it."""
-        return weight if self.before is None else cast(Tensor, self.before(weight))
+        if self.before is None:
+            return weight
+        with autocast(weight.device, None):  # as signs are not decided in fewer digits
+            return cast(Tensor, self.before(weight)).contiguous(memory_format=operators.layout(weight))
 
     def forward(self, weight: Tensor) -> Tensor:
         weight = self.latent(weight)

@@ -180,7 +180,10 @@ def _put_on(layers: Mapping[str, Any], methods: Mapping[str, Method], *settings:
         part, weight = BinaryWeight(layer.weight, methods[name], *settings), layer.weight
         first = parts.setdefault(id(weight), part)
         if first is not part:
-            part.scores, part.alpha, part.before, part.shares_scores = first.scores, first.alpha, first.before, True
+            part.scores, part.alpha, part.shares_scores = first.scores, first.alpha, True
+            if part.before is not None and first.before is not None:  # the tensors, as a module of two is lent wrongly
+                part.before._parameters.update(first.before._parameters)
+                part.before._buffers.update(first.before._buffers)
         # unsafe: shape and dtype are right by construction, and layers that are ranked together need all scores.
         parametrize.register_parametrization(layer, "weight", part, unsafe=True)
     return parts

@@ -21,9 +21,10 @@ SCORE_METHODS = ("mpt-sign", "mpt-bihalf", "mpt-balanced")
 MASKED_METHODS = (*SCORE_METHODS, "magnitude-sign", "magnitude-bihalf")
 # Those with the mean magnitude of each filter, and those with the scale nearest to its weights.
 L1_FILTER, NEAREST = ("xnor", "bi-real"), ("least-squares", "abc")
-# Those that learn a scale of each filter.
-LEARNED = ("bnn+", "xnor++")
-KNOWN = {"sign", "irnet", "bop", *L1_FILTER, *NEAREST, *LEARNED, *BIT_RATIO_METHODS, *MASKED_METHODS}
+# Those that learn a scale of each filter, some for weights that are rotated first.
+ROTATED = ("rbnn", "rbnn-bihalf")
+LEARNED = ("bnn+", "xnor++", *ROTATED)
+KNOWN = {"sign", "irnet", "bop", "real-to-binary", *L1_FILTER, *NEAREST, *LEARNED, *BIT_RATIO_METHODS, *MASKED_METHODS}
 
 
 def half_up(x: Any, n: int) -> int:
@@ -92,7 +93,10 @@ def score_masks(scores: Sequence[Tensor], prune_rate: Any, scope: str) -> list[T
 def decide(
     method: str, weights: Sequence[Tensor], scores: Sequence[Tensor], prune_rate: Any, p_pos: Any, scope: str = "layer"
 ) -> list[tuple[Tensor, Tensor]]:
-    """For each layer what a method keeps and where it has +1, would-be signs included: bool tensors."""
+    """For each layer what a method keeps and where it has +1, would-be signs included: bool tensors.
+
+    weights: what is binarized, so of methods that rotate theirs the rotated ones.
+    """
     if method not in KNOWN:
         raise NotImplementedError(f"say here what {method} keeps and where it has +1")
     if method in ("mpt-sign", "mpt-bihalf"):
@@ -108,7 +112,8 @@ def decide(
         count = kept_of(size, prune_rate)
         plus_count = half_up(p_pos, count)
         plus = [positives(row, keep, p_pos) for row, keep in zip(rows, kept, strict=True)]
-        if method in ("sign", "bop", "mpt-sign", "magnitude-sign", *L1_FILTER, *LEARNED, "least-squares"):
+        of_sign = ("sign", "bop", "real-to-binary", "mpt-sign", "magnitude-sign", *L1_FILTER, "least-squares")
+        if method in (*of_sign, "bnn+", "xnor++", "rbnn"):
             plus = [[w >= 0 for w in row] for row in rows]
         if method == "abc":
             every = [w for row in rows for w in row]
@@ -185,6 +190,10 @@ def scale_of(method: str, weight: Tensor, mask: Tensor) -> float | Tensor:
     if method in (*L1_FILTER, *NEAREST):
         (_, positive), *_ = decide(method, [weight], [], 0.0, 0.5)
         return filter_scale(weight, mask, positive).to(weight)
+    if method == "real-to-binary":
+        return float(mask.any())
+    if method in ROTATED:
+        return filter_scale(weight, mask, weight >= 0).to(weight)
     if method == "bnn+":
         return median_scale(weight, mask).to(weight)
     return l1_scale(weight, mask) if method == "mpt-sign" else kaiming_scale(mask)

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from mpt_bihalf import LATENT_GRADIENTS, METHODS, SCORE_GRADIENTS, Ede, binarize_weights, set_progress
-from tests.reference import SCORE_METHODS, decide, kaiming_scale, l1_scale, one_line_error, scale_of
+from tests.reference import ROTATED, SCORE_METHODS, decide, kaiming_scale, l1_scale, one_line_error, scale_of
 
-WEIGHT_METHODS = [name for name in METHODS if name not in (*SCORE_METHODS, "dense")]
+WEIGHT_METHODS = [name for name in METHODS if name not in (*SCORE_METHODS, *ROTATED, "dense")]
 SCALED = [name for name in WEIGHT_METHODS if METHODS[name].latent_gradient is LATENT_GRADIENTS["scaled"]]
 SCOPES = ["layer", "filter", "global"]
 
@@ -167,7 +167,7 @@ def test_between_the_kept_minus_and_plus_a_score_gets_the_gradient_of_a_minus() 
     assert torch.equal(scores_of(layer).grad, b * sign_of_scores * torch.arange(1.0, 7))
 
 
-@pytest.mark.parametrize("method", [name for name in METHODS if name != "dense"])
+@pytest.mark.parametrize("method", [name for name in METHODS if name not in ("dense", *ROTATED)])
 def test_gradient_of_a_loss_behind_the_layer_is_that_of_a_plain_layer_with_the_same_weight(method: str) -> None:
     layer, _ = layer_with(method, torch.device("cpu"), latent_gradient="unscaled", score_gradient="binary")
     plain = nn.Conv2d(4, 5, 3, dtype=torch.float64)

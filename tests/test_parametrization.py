@@ -251,10 +251,10 @@ def test_a_functional_gradient_is_that_of_backward(method: str, scope: str) -> N
 @pytest.mark.parametrize(("method", "scope"), CASES)
 def test_an_ensemble_under_vmap_is_its_models_side_by_side(method: str, scope: str) -> None:
     models = [binarized(method, scope, seed) for seed in range(3)]
-    stacked, _ = stack_module_state(models)
+    stacked, held = stack_module_state(models)
     names = trained_and_frozen(models[0])[0].keys()
     trained = {name: value.detach() for name, value in stacked.items() if name in names}
-    frozen = {name: value.detach() for name, value in stacked.items() if name not in names}
+    frozen = {name: value.detach() for name, value in stacked.items() if name not in names} | held
 
     def loss(trained: dict[str, Tensor], frozen: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         out = functional_call(models[0], {**frozen, **trained}, (X,))
@@ -311,6 +311,8 @@ def test_an_averaged_model_is_binary_too(method: str, scope: str) -> None:
     expected = deepcopy(model)
     for mean, one, two in zip(expected.parameters(), model.parameters(), other.parameters(), strict=True):
         mean.data.copy_(one.detach().lerp(two.detach(), 0.5))
+    for mean, two in zip(expected.buffers(), other.buffers(), strict=True):  # which torch takes from the last
+        mean.copy_(two)
     assert all(
         torch.equal(found, wanted)
         for found, wanted in zip(binary_weights(average).values(), binary_weights(expected).values(), strict=True)

@@ -48,8 +48,12 @@ COLOURS: tuple[str, ...] = (
     "#661100",
     "#117733",
     "#6699CC",
+    "#DDCC77",
+    "#88CCEE",
+    "#AA4466",
+    "#555555",
 )
-MARKERS = "osD^vP*X<>hdp8Hs"
+MARKERS = "osD^vP*X<>hdp8HsD^vP"
 FOOTNOTE: dict[str, Any] = {"fontsize": "small", "color": "0.4"}  # what is written below a figure
 # Where values stand side by side: how much of the way to the next they take up.
 ROOM = 0.6

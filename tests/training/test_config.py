@@ -69,6 +69,7 @@ DEPENDS = {
     "centre": ({"method": "sign"}, False, True),
     "clip_weights": ({"method": "sign"}, False, True),
     "label_smoothing": ({}, 0.0, 0.1),
+    "rotation_gradient": ({"method": "rbnn"}, "exact", "code"),
 }
 
 

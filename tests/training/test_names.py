@@ -32,6 +32,7 @@ OTHERS: dict[str, tuple[Any, dict[str, Any]]] = {
     "penalty_lambda": (0.5, {"method": "bnn+"}),
     "centre": (True, {"method": "sign"}),
     "clip_weights": (True, {"method": "sign"}),
+    "rotation_gradient": ("code", {"method": "rbnn"}),
     "data": ("cifar10", {}),
     "image_size": (32, {}),
     "augment": ("standard", {}),
