@@ -453,7 +453,8 @@ def test_training_lowers_the_loss(method: str, digits: tuple[Tensor, Tensor]) ->
     binarize_weights(model, method, seed=0, scale=scale, latent_gradient="scaled" if method == "bop" else "unscaled")
     optimizer, losses = sgd(model), []
     for group in optimizer.param_groups if method in LEARNED else ():
-        group["lr"] /= 5  # what is learned for a filter gets the gradients of all its weights
+        # What is learned for a filter gets the gradients of all its weights.
+        group["lr"] /= 30 if method in ROTATED else 5
     for _ in range(24 if method in ROTATED else 8):
         loss = nn.functional.cross_entropy(model(images), labels)
         optimizer.zero_grad()
