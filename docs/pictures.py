@@ -34,7 +34,7 @@ from mpt_bihalf.scales import Learned, scale_of
 POSITIVE, NEGATIVE, PRUNED = COLOURS[0], COLOURS[1], "0.65"
 FILTERS, CONNECTIONS = 4, 24
 # Methods whose gradient ends at 1: their weights are drawn four times as large, so that some are beyond it.
-CLIPPED = ("xnor", "bi-real", "least-squares", "xnor++")
+CLIPPED = ("xnor", "bi-real", "least-squares", "xnor++", "real-to-binary")
 
 
 def draw_all(folder: Path) -> None:
