@@ -348,6 +348,11 @@ def test_in_conv_networks_norm_first_has_a_scale_count_in_the_last_hidden_layer_
             "each layer but the last two, and the scale learned-median does",
         ),
         ({"method": "xnor", "block": "norm-first", "model": "resnet18"}, ""),
+        ({"method": "xnor", "block": "real-to-binary", "model": "resnet18"}, ""),
+        (
+            {"method": "xnor", "block": "bi-real", "model": "resnet18"},
+            "batch norm follows each layer but the last, and",
+        ),
         ({"method": "sign"}, ""),
         ({"method": "xnor", "activations": "real"}, ""),
     ],

@@ -33,7 +33,7 @@ HOLDOUT = 0.1
 # Our names of the data sets and networks that the published tables are of.
 PUBLISHED_DATA = {"cifar10": "CIFAR-10", "imagenet": "ImageNet"}
 PUBLISHED_TABLES = ("Table 2", "Table 3")
-# Columns of what is published, by those of its table.
+# Our columns of a published figure, each with its name in the table of published figures.
 PUBLISHED = {
     "published": "top1",
     "published_std": "top1_std",
@@ -70,7 +70,7 @@ class MethodComparison(TrainingExperiment):
     """real (W/A 1/32), binary (1/1), or both (default: the recipe's)"""
     block: str | None = None
     """what stands around layers with binary input, for networks with binary activations: norm-first, in which a scale
-    counts, or bi-real, for conv2 to conv8 (norm-first), resnet18 and resnet34; '' is the network's own (default: the
+    counts, real-to-binary, bi-real or reactnet, as the command train has it; '' is the network's own (default: the
     recipe's)"""
     irnet_scale: Literal["", "kaiming", "power-of-two"] = ""
     """kaiming: the scale of the other methods; power-of-two: IR-Net's own, near 1, with which networks without batch

@@ -63,7 +63,6 @@ XNOR_PLUS_PLUS: dict[str, Any] = {
     "milestones": (25, 50, 75),
     "block": "norm-first",
 }
-OF_XNOR_PLUS_PLUS = ("xnor++",)  # methods
 
 
 def published_recipes(data: str, trials: int, batch_size: int) -> dict[str, Recipe]:
@@ -75,5 +74,5 @@ def published_recipes(data: str, trials: int, batch_size: int) -> dict[str, Reci
     xnor_plus_plus = {**XNOR_PLUS_PLUS, "batch_size": batch_size}
     return {
         "bi-real": Recipe(data, networks, ("bi-real",), trials, 256, BI_REAL, OF_BI_REAL, varied=varied),
-        "xnor++": Recipe(data, networks, OF_XNOR_PLUS_PLUS, trials, 80, xnor_plus_plus, varied=varied),
+        "xnor++": Recipe(data, networks, ("xnor++",), trials, 80, xnor_plus_plus, varied=varied),
     }

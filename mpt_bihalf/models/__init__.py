@@ -14,7 +14,8 @@ from ..scale_modules import OUTPUT_SCALES
 from . import vgg
 from .conv import conv_network
 from .design import AROUND as AROUND
-from .design import BLOCKS, NORM_FIRST, Design, Network
+from .design import BLOCKS, Design, Network
+from .design import NORM_FIRST as NORM_FIRST
 from .from_torchvision import PREFIX, torchvision_network
 from .inception import inception_v3
 from .resnet import resnet

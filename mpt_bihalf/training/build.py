@@ -23,7 +23,7 @@ from ..devices import check_captures, fused_optimizers
 from ..dtypes import float32_by_default
 from ..gradients import Ede, Gradient
 from ..methods import find_method
-from ..models import AROUND, create_model, find_network
+from ..models import AROUND, NORM_FIRST, create_model, find_network
 from ..penalties import PENALTIES
 from ..real_valued import StaysReal, real_matrices
 from ..rotation import Rotation
@@ -215,7 +215,7 @@ def idle_scale(run: Run) -> str:
     """A line where a scale that makes the run's method what it is does nothing for batch norm behind it; else ''."""
     if run.activations == "real" or (run.scale not in FILTER_SCALES and run.output_scale == "none"):
         return ""
-    if run.block != "norm-first":
+    if run.block not in NORM_FIRST:
         place, remedy = (
             "each layer but the last",
             "--block norm-first, with resnet18 and resnet34, has it count in each",

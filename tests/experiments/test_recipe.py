@@ -7,7 +7,6 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from mpt_bihalf.experiments import recipe
 from mpt_bihalf.training import Run
 
 # Experiment, the data and the trials of its recipes, and the batch size where a system's own is not known.
@@ -46,7 +45,7 @@ def test_xnor_plus_plus_trains_as_remembered(
     found = runs_of(experiment_of(name), recipe="xnor++")
     assert found == [
         run
-        for method in recipe.OF_XNOR_PLUS_PLUS
+        for method in ("xnor++",)
         for run in expected(
             trials, data=data, method=method, epochs=80, batch_size=batch_size, optimizer="adam", lr=1e-3,
             weight_decay=1e-5, schedule="step", milestones=(25, 50, 75), block="norm-first",
