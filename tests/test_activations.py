@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
 from mpt_bihalf import METHODS, bake_weights, binarize_weights, create_model, set_progress
+from mpt_bihalf.activation_modules import ACTIVATIONS
 from mpt_bihalf.activations import ACTIVATION_GRADIENTS, BinaryActivation, EdeActivation
 from mpt_bihalf.methods import find_method
 
@@ -67,13 +68,14 @@ def test_an_estimator_of_ones_own_is_taken_and_an_unknown_name_is_not() -> None:
     x = torch.randn(5, requires_grad=True)
     (found,) = torch.autograd.grad(BinaryActivation(lambda g, x, progress: 3 * g)(x).sum(), x)
     assert found.tolist() == [3] * 5
-    with pytest.raises(ValueError, match="unknown estimator 'relu'; known: clip, approx, ede"):
+    with pytest.raises(ValueError, match="unknown estimator 'relu'; known: clip, clip-closed, approx, ede, .*rbnn"):
         BinaryActivation("relu")
 
 
 def test_each_method_has_the_estimator_of_its_papers() -> None:
-    names = {estimator: name for name, estimator in ACTIVATION_GRADIENTS.items()}
+    names = {estimator: name for name, estimator in {**ACTIVATION_GRADIENTS, **ACTIVATIONS}.items()}
     found = {name: names[find_method(name).activation_gradient] for name in METHODS}
+    assert {name for name in found if found[name] == "rbnn"} == {"rbnn", "rbnn-bihalf"}
     assert {name for name in found if found[name] == "approx"} == {"bi-real", "mpt-sign", "mpt-bihalf", "mpt-balanced"}
     assert {name for name in found if found[name] == "ede"} == {"irnet"}
 

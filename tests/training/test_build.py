@@ -14,6 +14,7 @@ from torch.optim import SGD
 
 from mpt_bihalf import METHODS, binary_layers, sparse
 from mpt_bihalf.data import Dataset
+from mpt_bihalf.methods import find_method
 from mpt_bihalf.training import Run, train
 from mpt_bihalf.training.build import (
     build_model,
@@ -37,6 +38,12 @@ def test_methods_of_one_seed_begin_with_the_same_draw(small: Dataset, make_run: 
         model = build_model(make_run(method=method, seed=11), small)
         named = {name: weight for name, _, weight in binary_layers(model)}
         named = named or {name.removesuffix(".weight"): weight for name, weight in model.named_parameters()}
+        if find_method(method).clip_weights:  # begins as each step leaves it
+            unclipped = {
+                name: weight for name, _, weight in binary_layers(build_model(make_run(method="sign", seed=11), small))
+            }
+            assert all(torch.equal(weight, unclipped[name].clamp(-1, 1)) for name, weight in named.items())
+            named = unclipped
         # Masked methods draw for the kept part of the fan: the same numbers, another spread.
         draws[method] = {name: weight.detach() / weight.detach().std() for name, weight in named.items()}
         scores[method] = {name: part.scores for name, part, _ in binary_layers(model) if part.scores is not None}

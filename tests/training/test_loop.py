@@ -118,9 +118,11 @@ def test_labels_are_smoothed_in_the_loss_that_is_trained_and_in_no_other(trained
 def test_the_result_is_what_a_plain_evaluation_of_the_saved_network_gives(
     method: str, trained: Trained, small: Dataset, weights_of: Weights
 ) -> None:
-    # Without batch norm IR-Net's own scale and Bop's own thresholds end in logits that are no measure.
+    # Without batch norm the own scales of IR-Net and Real-to-Binary and Bop's own thresholds end in logits that are no
+    # measure.
     calm: dict[str, dict[str, object]] = {
         "irnet": {"scale": "kaiming"},
+        "real-to-binary": {"scale": "kaiming"},
         "bop": {"bop_gamma": 1e-3, "bop_tau": 1e-5, "width": 1.0},
     }
     run, folder = trained(method=method, epochs=2, lr=0.05, **calm.get(method, {}))
