@@ -68,7 +68,7 @@ def test_an_estimator_of_ones_own_is_taken_and_an_unknown_name_is_not() -> None:
     x = torch.randn(5, requires_grad=True)
     (found,) = torch.autograd.grad(BinaryActivation(lambda g, x, progress: 3 * g)(x).sum(), x)
     assert found.tolist() == [3] * 5
-    with pytest.raises(ValueError, match="unknown estimator 'relu'; known: clip, clip-closed, approx, ede, .*rbnn"):
+    with pytest.raises(ValueError, match=r"unknown estimator 'relu'; known: clip, clip-closed, approx, ede, .*rbnn"):
         BinaryActivation("relu")
 
 
