@@ -107,8 +107,11 @@ class SignTerms(nn.Module):
             raise ValueError(f"unknown sign terms {rule!r}; known: {', '.join(SIGN_TERMS)}")
         self.rule = SIGN_TERMS[rule] if isinstance(rule, str) else rule
         self.sign, self.layer = BinaryActivation("clip-closed"), layer
+        self._unbatched = cast(Tensor, layer.weight).dim() - 1
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.dim() == self._unbatched:
+            return cast(Tensor, self(x.unsqueeze(0)).squeeze(0))
         x = _Clip.apply(x)
         rest, y = x, None
         for v in self.rule(x):
@@ -166,12 +169,17 @@ class RPReLU(nn.Module):
 
 
 class SampleStandard(nn.Module):
-    """Each sample with mean 0 and unbiased deviation 1 over all its values, differentiated through (RBNN's code)."""
+    """Each sample with mean 0 and unbiased deviation 1 over all its values, differentiated through (RBNN's code).
+
+    A sample of equal values, or of one, is 0, without a gradient.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
         rows = x.flatten(1)
-        mean, deviation = rows.mean(1, keepdim=True), rows.std(1, keepdim=True)
-        return ((rows - mean) / deviation).view_as(x)
+        several = 1 * (rows.shape[1] > 1)  # not by int, of which a trace knows nothing
+        mean, deviation = rows.mean(1, keepdim=True), rows.std(1, correction=several, keepdim=True)
+        equal = rows.amax(1, keepdim=True) == rows.amin(1, keepdim=True)
+        return ((rows - mean) / torch.where(equal, 1, deviation)).masked_fill(equal, 0).view_as(x)
 
 
 def _plus(x: Tensor, values: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
+from .activation_modules import SignTerms
 from .activations import BinaryActivation
 from .binarizable import as_torch_has_it
 from .devices import HOST, random_state_kept
@@ -71,6 +72,8 @@ def layers_with_binary_input(model: nn.Module, layers: Mapping[str, nn.Module], 
     if not any(isinstance(module, BinaryActivation) for module in model.modules()) and use is None:
         return set()
     found = _traced(model, layers) if use is None else set(use.binary_inputs)
+    terms = [f"{name}.layer" for name, module in model.named_modules() if isinstance(module, SignTerms)]
+    found.update(terms if use is None else ())
     found = {name for name in found & layers.keys() if as_torch_has_it(layers[name])}
     sharing = defaultdict(list)
     for name, layer in layers.items():
@@ -84,7 +87,7 @@ class _Tracer(fx.Tracer):
         self.whole = set(whole)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        whole = m in self.whole or isinstance(m, BinaryActivation | Gamma)
+        whole = m in self.whole or isinstance(m, BinaryActivation | Gamma | SignTerms)
         return whole or super().is_leaf_module(m, module_qualified_name)
 
 

@@ -182,7 +182,11 @@ class BinaryWeight(nn.Module):
         if self.alpha is not None:
             with torch.no_grad():
                 layer = self.layer(weight, self.scores, None)
-                self.alpha.copy_(self.method.decide(layer, self.fixed_mask)[2])
+                # The mask is that of what is binarized, the magnitudes are those of W.
+                mask = self.method.kept(
+                    layer if self.before is None else self.layer(self.latent(weight), None, None), self.fixed_mask
+                )
+                self.alpha.copy_(self.method.decide(layer, mask)[2])
 
     def check_whole(self, weight: Tensor, scores: Tensor | None, layer: str = "this layer") -> None:
         """Raise ValueError where W or S is not all that the layer has."""
@@ -382,6 +386,9 @@ def one_pass(model: nn.Module) -> Iterator[None]:
 def find_nan(model: nn.Module) -> str | None:
     """The name of the first binarized layer with a NaN in its latent weights or scores; None if there is none.
 
+    Where a module makes other weights of the latent ones (`Method.before`), in these or in its parameters an infinite
+    value is as bad: it makes NaNs of it.
+
     A NaN never leaves a trained tensor, so it is enough to look now and then. Waits for the device, once. Raises
     ValueError for a sharded model.
     """
@@ -392,6 +399,10 @@ def find_nan(model: nn.Module) -> str | None:
             if tensor is not None and not tensor.is_meta and tensor.numel():
                 names.append(name)
                 flags.append(tensor.detach().amax().isnan())  # NaN where one is: a tenth of what isnan().any() takes
+        for tensor in () if part.before is None else (weight, *part.before.parameters()):
+            if not tensor.is_meta and tensor.numel():
+                names.append(name)
+                flags.append((tensor.detach() * 0).amax().isnan())
     found = torch.stack(flags).tolist() if flags else []
     return names[found.index(True)] if any(found) else None
 

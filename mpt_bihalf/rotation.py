@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .filters import filters
+from .standardise import nearly_equal
 
 ROUNDS = 3
 
@@ -48,11 +49,14 @@ class Rotation(nn.Module):
             r.copy_(q * upper.diagonal().sign())
 
     def standardised(self, weight: Tensor) -> Tensor:
-        """X, [F, a, b]; of a filter of equal weights 0."""
+        """X, [F, a, b]; of a filter of equal weights 0, whatever their mean rounds to."""
         rows = filters(weight)
-        around = rows - rows.mean(1, keepdim=True)
+        mean = rows.mean(1, keepdim=True)
+        around = rows - mean
         deviation = torch.linalg.vector_norm(around, dim=1, keepdim=True) / max(rows.shape[1] - 1, 1) ** 0.5
-        return (around / torch.where(deviation > 0, deviation, 1)).view(-1, len(self.r1), len(self.r2))
+        equal = nearly_equal(deviation, mean)
+        x = (around / torch.where(equal, 1, deviation)).masked_fill(equal, 0)
+        return x.view(-1, len(self.r1), len(self.r2))
 
     def forward(self, weight: Tensor) -> Tensor:
         x = self.standardised(weight)
@@ -88,6 +92,6 @@ class Rotation(nn.Module):
 
 
 def _nearest(matrix: Tensor) -> Tensor:
-    """The orthogonal matrix that has the largest inner product with this one: U V' of its U S V'."""
-    u, _, v = torch.linalg.svd(matrix)
-    return u @ v
+    """The orthogonal matrix of the largest inner product with this one: U V' of its U S V', in float32 or wider."""
+    u, _, v = torch.linalg.svd(matrix.to(torch.promote_types(matrix.dtype, torch.float32)))
+    return (u @ v).to(matrix.dtype)

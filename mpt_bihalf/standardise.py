@@ -40,13 +40,18 @@ class Standard(NamedTuple):
         return cls(*map(torch.cat, zip(*(_of_few(*part) for part in few_filters(*tensors)), strict=True)))
 
 
+def nearly_equal(deviation: Tensor, mean: Tensor) -> Tensor:
+    """Whether values of this deviation and mean are equal, but for what their mean rounds to."""
+    return deviation <= 8 * torch.finfo(mean.dtype).eps * mean.abs()
+
+
 def _of_few(rows: Tensor, kept: Tensor | None = None) -> Standard:
     size = rows.shape[1]
     mean = rows.mean(1, keepdim=True)
     around = rows - mean
     # torch.std_mean says the same, but takes twenty times as long on the CPU.
     deviation = torch.linalg.vector_norm(around, dim=1, keepdim=True) / max(size - 1, 1) ** 0.5
-    equal = deviation <= 8 * torch.finfo(rows.dtype).eps * mean.abs()
+    equal = nearly_equal(deviation, mean)
     positive = around >= torch.where(equal, -torch.inf, 0)
     deviation = torch.where(equal, 1, deviation)
     magnitude = around.abs_() if kept is None else around.abs_().mul_(kept)

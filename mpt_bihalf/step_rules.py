@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from .methods import Method
-from .parametrization import BinaryWeight, binary_layers
+from .parametrization import BinaryWeight, binary_layers, binary_parts
 
 PENALTY_LAMBDA = 1e-6
 
@@ -44,6 +44,7 @@ class StepRules:
         self.penalty_lambda, self.centre, self.clip_weights = penalty_lambda, centre, clip_weights
         self.epoch_steps = epoch_steps
         self._layers = layers
+        self._parts = [(part, weight) for _, part, weight in binary_parts(model) if part.method.trains == "weights"]
         self._penalised = [(part, weight) for part, weight in layers if part.method.penalty is not None]
 
     def penalty(self) -> Tensor | float:
@@ -68,10 +69,14 @@ class StepRules:
     def before_step(self, step: int) -> None:
         """What is done before this step, counted from 0 over all epochs: rotations, before the first of an epoch."""
         if self.epoch_steps and step % self.epoch_steps == 0:
-            for part, weight in self._layers:
+            done: set[int] = set()
+            for part, weight in self._parts:
+                # Layers of one weight share these tensors, until a move to another dtype or device gives each its own.
+                shared = {id(buffer) for buffer in part.before.buffers()} if part.before is not None else set()
                 begin_epoch = getattr(part.before, "begin_epoch", None)
-                if begin_epoch is not None:
+                if begin_epoch is not None and not (shared and shared <= done):
                     begin_epoch(weight)
+                done |= shared
 
 
 def _penalty(part: BinaryWeight, weight: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,11 +20,16 @@ from mpt_bihalf import (
     RPReLU,
     SampleStandard,
     SignTerms,
+    bake_weights,
     binarize_weights,
+    binary_layers,
+    compile_ticket,
     create_model,
+    save_ticket,
 )
 from mpt_bihalf.activation_modules import Residual
 from mpt_bihalf.activations import RbnnActivation
+from mpt_bihalf.tickets.fold import fold
 from mpt_bihalf.training import Run
 from tests.reference import one_line_error
 
@@ -260,3 +266,50 @@ def test_frozen_methods_freeze_shifts_and_train_gates() -> None:
     assert trained == {"scores", "weight", "bias"}  # of the layers that are skipped
     shifts = [m for m in model.modules() if isinstance(m, ChannelShift | RPReLU)]
     assert shifts and not any(p.requires_grad for m in shifts for p in m.parameters())
+
+
+def test_a_sample_of_equal_values_or_of_one_is_0_without_a_gradient() -> None:
+    for x in (torch.full((2, 1, 3, 3), 0.1), torch.full((2, 1), 7.0)):
+        x[1] = torch.randn(x[1].shape, generator=torch.Generator().manual_seed(0)) if x[1].numel() > 1 else 0
+        x.requires_grad_()
+        y = SampleStandard()(x)
+        assert not y[0].any() and y.isfinite().all()
+        assert (ACTIVATIONS["rbnn"].sign(1)(x)[0] == 1).all()
+        y.square().sum().backward()
+        assert not x.grad[0].any() and x.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("rule", list(SIGN_TERMS))
+def test_a_single_image_gives_what_a_batch_of_it_gives(rule: str) -> None:
+    torch.manual_seed(0)
+    for layer, x in (
+        (nn.Conv2d(4, 4, 3, padding=1, bias=False), torch.randn(4, 5, 5)),
+        (nn.Linear(6, 3, bias=False), torch.randn(6)),
+    ):
+        module = SignTerms(rule, layer)
+        torch.testing.assert_close(module(x), module(x[None])[0])
+
+
+@pytest.mark.parametrize("activations", [*SIGN_TERMS, "rsign", "rbnn"])
+def test_scales_are_on_the_output_with_and_without_an_example(activations: str) -> None:
+    def scale_on(example: Tensor | None) -> list[str]:
+        model = create_model("conv2", 10, 1, 8, seed=0, activations=activations)
+        binarize_weights(model, "bihalf", seed=0, example=example)
+        return [part.scale_on for _, part, _ in binary_layers(model)]
+
+    assert scale_on(None) == scale_on(torch.randn(1, 1, 8, 8)) == ["weight", *["output"] * 4]
+
+
+def test_a_ticket_that_cannot_be_compiled_or_folded_says_which_module_it_is(tmp_path: Path) -> None:
+    for activations, what in (("rsign", "ChannelShift"), ("ls2", "SignTerms")):
+        model = create_model("conv2", 10, 1, 8, seed=0, activations=activations)
+        binarize_weights(model, "bihalf", seed=0)
+        save_ticket(model, tmp_path / "ticket")
+        plain = bake_weights(model).eval()
+        with one_line_error(f"a compiled ticket cannot do this: {what}, at '.+'"):
+            compile_ticket(
+                tmp_path / "ticket", into=create_model("conv2", 10, 1, 8, activations=activations), images=(1, 8, 8)
+            )
+        if activations == "ls2":
+            with one_line_error("a network with SignTerms, here at '.+', cannot be folded: leave fold out"):
+                fold(plain, torch.zeros(1, 1, 8, 8))

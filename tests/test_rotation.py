@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 from math import cos, pi, sin, sqrt
 from typing import Any
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from mpt_bihalf import (
     LATENT_GRADIENTS,
+    MASKS,
     METHODS,
     Layer,
     Rotation,
@@ -23,6 +25,7 @@ from mpt_bihalf import (
     set_progress,
 )
 from mpt_bihalf.gradients import Rbnn
+from mpt_bihalf.parametrization import find_nan
 from mpt_bihalf.rotation import sides
 from mpt_bihalf.training import Run
 from mpt_bihalf.training.build import build_network, step_rules
@@ -216,3 +219,60 @@ def test_the_slope_is_wide_at_first_and_narrow_later() -> None:
     assert Rbnn.sharpness(1.0) == pytest.approx(10) and Rbnn.sharpness(0.0) == pytest.approx(0.01)
     assert Rbnn.slope(x, 10.0).tolist() == pytest.approx([10 * sqrt(2), 10 * sqrt(2) - 5, 0, 0, 0])
     assert METHODS["rbnn"].latent_gradient == LATENT_GRADIENTS["rbnn"]
+
+
+@pytest.mark.parametrize("value", [0.1, 0.3, -0.7, 1e-30])
+@pytest.mark.parametrize("size", [9, 27, 576])
+def test_a_filter_of_equal_weights_is_0_and_gets_a_small_gradient(value: float, size: int) -> None:
+    weight = torch.full((2, size), value)
+    weight[1] = torch.randn(size, generator=torch.Generator().manual_seed(0))
+    weight.requires_grad_()
+    rotation = Rotation(weight)
+    assert not rotation.standardised(weight)[0].any()
+    rotation(weight).square().sum().backward()
+    assert not weight.grad[0].any() and weight.grad[1].isfinite().all()
+
+
+@pytest.mark.parametrize("change", ["double", "bfloat16", "half"])
+def test_layers_of_one_weight_turn_together_in_another_dtype(change: str) -> None:
+    a, b = nn.Linear(6, 6, bias=False), nn.Linear(6, 6, bias=False)
+    b.weight = a.weight
+    model = getattr(binarize_weights(nn.Sequential(a, nn.Tanh(), b), "rbnn", seed=0), change)()
+    rules = StepRules(model, epoch_steps=1)
+    for step in range(2):
+        rules.before_step(step)
+        assert torch.equal(model[0].weight, model[2].weight)
+    r = model[0].parametrizations.weight[0].before.r1.double()
+    assert torch.allclose(r @ r.T, torch.eye(len(r), dtype=torch.float64), atol=1e-12 if change == "double" else 2e-2)
+
+
+def test_of_one_weight_in_its_own_dtype_the_rotation_is_turned_once() -> None:
+    a, b, alone = (nn.Linear(6, 6, bias=False) for _ in range(3))
+    b.weight = a.weight
+    model = binarize_weights(nn.Sequential(a, nn.Tanh(), b), "rbnn", seed=0)
+    binarize_weights(alone, "rbnn", seed=0)
+    for of in (model, alone):
+        StepRules(of, epoch_steps=1).before_step(0)
+    assert torch.equal(model[0].weight, alone.weight) and torch.equal(model[2].weight, alone.weight)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("where", ["weight", "angle"])
+def test_what_makes_nan_of_the_rotated_weight_is_found(bad: float, where: str) -> None:
+    model = binarize_weights(nn.Sequential(nn.Linear(6, 6)), "rbnn-bihalf", seed=0)
+    part = model[0].parametrizations.weight
+    with torch.no_grad():
+        (part.original if where == "weight" else part[0].before.angle).view(-1)[3] = bad
+    assert find_nan(model) == "0"
+    with pytest.raises(ValueError, match="layer '0' has NaN"):
+        binary_weights(model)
+
+
+def test_a_learned_scale_begins_under_the_mask_of_what_is_rotated() -> None:
+    method = replace(METHODS["rbnn"], name="masked", mask=MASKS["magnitude"])
+    layer = binarize_weights(nn.Linear(64, 4, bias=False), method, prune_rate=0.9, seed=0)
+    part = layer.parametrizations.weight
+    kept = layer.weight != 0
+    assert kept.sum() == 256 - 230
+    mean = (part.original.abs() * kept).sum(1) / kept.sum(1)
+    torch.testing.assert_close(part[0].alpha.flatten()[kept.any(1)], mean[kept.any(1)])

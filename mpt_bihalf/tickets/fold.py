@@ -25,6 +25,7 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrize
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
+from ..activation_modules import SignTerms
 from ..activations import BinaryActivation
 from ..batch_norm import SyncBatchNorm
 from ..binarizable import BINARIZABLE
@@ -105,6 +106,9 @@ def _traced(model: nn.Module, example: Tensor) -> fx.GraphModule:
         raise ValueError(
             "only a plain network can be folded, not one with parametrized weights: bake_weights gives one"
         )
+    for place, module in model.named_modules():
+        if isinstance(module, SignTerms):
+            raise ValueError(f"a network with SignTerms, here at {place!r}, cannot be folded: leave fold out")
     tracer, name = _Tracer(), type(model).__name__
     try:
         graph = tracer.trace(deepcopy(model).eval())

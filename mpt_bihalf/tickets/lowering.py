@@ -21,7 +21,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 from torch.utils._pytree import tree_leaves, tree_map
 
-from ..activation_modules import SampleStandard, SignTerms
+from ..activation_modules import ChannelShift, RPReLU, SampleStandard, SignTerms
 from ..activations import BinaryActivation
 from ..batch_norm import SyncBatchNorm
 from ..dtypes import float32_by_default
@@ -72,7 +72,7 @@ def program_of(ticket: Ticket, into: nn.Module | None, images: Shape) -> tuple[b
     """
     model = ticket.outline() if into is None else _outline_of(into, ticket)
     for name, module in model.named_modules():
-        if isinstance(module, Gamma | Gated | InputScaled | SampleStandard | SignTerms):
+        if isinstance(module, ChannelShift | Gamma | Gated | InputScaled | RPReLU | SampleStandard | SignTerms):
             raise CannotRun(f"a compiled ticket cannot do this: {type(module).__name__}, at {name!r}")
     return _Lowering(model.eval(), ticket).of_images(images)
 

@@ -224,6 +224,13 @@ def test_a_nan_ends_the_run_as_diverged_and_names_the_layer(trained: Trained) ->
     assert result == {"status": "diverged: NaN in layer '0' in epoch 1"}
 
 
+@pytest.mark.parametrize("method", ["rbnn", "rbnn-bihalf"])
+def test_infinite_weights_that_are_to_be_rotated_end_the_run_as_diverged(method: str, trained: Trained) -> None:
+    _, folder = trained(method=method, lr=1e39, batch_size=300, epochs=3)
+    result = json.loads((folder / "result.json").read_text())
+    assert result["status"].startswith("diverged: NaN in layer ")
+
+
 @pytest.mark.parametrize("layer", ["0", "6", "10"])
 @pytest.mark.parametrize("method", ["bihalf", "mpt-bihalf"])
 def test_the_layer_named_is_the_one_with_the_nan(
