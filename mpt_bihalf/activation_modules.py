@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from .activations import ACTIVATION_GRADIENTS, BinaryActivation, Estimator, find_estimator
@@ -175,11 +175,19 @@ class SampleStandard(nn.Module):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        rows = x.flatten(1)
-        several = 1 * (rows.shape[1] > 1)  # not by int, of which a trace knows nothing
-        mean, deviation = rows.mean(1, keepdim=True), rows.std(1, correction=several, keepdim=True)
-        equal = rows.amax(1, keepdim=True) == rows.amin(1, keepdim=True)
-        return ((rows - mean) / torch.where(equal, 1, deviation)).masked_fill(equal, 0).view_as(x)
+        return standard_samples(x)
+
+
+@fx.wrap
+def standard_samples(x: Tensor) -> Tensor:
+    """See `SampleStandard`; one node of a trace, in which a tensor does not tell its dimensions."""
+    rows = x.flatten(1)
+    mean, deviation = rows.mean(1), rows.std(1, correction=min(rows.shape[1] - 1, 1))
+    equal = rows.amax(1) == rows.amin(1)
+    of_samples = [-1] + [1] * (x.dim() - 1)
+    around = x - mean.view(of_samples)  # in the memory format of x, which masked_fill would not keep
+    scaled = around / torch.where(equal, 1, deviation).view(of_samples)
+    return torch.where(equal.view(of_samples), 0, scaled)
 
 
 def _plus(x: Tensor, values: Tensor) -> Tensor:
