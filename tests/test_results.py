@@ -26,6 +26,7 @@ TABLES: dict[str, tuple[list[str], list[str], int]] = {
     "latent_gradients": (["method", "latent_gradient"], [], 2),
     "scale_on": (["model", "method"], ["scale_on"], 2),
     "compute": (["method", "prune_rate", "lr"], ["compute"], 2),
+    "transport_in_systems": (["model", "method", "scale"], [], 2),
 }
 
 Cells = dict[tuple[str, ...], str]
@@ -133,6 +134,50 @@ def test_where_the_scale_is_makes_no_difference_that_shows() -> None:
         mean, of_seeds = of_model.mean(), ttest_1samp(of_model.groupby("seed").mean(), 0).pvalue
         assert f"{mean:+.2f} points in {told} (p = {of_seeds:.2f} by seeds)" in TEXT
     assert f"ahead in {(apart > 0).sum()} of {len(apart)} pairs" in TEXT
+
+
+def test_what_transport_brings_inside_other_systems() -> None:
+    frame = records("transport_in_systems")
+    arms = {arm: runs.set_index("seed")["test_top1"] for arm, runs in frame.groupby(["model", "method", "scale"])}
+    l1, rotated = "l1-filter", "learned-l1-filter"
+    pairs = [("bihalf", l1, "sign", l1), ("bihalf", "least-squares", "sign", l1)]
+    pairs += [("rbnn-bihalf", rotated, "rbnn", rotated)]
+    apart, p = {}, {}
+    for model in ("conv4", "resnet18"):
+        for method, scale, reference, of in pairs:
+            arm = model, method, scale
+            apart[arm] = arms[arm] - arms[model, reference, of]
+            p[arm] = ttest_1samp(apart[arm], 0).pvalue
+    holm, least = {}, 0.0
+    for rank, arm in enumerate(sorted(p, key=p.__getitem__)):
+        holm[arm] = least = max(least, min(1, p[arm] * (len(p) - rank)))
+    section = (RESULTS / "README.md").read_text().split("\n## transport_in_systems:")[1]
+    lines = [line.strip("| ").split(" | ") for line in section.splitlines() if line.startswith("| ")][2:12]
+    shown = {tuple(line[:3]): line[4] if len(line) > 4 else "" for line in lines}
+    assert len(shown) == 10 and {arm for arm, told in shown.items() if told} == set(apart)
+    for arm, difference in apart.items():
+        low, high = student.interval(0.95, len(difference) - 1, difference.mean(), difference.sem())
+        assert shown[arm] == (
+            f"{difference.mean():+.2f} ({low:+.1f} to {high:+.1f}), ahead in {(difference > 0).sum()} of 5, "
+            f"p = {holm[arm]:.2f}"
+        )
+    best = "conv4", "rbnn-bihalf", rotated
+    assert [arm for arm in holm if holm[arm] < 0.05] == [best]
+    others = [apart[arm].mean() for arm in apart if arm != best]
+    say(f"in {(apart[best] > 0).sum()} of 5 seeds, by {apart[best].mean():.2f} points (p = {holm[best]:.2f})")
+    say(f"lies between {min(others):+.2f} and {max(others):+.2f} points")
+    layers = turning("transport_in_systems")
+    sums = layers[layers["epoch"] == 2].groupby(["model", "method"])[["turned", "n_kept"]].sum()
+    share = 100 * sums["turned"] / sums["n_kept"]
+    still = share[share.index.get_level_values("method").isin(["sign", "bihalf"])]
+    moving = share.drop(still.index)
+    say(
+        f"{still.min():.1f} to {still.max():.1f} % of them where",
+        f"and {moving.min():.0f} to {moving.max():.0f} % under RBNN",
+    )
+    entropy = layers[layers["epoch"] == 10].groupby(["model", "method"])["filter_entropy"].mean()
+    say(f"{entropy['conv4', 'sign']:.3f} under the sign on Conv4", f"{entropy['conv4', 'rbnn']:.3f} under RBNN)")
+    say(f"({entropy['resnet18', 'rbnn']:.3f} there)")
 
 
 def test_the_table_of_rounding_is_that_of_its_file() -> None:
