@@ -19,15 +19,20 @@ from mpt_bihalf import (
     SCALES,
     BinaryActivation,
     Bop,
+    InitialMask,
     binarize_weights,
     binary_layers,
     binary_weights,
+    create_model,
+    initial_masks,
     parameter_groups,
     score_mask,
 )
+from mpt_bihalf.data import load_dataset
+from mpt_bihalf.data.batches import ClassBatches
 from mpt_bihalf.files import write_whole
 from mpt_bihalf.layer import Layer
-from mpt_bihalf.masks import SCOPES
+from mpt_bihalf.masks import SCOPES, find_initial_mask, initial_mask_names
 from mpt_bihalf.report.figures import COLOURS
 from mpt_bihalf.scales import Learned, scale_of
 
@@ -103,8 +108,9 @@ def draw_bop() -> Figure:
 def draw_masks() -> Figure:
     """Which weights of a filter each mask rule keeps, by latent weight and score."""
     method_of = {METHODS[name].mask: name for name in METHODS}
-    figure, panels = _panels(len(MASKS))
-    for panel, (rule, mask) in zip(panels, MASKS.items(), strict=True):
+    rules = {rule: mask for rule, mask in MASKS.items() if not isinstance(mask, InitialMask)}
+    figure, panels = _panels(len(rules))
+    for panel, (rule, mask) in zip(panels, rules.items(), strict=True):
         model = _binarized(method_of[mask], connections=200)
         latent, scores, kinds = _latent(model).detach(), _scores(200), _kinds(_binary(model)[0])
         for _, colour, those in kinds:
@@ -112,6 +118,22 @@ def draw_masks() -> Figure:
         counts = ", ".join(label for label, *_ in kinds)
         panel.set(title=f"{rule}: {method_of[mask]}\n{counts}", xlabel="latent weight W")
     panels[0].set(ylabel="score S")
+    return figure
+
+
+def draw_initial_masks() -> Figure:
+    """What share of each layer of Conv4 stays at 90 % pruned under each mask that is fixed before training."""
+    data = load_dataset("digits", image_size=32)
+    model = binarize_weights(create_model("conv4", in_channels=1, width=0.25, seed=0), "dense", seed=0)
+    rules = initial_mask_names()
+    figure, panels = _panels(len(rules))
+    for panel, rule in zip(panels, rules, strict=True):
+        batches = ClassBatches(data, find_initial_mask(rule).images, 128, seed=0)
+        shares = [100 * float(mask.float().mean()) for mask in initial_masks(model, rule, 0.9, batches).values()]
+        panel.bar(range(1, len(shares) + 1), shares, color=POSITIVE)
+        panel.axhline(10, color="black", linestyle="--", linewidth=1)
+        panel.set(title=rule, xlabel="layer", yscale="log", ylim=(0.5, 110))
+    panels[0].set(ylabel="kept, %")
     return figure
 
 
@@ -171,6 +193,7 @@ def draw_activations() -> Figure:
 PARTS: dict[str, Callable[[], Figure]] = {
     "masks": draw_masks,
     "scopes": draw_scopes,
+    "initial_masks": draw_initial_masks,
     "scales": draw_scales,
     "activations": draw_activations,
 }

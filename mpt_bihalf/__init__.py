@@ -27,8 +27,12 @@ if TYPE_CHECKING:
     from .gradients import LATENT_GRADIENTS as LATENT_GRADIENTS
     from .gradients import SCORE_GRADIENTS as SCORE_GRADIENTS
     from .gradients import Ede as Ede
+    from .initial import EmptyLayers as EmptyLayers
+    from .initial import initial_masks as initial_masks
+    from .initial_scores import Untrained as Untrained
     from .layer import Layer as Layer
     from .masks import MASKS as MASKS
+    from .masks import InitialMask as InitialMask
     from .masks import global_score_masks as global_score_masks
     from .masks import score_mask as score_mask
     from .methods import METHODS as METHODS
@@ -86,8 +90,10 @@ _HOMES = {
     "given_masks": ["fix_masks", "start_scores"],
     "compute": ["set_compute"],
     "gradients": ["LATENT_GRADIENTS", "SCORE_GRADIENTS", "Ede"],
+    "initial": ["EmptyLayers", "initial_masks"],
+    "initial_scores": ["Untrained"],
     "layer": ["Layer"],
-    "masks": ["MASKS", "global_score_masks", "score_mask"],
+    "masks": ["MASKS", "InitialMask", "global_score_masks", "score_mask"],
     "methods": ["METHODS", "Method"],
     "models": ["MODELS", "create_model"],
     "parametrization": ["binary_layers", "find_nan"],

@@ -75,11 +75,12 @@ def start_scores(model: nn.Module, masks: Masks) -> None:
 
 
 @torch.no_grad()
-def fix_masks(model: nn.Module, masks: Masks) -> None:
+def fix_masks(model: nn.Module, masks: Masks, allow_empty: bool = False) -> None:
     """Use these weights of a model alone from now on, in place, whatever is trained.
 
     masks: by the layer's name, as `start_scores` takes them. Each binarized layer of the model needs one; any other
         convolution or linear layer may have one, and all else stays as it is.
+    allow_empty: take masks that keep nothing of a layer too; by default an error.
 
     A real-valued weight is used as W where kept and 0 elsewhere, and what is pruned gets no gradient. On a binarized
     layer the mask stands in the place of the method's: the kept weights alone count for transport (so under bihalf
@@ -97,13 +98,13 @@ def fix_masks(model: nn.Module, masks: Masks) -> None:
     refuse_sharded(model)
     layers: dict[str, Any] = {name: layer for name, layer in model.named_modules() if isinstance(layer, BINARIZABLE)}
     weights = {name: layer.weight for name, layer in layers.items()}
-    kept = _checked(masks, weights, needed=[name for name, _, _ in binary_layers(model)])
+    kept = _checked(masks, weights, [name for name, _, _ in binary_layers(model)], allow_empty)
     of_weight: dict[int, str] = {}  # which layer's mask it is
     for name, mask in kept.items():
         if _masked_by(layers[name]) is None and "weight" not in layers[name]._parameters:
             raise ValueError(f"layer {name!r}: its weight is computed (weight_norm?), not a parameter to put a mask on")
         first = of_weight.setdefault(id(_latent(layers[name])), name)
-        if not torch.equal(kept[first], mask):
+        if not mask.is_meta and not torch.equal(kept[first], mask):
             raise ValueError(f"layers {first!r} and {name!r} share one weight, and their masks differ")
     for layer in layers.values():
         given = of_weight.get(id(_latent(layer)))
@@ -112,6 +113,12 @@ def fix_masks(model: nn.Module, masks: Masks) -> None:
             parametrize.register_parametrization(layer, "weight", FixedMask(kept[given]))
         elif given is not None and part is not None:
             part.fixed_mask = kept[given]
+
+
+def fixed_masks(model: nn.Module) -> dict[str, Tensor]:
+    """The masks that `fix_masks` has put on a model, by the layer's name."""
+    parts = {name: _masked_by(module) for name, module in model.named_modules()}
+    return {name: part.fixed_mask for name, part in parts.items() if part is not None and part.fixed_mask is not None}
 
 
 def has_fixed_mask(layer: nn.Module) -> bool:
@@ -131,7 +138,9 @@ def _masked_by(layer: Any) -> BinaryWeight | FixedMask | None:
     return next((part for part in parametrizations(layer) if isinstance(part, BinaryWeight | FixedMask)), None)
 
 
-def _checked(masks: Masks, weights: Mapping[str, Tensor], needed: Iterable[str]) -> dict[str, Tensor]:
+def _checked(
+    masks: Masks, weights: Mapping[str, Tensor], needed: Iterable[str], allow_empty: bool = False
+) -> dict[str, Tensor]:
     """The masks as bool in tensors of their own, on the weights' devices and in their layout."""
     if not isinstance(masks, Mapping):
         raise ValueError(
@@ -153,7 +162,7 @@ def _checked(masks: Masks, weights: Mapping[str, Tensor], needed: Iterable[str])
             raise ValueError(f"the mask of layer {name!r} must have shape {[*weight.shape]}, not {[*mask.shape]}")
         if mask.dtype != torch.bool and ((mask != 0) & (mask.abs() != 1)).any():
             raise ValueError(f"the mask of layer {name!r} must hold only 0 (pruned), 1 and -1 (kept)")
-        if not mask.is_meta and not mask.any():
+        if not allow_empty and not mask.is_meta and not mask.any():
             raise ValueError(f"the mask of layer {name!r} keeps nothing, and its output would be a constant")
         kept[name] = torch.empty_like(weight, dtype=torch.bool, requires_grad=False).copy_(mask != 0)
     return kept

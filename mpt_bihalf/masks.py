@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from decimal import Decimal
 from typing import TypeAlias
 
@@ -14,11 +15,36 @@ from torch import Tensor
 
 from .counts import Number, fraction_within, kept_count, round_half_up
 from .filters import filters
+from .initial_scores import ScoreRule, grasp, random, snip, synflow
+from .initial_scores import magnitude as drawn_magnitude
 from .layer import Layer
 from .ranking import masks_together
 from .transport import check_rankable
 
 MaskRule: TypeAlias = Callable[[Layer], Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class InitialMask:
+    """A mask that is fixed before training (`initial_masks`): the best-scored weights stay.
+
+    scores: gives each layer's scores, float in the shape of W; the largest are kept, whatever their sign.
+    rounds: how often they are taken, each time under the mask so far, of which the share
+        (1 - prune_rate)^(round / rounds) of all weights stays.
+    images: of each class, how many the scores look at; 0: none.
+    """
+
+    scores: ScoreRule
+    rounds: int = 1
+    images: int = 0
+
+    def __call__(self, layer: Layer) -> Tensor:
+        """Raises ValueError: of one layer nothing is known of the network."""
+        name = getattr(self.scores, "__name__", repr(self.scores))
+        raise ValueError(
+            f"{name} is a mask at initialisation, of a whole network: fix_masks(model, initial_masks(...))"
+        )
+
 
 SCOPES = ("layer", "filter", "global")
 
@@ -160,6 +186,10 @@ MASKS: dict[str, MaskRule] = {
     "magnitude": magnitude,
     "extremes": extremes,
     "balanced": balanced,
+    "random": InitialMask(random),
+    "snip": InitialMask(snip, images=10),
+    "grasp": InitialMask(grasp, images=25),
+    "synflow": InitialMask(synflow, rounds=100),
 }
 # What each ranks its weights within, for `refuse_empty`: the layer, the filter, or (None) what the scope says.
 RANKED_WITHIN: dict[MaskRule, str | None] = {
@@ -168,3 +198,18 @@ RANKED_WITHIN: dict[MaskRule, str | None] = {
     extremes: "filter",
     balanced: "filter",
 }
+
+
+def find_initial_mask(rule: str | InitialMask) -> InitialMask:
+    """The mask at initialisation of this name in `MASKS`, or the given one itself; ValueError with those known."""
+    found = MASKS.get(rule) if isinstance(rule, str) else rule
+    if found is magnitude:
+        return InitialMask(drawn_magnitude)
+    if not isinstance(found, InitialMask):
+        raise ValueError(f"unknown mask {rule!r}; known: {', '.join(initial_mask_names())}")
+    return found
+
+
+def initial_mask_names() -> list[str]:
+    """The entries of `MASKS` that can be fixed before training."""
+    return [name for name, rule in MASKS.items() if rule is magnitude or isinstance(rule, InitialMask)]

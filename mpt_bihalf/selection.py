@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from . import kernels
+from .devices import host_reads_free
 
 
 class Selection:
@@ -102,5 +103,7 @@ def _lowest_chosen(values: Tensor, count: int | Tensor) -> Tensor:
     size = values.shape[1]
     if isinstance(count, int):
         rank = min(size - count, size - 1)
+        if host_reads_free(values):  # several times faster there
+            return values.kthvalue(rank + 1, dim=1, keepdim=True).values
         return values.sort(dim=1).values[:, rank : rank + 1]
     return values.sort(dim=1).values.gather(1, (size - count).clamp(max=size - 1).unsqueeze(1))

@@ -327,7 +327,7 @@ def test_every_method_and_part_is_described(site: Path) -> None:
     assert page.count("<math xmlns") > 2 * len(METHODS)
     assert not re.search(r'<script[^>]* src="https?:', page)  # a formula is drawn without the network
     pictures = re.findall(r'src="(_images/[\w%+-]+\.svg)"', page)
-    assert len(pictures) == len(METHODS) + 4
+    assert len(pictures) == len(METHODS) + 5
     assert all((site / unquote(picture)).stat().st_size > 1000 for picture in pictures)
 
 

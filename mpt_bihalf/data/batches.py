@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -75,6 +76,35 @@ def evaluation_batches(
     return ((standardise(batch), labels) for batch, labels in images.in_order(parts))
 
 
+class ClassBatches:
+    """Some training images of each class, standardised and not augmented: the same batches each time it is iterated.
+
+    They come in two halves, each with half of the images of each class, and each half in batches of at most
+    `batch_size`. Yields (x, y) as `training_batches` does.
+
+    per_class: how many of each class are drawn, or as many as there are; with 0 it is one image in all, for its shape.
+    All chance is drawn on the host from the seed alone.
+    """
+
+    def __init__(self, dataset: Dataset, per_class: int, batch_size: int, seed: int) -> None:
+        _check_batch_size(batch_size)
+        order = _draws(len(dataset.train), 1, seed, "of each class")[0]
+        labels = dataset.train.labels.cpu()[order]
+        of_class = [order[labels == label][:per_class] for label in range(dataset.num_classes)]
+        halves = [torch.cat([drawn[half::2] for drawn in of_class]) for half in (0, 1)] if per_class else [order[:1]]
+        ends = [0, *torch.tensor([len(half) for half in halves]).cumsum(0).tolist()]
+        self._images, self._dataset = dataset.train.take(torch.cat(halves)), dataset
+        self._parts = [
+            slice(start, min(start + batch_size, end))
+            for begin, end in pairwise(ends)
+            for start in range(begin, end, batch_size)
+        ]
+
+    def __iter__(self) -> Batches:
+        standardise = _standardiser(self._dataset, self._images.labels.device)
+        return ((standardise(batch), labels) for batch, labels in self._images.in_order(self._parts))
+
+
 def evaluation_batch(dataset: Dataset) -> int:
     """How many images are evaluated at a time, unless somebody says otherwise."""
     return min(EVALUATION_BATCH, max(1, EVALUATION_PIXELS // dataset.image_size**2))
@@ -102,7 +132,7 @@ def _check_batch_size(batch_size: int) -> None:
         raise DataError(f"batch size {batch_size} must be 1 or more")
 
 
-def _draws(count: int, offsets: int, seed: int, epoch: int) -> Tensor:
+def _draws(count: int, offsets: int, seed: int, epoch: int | str) -> Tensor:
     """One epoch's chance, int64 [4, count]: image, crop's top and left in [0, offsets), mirrored or not in {0, 1}."""
     # Hashed, so that seed 1 of epoch 2 and seed 2 of epoch 1 have nothing in common.
     digest = hashlib.sha256(f"{seed} {epoch}".encode()).digest()

@@ -68,7 +68,7 @@ class PruneSweep(TrainingExperiment):
     0.2), 0.5, or several with commas"""
     methods: list[str] = field(default_factory=list)
     """methods, e.g. mpt-sign mpt-bihalf; one without a mask runs once and is drawn as a line (default: the recipe's)"""
-    scope: str = "layer"
+    scope: str = ""
     """what edge-popup ranks scores within: layer, filter or global"""
     skip: list[str] = field(default_factory=list)
     """layers left real-valued: names, or the rules first, last, downsample; none skips none"""

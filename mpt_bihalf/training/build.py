@@ -16,18 +16,25 @@ from torch.optim import SGD, Adam, Optimizer
 from .. import sparse
 from ..activation_modules import ACTIVATIONS
 from ..activations import EdeActivation, Estimator
+from ..binarizable import layers_of, layers_to_binarize
 from ..bop import Bop, parameter_groups
 from ..compute import set_compute
 from ..data import Dataset
+from ..data.batches import ClassBatches
 from ..devices import check_captures, fused_optimizers
 from ..dtypes import float32_by_default
+from ..given_masks import fix_masks, has_fixed_mask
 from ..gradients import Ede, Gradient
+from ..initial import EmptyLayers, initial_masks
+from ..masks import find_initial_mask
 from ..methods import find_method
 from ..models import AROUND, NORM_FIRST, create_model, find_network
+from ..parametrization import binary_layers
 from ..penalties import PENALTIES
 from ..real_valued import StaysReal, real_matrices
 from ..rotation import Rotation
 from ..step_rules import StepRules
+from ..usage import usage
 from ..weights import binarize_weights, check_kept, learned_scales, scale_groups
 from .config import Run
 
@@ -105,6 +112,7 @@ def build_network(run: Run, num_classes: int, in_channels: int, image_size: int)
     # Only these rules need a look at an image, and networks that a trace cannot see through.
     by_use = {"first", "last"} & {*run.skip} or run.activations in ACTIVATIONS or run.block == "real-to-binary"
     image = torch.empty(1, in_channels, image_size, image_size, device="meta") if by_use else None
+    masked = _all_kept(model, run, image) if run.mask else {}
     method, penalty = find_method(run.method), PENALTIES.get(run.penalty)
     if method.penalty is not penalty:
         method = replace(method, penalty=penalty)
@@ -117,7 +125,7 @@ def build_network(run: Run, num_classes: int, in_channels: int, image_size: int)
             method,
             run.prune_rate,
             run.p_pos,
-            run.scope,
+            "layer" if run.mask else run.scope,
             run.skip,
             run.init,
             run.seed,
@@ -130,9 +138,35 @@ def build_network(run: Run, num_classes: int, in_channels: int, image_size: int)
             allow_empty=True,
             example=image,
         )
+    if run.mask:  # which keeps all until `begin_mask`
+        fix_masks(model, masked)
     if rules := step_rules(run, model):
         rules.after_step()  # each step is to find weights as it is to leave them
     return set_compute(model, "sparse") if run.compute == "sparse" else model
+
+
+def _all_kept(model: nn.Module, run: Run, image: torch.Tensor | None) -> dict[str, torch.Tensor]:
+    """For each layer that a mask of the run is for, one that keeps all."""
+    use = None if image is None else usage(model, layers_of(model), image)
+    layers = layers_to_binarize(model, run.skip, use)
+    return {name: torch.ones_like(layer.weight, dtype=torch.bool) for name, layer in layers.items()}
+
+
+def begin_mask(run: Run, model: nn.Module, dataset: Dataset) -> None:
+    """Put on the run's network, as it is drawn, the mask that is fixed before it is trained.
+
+    Of the training images it looks at as many of each class as the rule asks for, drawn by the run's seed, without
+    augmentation, in two halves and these in batches of the run's size. Raises ValueError as `initial_masks` does.
+    """
+    rule = find_initial_mask(run.mask)
+    layers = [name for name, module in model.named_modules() if has_fixed_mask(module)] or None
+    batches = ClassBatches(dataset, rule.images, run.batch_size, run.seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", EmptyLayers)  # which the result tells (`note`)
+        masks = initial_masks(model, rule, run.prune_rate, batches, run.scope, run.seed, layers)
+    fix_masks(model, masks, allow_empty=True)
+    for _, part, latent in binary_layers(model):
+        part.begin_scale(latent)
 
 
 def step_rules(run: Run, model: nn.Module, epoch_steps: int = 0) -> StepRules | None:

@@ -19,7 +19,7 @@ from ..devices import HOST
 from ..files import expanded
 from ..gradients import LATENT_GRADIENTS, SCORE_GRADIENTS, Ede
 from ..initialise import INITS
-from ..masks import SCOPES
+from ..masks import SCOPES, find_initial_mask, initial_mask_names
 from ..methods import METHODS, Method, find_method
 from ..models import check_activation, check_block, check_scales, find_network
 from ..penalties import PENALTIES, STARTS
@@ -48,6 +48,7 @@ PARTS: dict[str, Callable[[str], object]] = {
     "activations": lambda name: name in ("real", "binary") or known_activations()[name],
     "output_scale": lambda name: name in ("", "none") or OUTPUT_SCALES[name],
     "penalty": lambda name: name in ("", "none") or PENALTIES[name],
+    "mask": lambda name: not name or find_initial_mask(name),
 }
 
 
@@ -69,7 +70,8 @@ def check(run: Run) -> None:
     """Raise ValueError, in one line, for a value that is unknown or out of range."""
     for name, known in (
         ("method", METHODS),
-        ("scope", SCOPES),
+        ("mask", ["", *initial_mask_names()]),
+        ("scope", ["", *SCOPES]),
         ("init", [init for init in INITS if init != "keep"]),
         ("scale", ["", *SCALES]),
         ("scale_on", ["", *SCALE_ON]),
@@ -95,6 +97,7 @@ def check(run: Run) -> None:
     _check_network(run)
     _check_names(run)
     _check_rules(run)
+    _check_mask(run)
     fraction_within(run.prune_rate, "prune_rate", below_one=True)
     fraction_within(run.p_pos, "p_pos")
     fraction_within(run.holdout, "holdout", below_one=True)
@@ -164,6 +167,19 @@ def _check_rules(run: Run) -> None:
         raise ValueError(f"{asked[0]} is for methods that train latent weights, and {run.method} {has}: leave it out")
 
 
+def _check_mask(run: Run) -> None:
+    method = find_method(run.method)
+    if run.mask and method.mask is not None and method.trains != "scores":
+        raise ValueError(
+            f"{run.method} has a mask of its own, that follows its weights: leave --mask {run.mask} out, or take sign, "
+            "bihalf, dense or another method without one"
+        )
+    if run.mask == "grasp" and run.activations != "real":
+        raise ValueError("grasp takes second derivatives, which binary activations have not: take real ones")
+    if run.mask and run.prune_epochs:
+        raise ValueError("prune_epochs is for masks that are learned, and --mask is fixed: leave one of them out")
+
+
 def _check_compute(run: Run) -> None:
     if run.compute == "sparse" and (run.precision != "fp32" or run.compile):
         raise ValueError("compute sparse is in float32 and not compiled: leave precision and compile, or compute, out")
@@ -196,11 +212,13 @@ def canonical(run: Run) -> dict[str, Any]:
         found["data"] = f"{kind}:{expanded(path).absolute()}"
     if run.data_root:  # whoever does the run may do it in another folder
         found["data_root"] = str(expanded(run.data_root).absolute())
-    if method.mask is None:
+    masked = bool(run.mask) or method.mask is not None
+    if not masked:
         found["prune_rate"] = 0.0
-    if method.mask is None or run.prune_rate <= RISES_FROM:
+    if not masked or run.prune_rate <= RISES_FROM:
         found["prune_epochs"] = 0
-    if not method.scoped:
+    found["scope"] = run.scope or ("global" if run.mask else "layer")
+    if not method.scoped and not run.mask:
         found["scope"] = "layer"
     if not method.balanced:
         found["p_pos"] = 0.5
@@ -210,16 +228,18 @@ def canonical(run: Run) -> dict[str, Any]:
         found |= {"score_gradient": "latent", "train_affine": False, "learn_mask": True}
     else:
         found["latent_gradient"] = "scaled"
+        if run.mask:
+            found |= {"score_gradient": own["score_gradient"], "learn_mask": False}
     if method.trains == "weights" and method.binarizer is not None:  # or says why they do not go together
         replace(method, scale=SCALES[found["scale"]], latent_gradient=LATENT_GRADIENTS[found["latent_gradient"]])
     real = method.binarizer is None or found["activations"] == "real"
     found["scale_on"] = "weight" if real else run.scale_on or "output"
-    pruned = 0.0 if method.mask is None else run.prune_rate
+    pruned = run.prune_rate if masked else 0.0
     slower = pruned < find_network(run.model).sparse_from
     if method.binarizer is None or (run.compute == "auto" and (slower or run.precision != "fp32" or run.compile)):
         found["compute"] = "dense"
     if method.binarizer is None:
-        found |= {"scale": own["scale"], "skip": (), "latent_gradient": "scaled"}
+        found |= {"scale": own["scale"], "latent_gradient": "scaled"} | ({} if run.mask else {"skip": ()})
     found["output_scale"] = run.output_scale or ("none" if run.activations == "real" else method.output_scale)
     found |= _penalised(run, method)
     found["clip_weights"] = run.clip_weights or method.clip_weights

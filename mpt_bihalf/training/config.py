@@ -47,6 +47,7 @@ ADDED = {
     "clip_weights": False,
     "label_smoothing": 0.0,
     "rotation_gradient": "exact",
+    "mask": "",
 }
 
 
@@ -100,8 +101,11 @@ class Run:
     there); 0: the same rate from the start"""
     p_pos: float = 0.5
     """prior of +1 in [0, 1] where the method sets the bit ratio; 0.5 is bi-half"""
-    scope: str = "layer"
-    """what edge-popup ranks scores within: layer, filter or global"""
+    mask: str = ""
+    """a mask that is fixed before training, of the drawn network: snip, grasp, synflow, magnitude or random; frozen
+    weights then have nothing to learn but train_affine; empty: the method's own"""
+    scope: str = ""
+    """what masks rank scores within: layer, filter or global; empty: layer for edge-popup, global for --mask"""
     skip: tuple[str, ...] = ()
     """layers left real-valued: names, or the rules first, last, downsample; none skips none (default: none in conv2 to
     conv8, first last downsample in deeper networks)"""

@@ -16,9 +16,12 @@ from ..data.batches import evaluation_batch
 from ..data.digest import DataDigest
 from ..devices import keep_freed_memory, reproducible_kernels
 from ..distributed import PartFailed, Team, launched, together
+from ..given_masks import fixed_masks
+from ..initial import empty_layers
 from ..parametrization import find_nan
 from ..signals import Stop, Stopped, say_also, stop_when_asked
 from .build import (
+    begin_mask,
     build,
     check_begins,
     check_compiles,
@@ -133,6 +136,7 @@ def train_together(
     record.begin(state, begins)
     parallel = compiled(run, team.parallel(model, run.sync_bn))
     told, rules = Together(callbacks), step_rules(run, model, steps)
+    emptied = empty_layers(fixed_masks(model))
     with stop_when_asked(team.agree) as stop:
         told.run_begins(run, folder, begins, model)
         try:
@@ -158,7 +162,7 @@ def train_together(
                 check_finite(model, figures)
                 layers, traced = state.log.measure(model, epoch + 1), state.trace.rows(epoch + 1)
                 lr = learning_rate(run, epoch, (epoch + 1) * steps - 1, total) if optimizer else 0.0
-                state.note = CONSTANT if constant else ""
+                state.note = "; ".join(filter(None, (emptied, CONSTANT if constant else "")))
                 state.end_epoch(epochs=[figures], layers=layers, trace=traced)
                 done = Progress((epoch + 1) * steps, total), Epoch(figures, lr, layers, traced)
                 record.end_epoch(state, *done)
@@ -223,6 +227,8 @@ def resume(team: Team, run: Run, folder: Path, dataset: Dataset, record: Record 
         model, optimizer = build(run, dataset)  # loading may have got half-way
         state = None
     if state is None:
+        if run.mask:
+            begin_mask(run, model, dataset)
         state = State.begin(run, model, optimizer, steps)
         state.data = data
     if state.epoch < run.epochs:

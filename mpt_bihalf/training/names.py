@@ -20,12 +20,12 @@ LONGEST, LONGEST_VALUE = 200, 40
 # The fields that a name begins with, by their values alone.
 FIRST = ("model", "data", "method", "prune_rate", "seed")
 # Those that others follow where nothing is said: an optimizer has its momentum, a gradient its sharpness.
-FOLLOWED = ("activations", "latent_gradient", "optimizer", "precision", "compile")
+FOLLOWED = ("activations", "latent_gradient", "optimizer", "precision", "compile", "mask")
 
 
 def folder_name(run: Run) -> str:
     """See `Run.name`."""
-    masked = METHODS[run.method].mask is not None if run.method in METHODS else run.prune_rate > 0
+    masked = METHODS[run.method].mask is not None if run.method in METHODS and not run.mask else run.prune_rate > 0
     head = [
         _cut(run.model),
         *(["w1a1"] if run.activations != "real" else []),

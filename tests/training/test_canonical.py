@@ -12,6 +12,7 @@ from mpt_bihalf.gradients import SCORE_GRADIENTS
 from mpt_bihalf.methods import METHODS
 from mpt_bihalf.models import MODELS
 from mpt_bihalf.training import Run
+from tests.reference import one_line_error
 
 IGNORED = [
     ("sign", {"prune_rate": 0.9, "p_pos": 0.3, "scope": "global", "score_gradient": "binary", "train_affine": True}),
@@ -75,6 +76,30 @@ def test_options_that_other_options_make_void_do_not_make_another_run() -> None:
     assert Run(optimizer="adam", momentum=0.5) == Run(optimizer="adam")
     assert Run(skip=("none",)) == Run()
     assert Run(skip=("first", "first")) == Run(skip=("first",))
+
+
+def test_a_mask_that_is_fixed_prunes_the_methods_that_have_none() -> None:
+    for method in ("dense", "sign", "bihalf", "irnet", "rbnn"):
+        run = Run(method=method, mask="snip", prune_rate=0.9)
+        assert (run.prune_rate, run.scope) == (0.9, "global")
+        assert run == Run(method=method, mask="snip", prune_rate=0.9, scope="global", learn_mask=False)
+        assert run != Run(method=method, mask="snip", prune_rate=0.9, scope="layer")
+    frozen = Run(method="mpt-sign", mask="snip", score_gradient="binary")
+    assert frozen == Run(method="mpt-sign", mask="snip") and not frozen.learn_mask
+    assert Run(method="dense", mask="snip", skip=("first",)).skip == ("first",)
+    assert Run(method="mpt-sign", scope="") == Run(method="mpt-sign", scope="layer") == Run(method="mpt-sign")
+
+
+def test_masks_that_do_not_go_together_are_refused_in_one_line() -> None:
+    for method in ("magnitude-sign", "magnitude-bihalf"):
+        with one_line_error(
+            f"{method} has a mask of its own, that follows its weights: leave --mask snip out, or take"
+        ):
+            Run(method=method, mask="snip")
+    with one_line_error("grasp takes second derivatives, which binary activations have not: take real ones"):
+        Run(method="sign", mask="grasp", activations="binary")
+    with one_line_error("prune_epochs is for masks that are learned, and --mask is fixed: leave one of them out"):
+        Run(method="mpt-sign", mask="snip", prune_rate=0.9, prune_epochs=3)
 
 
 AUGMENTATIONS = [
@@ -150,7 +175,7 @@ def test_an_unknown_name_is_refused_in_one_line(field: str, value: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "field", [name for name in UNKNOWN if name not in ("scale", "latent_gradient", "score_gradient")]
+    "field", [name for name in UNKNOWN if name not in ("scope", "scale", "latent_gradient", "score_gradient")]
 )
 def test_an_empty_name_is_refused(field: str) -> None:
     with pytest.raises(ValueError):

@@ -70,6 +70,7 @@ DEPENDS = {
     "clip_weights": ({"method": "sign"}, False, True),
     "label_smoothing": ({}, 0.0, 0.1),
     "rotation_gradient": ({"method": "rbnn"}, "exact", "code"),
+    "mask": ({"method": "sign", "prune_rate": 0.5}, "snip", "synflow"),
 }
 
 

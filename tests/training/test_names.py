@@ -33,6 +33,7 @@ OTHERS: dict[str, tuple[Any, dict[str, Any]]] = {
     "centre": (True, {"method": "sign"}),
     "clip_weights": (True, {"method": "sign"}),
     "rotation_gradient": ("code", {"method": "rbnn"}),
+    "mask": ("snip", {"method": "sign"}),
     "data": ("cifar10", {}),
     "image_size": (32, {}),
     "augment": ("standard", {}),
