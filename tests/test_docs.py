@@ -242,12 +242,15 @@ def test_there_are_commands_on_the_pages_that_promise_them() -> None:
         assert counts.count(page) >= least, page
 
 
+TICKET_COMMANDS = ("make", "import", "show", "verify", "export", "compare", "transfer")
+
+
 @pytest.fixture(scope="module")
 def known_options() -> set[str]:
     known = set(FOREIGN_OPTIONS)
     programs = [[name] for name, path in SCRIPTS.items() if re.search(r"\ndef main|\.main\)", path.read_text())]
     programs += [["mpt_bihalf", command] for command in ("train", "status", "report")]
-    programs += [["mpt_bihalf", "ticket", kind] for kind in ("make", "show", "verify", "export", "compare", "transfer")]
+    programs += [["mpt_bihalf", "ticket", kind] for kind in TICKET_COMMANDS]
     for program, *command in programs:
         told = StringIO()
         with (

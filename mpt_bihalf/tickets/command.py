@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 from collections.abc import Callable, Sequence
@@ -17,6 +18,7 @@ from ..commandline import Parser, path_argument
 from ..data import load_dataset
 from ..devices import HOST, pick_device
 from ..endings import CommandFailed, one_line, show, tell
+from ..files import write_whole
 from ..signals import Stopped
 from ..sweep.done import best_of, load_run, runs
 from ..sweep.records import is_number
@@ -32,6 +34,7 @@ from .file import FORMS, read_ticket, write_ticket
 from .fold import fold
 from .from_run import other_data, placeless, run_ticket
 from .images import statistics
+from .published import METHODS, import_checkpoint
 from .retrain import LEARNING_RATE, retrained_table, retraining_run
 from .sizes import size_table
 from .ticket import Ticket
@@ -82,6 +85,8 @@ def add_ticket(commands: Any) -> None:
     make.add_argument("--form", choices=FORMS, default="bits", help="bits: masks and signs; seed: masks alone, where "
                       "signs follow from the run's seed (mpt methods), for a torch that draws the same")  # fmt: skip
     make.add_argument("--note", default="", help="words of your own to keep in the file")
+
+    _add_import(kinds)
 
     show = _add(
         kinds,
@@ -207,6 +212,32 @@ def add_ticket(commands: Any) -> None:
     )
 
 
+def _add_import(kinds: Any) -> None:
+    published = _add(
+        kinds,
+        "import",
+        do_import,
+        "a checkpoint of a published code as a ticket, or as a network to train on",
+        "Of MPT's code (biprop), edge-popup's (hidden-networks), IR-Net's and bi-half's (Equal Bits), with their own "
+        "counts and scales; nothing but tensors and plain values is read. Tells in how many weights our own rules "
+        "would differ. Where the weights are real-valued it writes the state of a plain network under its mask.",
+        "e.g. python -m mpt_bihalf ticket import model_best.pth --model conv4 --kept 0.5 -o conv4.ticket",
+    )
+    add = published.add_argument
+    add("file", type=path_argument, metavar="FILE", help="what the code saved")
+    add("--model", required=True, metavar="NAME", help="the network that it is, as --model of train")
+    add("--kept", metavar="FRACTION", help="of the weights, where the file does not say it: newer ones of MPT's code "
+        "do (there it is called prune_rate)")  # fmt: skip
+    add("--method", choices=METHODS, help="what the weights are: mpt-sign (MPT), dense (edge-popup), irnet, or of "
+        "bi-half's code sign, bihalf (half), magnitude-bihalf (halfmask); by default mpt-sign where the file names "
+        "MPT's layers, and dense where it has scores and names none")  # fmt: skip
+    add("--activations", metavar="NAME", help="real, or binary as of train; by default as the file says")
+    add("--image-size", type=int, metavar="PIXELS", help="that the network is for (default: 224 where it begins with "
+        "a 7x7 convolution, and 32)")  # fmt: skip
+    add("-o", "--out", type=path_argument, metavar="FILE", help="what to write (default: FILE's name, in this folder, "
+        "ending in .ticket or .pt)")  # fmt: skip
+
+
 def do_make(options: Any) -> None:
     """Make a ticket of a run."""
     _check_place(options.out)
@@ -215,6 +246,26 @@ def do_make(options: Any) -> None:
     run = best_run(options.run, options.where) if options.best else options.run
     write_ticket(run_ticket(run, options.note), options.out, options.form)
     show(size_table(options.out).rows[-1][-1] + f" times smaller than float32: {options.out}")
+
+
+def do_import(options: Any) -> None:
+    """Make a ticket, or a state to train on, of a checkpoint of a published code."""
+    if options.out is not None:
+        _check_place(options.out)
+    activations = "approx" if options.activations == "binary" else options.activations
+    asked = options.kept, options.method, activations, options.image_size
+    found = import_checkpoint(options.file, options.model, *asked)
+    for line in found.lines:
+        show(one_line(line, 1000))
+    out = options.out or Path(options.file.name).with_suffix(".pt" if found.ticket is None else ".ticket")
+    if found.ticket is not None:
+        write_ticket(found.ticket, out)
+        show(f"ticket: {out}")
+        return
+    packed = io.BytesIO()
+    torch.save(cast(torch.nn.Module, found.model).state_dict(), packed)
+    write_whole(out, lambda file: file.write(packed.getbuffer()))
+    show(f"real-valued weights under a fixed mask, to train on: {out}; in Python import_checkpoint(...).model is it")
 
 
 def best_run(out: Path, where: Sequence[str]) -> Path:
