@@ -1,0 +1,168 @@
+"""Tickets of different kinds at equal counts: accuracy against the fraction of weights kept."""
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from ..commandline import words
+from ..endings import run_command
+from ..masks import initial_mask_names
+from ..methods import find_method
+from ..report.figures import COLOURS, MARKERS, draw_spread
+from ..report.outcome import Curves, Outcome
+from ..report.statistics import SIGNIFICANT, TOP1, holm, paired
+from ..training import Run
+from .experiment import TrainingExperiment
+from .grid import Setting, parse_rates
+from .recipe import PAPER, QUICK, Recipe
+from .results import Results
+
+METHODS = ("mpt-sign", "mpt-bihalf", "mpt-balanced", "magnitude-bihalf", "bihalf", "dense")
+# Real-valued networks learn nothing at the rate of the others (see prune_sweep).
+OF_METHOD = {"dense": {"lr": 0.01}}
+REFERENCE = "mpt-sign"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TicketComparison(TrainingExperiment):
+    """Which tickets to compare. An option that is not given takes the recipe's value."""
+
+    name = "ticket_comparison"
+    about = (
+        "Compare tickets at equal counts: learned masks, masks of trained weights, and masks that are fixed before "
+        "training, of binary and of real-valued weights."
+    )
+    claim = (
+        "Diffenderfer & Kailkhura 2021: a random network holds binary subnetworks that are as accurate as a trained "
+        "real-valued network"
+    )
+    recipes: ClassVar = {
+        "quick": Recipe("digits", ("conv2",), METHODS, 3, 5, QUICK, OF_METHOD),
+        "paper": Recipe("cifar10", ("conv4",), METHODS, 5, 100, PAPER, OF_METHOD),
+    }
+    lists_runs = True
+
+    rates: str = "0.5,0.8,0.9,0.95,0.98"
+    """fractions PRUNED: several with commas, or 0.1..0.9:0.2 (steps of 0.2)"""
+    masks: list[str] = field(default_factory=list)
+    """masks that are fixed before training, for each method without a mask of its own, which is also trained unpruned:
+    snip, grasp, synflow, random, magnitude (default: all of them)"""
+    out: str = "runs/ticket_comparison"
+    """folder for runs, table, figure and curves"""
+
+    def runs(self) -> list[Run]:
+        """All runs, each once, trials innermost. Raises ValueError, naming the option at fault."""
+        rates, masks = parse_rates(self.rates), words(self.masks) or initial_mask_names()
+
+        def vary(method: str) -> list[Setting]:
+            pruned: list[Setting] = [{"prune_rate": rate} for rate in rates]
+            if find_method(method).mask is not None:
+                return pruned
+            return [{}, *({"mask": mask, **setting} for mask in masks for setting in pruned)]
+
+        return self.runs_of(vary)
+
+    def outcome(self, results: Results) -> Outcome:
+        frame = with_tickets(results.records)
+        rows = rows_of(frame)
+        return Outcome(
+            rows=rows,
+            figure=draw(frame),
+            curves=curves_of(frame),
+            finding=finding_of(rows),
+            note=f"difference is from {REFERENCE} at the same rate, over equal seeds; p of a paired t test, by Holm "
+            "over all of the table",
+        )
+
+
+def with_tickets(records: list[dict[str, Any]]) -> pd.DataFrame:
+    """The records with `ticket`, what each run is: a method, or a mask and the method under it; and `kept`, in %."""
+    frame = pd.DataFrame(records)
+    frame[TOP1] = frame.get(TOP1, np.nan)  # no record has it where all runs diverged
+    fixed = frame.get("mask", pd.Series("", index=frame.index)).fillna("")
+    frame["ticket"] = np.where(fixed == "", frame["method"], fixed + " " + frame["method"])
+    frame["kept"] = (100 * (1 - frame["prune_rate"])).round(6)
+    return frame
+
+
+def rows_of(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """A row for each network, ticket and rate: mean and deviation of test top-1 in percent, and how it differs.
+
+    frame: as of `with_tickets`. difference: the mean from that of mpt-sign over equal seeds; p of the paired t test,
+    corrected by Holm for all rows.
+    """
+    rows = []
+    for (model, ticket, kept), block in frame.groupby(["model", "ticket", "kept"], sort=False):
+        row: dict[str, Any] = {"model": model, "ticket": ticket, "kept, %": kept, "trials": int(block[TOP1].count())}
+        row |= {TOP1: block[TOP1].mean(), "std": block[TOP1].std()}
+        of_reference = frame[(frame["model"] == model) & (frame["ticket"] == REFERENCE) & (frame["kept"] == kept)]
+        apart = paired(block, of_reference) if len(of_reference) and ticket != REFERENCE else {}
+        rows.append(row | {name: apart.get(name, np.nan) for name in ("difference", "p")})
+    for row, p in zip(rows, holm([row["p"] for row in rows]), strict=True):
+        row["p"] = p
+    return rows
+
+
+def draw(frame: pd.DataFrame) -> Figure:
+    """Test top-1 against the percentage of weights kept: for each network a panel of binary and one of real weights.
+
+    Networks that are not pruned are lines across.
+    """
+    real = frame["method"].map(lambda method: find_method(method).binarizer is None)
+    parts = [(model, kind) for model in dict.fromkeys(frame["model"]) for kind in (False, True)]
+    parts = [part for part in parts if ((frame["model"] == part[0]) & (real == part[1])).any()]
+    figure = Figure(figsize=(5.4 * len(parts) + 0.4, 4.4), layout="constrained")
+    for panel, (model, kind) in zip(figure.subplots(1, len(parts), squeeze=False, sharey=True)[0], parts, strict=True):
+        part = frame[(frame["model"] == model) & (real == kind)]
+        for place, (ticket, block) in enumerate(part.groupby("ticket", sort=False)):
+            points = block.groupby("kept")[TOP1].agg(["mean", "std"])
+            if (block["kept"] == 100).all():
+                panel.axhline(points["mean"].iloc[0], color="0.3", linestyle="--", label=f"{ticket}, not pruned")
+            else:
+                draw_spread(panel, points.index, points, color=COLOURS[place], marker=MARKERS[place], label=ticket)
+        panel.set(title=f"{model}, {'real' if kind else 'binary'} weights", xlabel="weights kept (%)", xscale="log")
+        ticks = sorted({kept for kept in part["kept"] if kept < 100})
+        panel.set_xticks(ticks, [f"{kept:g}" for kept in ticks], minor=False)
+        panel.minorticks_off()
+        panel.invert_xaxis()
+        panel.grid(alpha=0.3)
+        panel.legend(fontsize="small")
+    figure.axes[0].set(ylabel="test top-1 accuracy (%)")
+    return figure
+
+
+def curves_of(frame: pd.DataFrame) -> Curves:
+    """Mean test top-1 by the percentage of weights kept, for each network and ticket."""
+    means = frame.groupby(["model", "ticket", "kept"], sort=False)[TOP1].mean().dropna()
+    curves: Curves = {}
+    for (model, ticket, kept), value in means.items():
+        curves.setdefault(f"{model}/{ticket}", []).append((round(kept), float(value)))
+    return curves
+
+
+def finding_of(rows: list[dict[str, Any]]) -> str:
+    """One line: the most accurate ticket of each kind of weights at each rate, and how many differ from mpt-sign."""
+    pruned = [row for row in rows if row["kept, %"] < 100 and np.isfinite(row[TOP1])]
+    parts = []
+    for model in dict.fromkeys(row["model"] for row in pruned):
+        best = []
+        for kept in sorted({row["kept, %"] for row in pruned if row["model"] == model}, reverse=True):
+            here = [row for row in pruned if (row["model"], row["kept, %"]) == (model, kept)]
+            kinds = [[row for row in here if row["ticket"].endswith("dense") == real] for real in (False, True)]
+            tops = [max(some, key=lambda row: row[TOP1]) for some in kinds if some]
+            told = " and ".join(f"{top['ticket']} {top[TOP1]:.1f}" for top in tops)
+            best.append(f"{kept:g} % kept {told}")
+        parts.append(f"{model}, the most accurate of binary and of real weights: {'; '.join(best)}")
+    tested = [row for row in pruned if np.isfinite(row["p"])]
+    sure = [row for row in tested if row["p"] < SIGNIFICANT]
+    above = sum(row["difference"] > 0 for row in sure)
+    told = f"are above {REFERENCE} and {len(sure) - above} below with p < {SIGNIFICANT} by Holm"
+    parts.append(f"{above} of {len(tested)} cells {told}" if tested else "too few finished runs to tell it from chance")
+    return ". ".join(parts)
+
+
+if __name__ == "__main__":
+    run_command(TicketComparison.main)
