@@ -6,12 +6,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
+
+from .devices import HOST
 
 Scores: TypeAlias = dict[str, Tensor]
 # What GraSP's authors divide logits by.
@@ -74,8 +76,10 @@ ScoreRule: TypeAlias = Callable[[Untrained], Scores]
 
 def random(network: Untrained) -> Scores:
     """Uniform in [0, 1): a random mask."""
-    draw: dict[str, Any] = {"generator": network.generator, "dtype": torch.float32}
-    return {name: torch.rand(w.shape, **draw).to(w.device) for name, w in network.weights.items()}
+    return {
+        name: torch.rand(w.shape, generator=network.generator, dtype=torch.float32, device=HOST).to(w.device)
+        for name, w in network.weights.items()
+    }
 
 
 def magnitude(network: Untrained) -> Scores:

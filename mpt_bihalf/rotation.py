@@ -54,8 +54,7 @@ class Rotation(nn.Module):
         mean = rows.mean(1, keepdim=True)
         around = rows - mean
         deviation = torch.linalg.vector_norm(around, dim=1, keepdim=True) / max(rows.shape[1] - 1, 1) ** 0.5
-        equal = nearly_equal(deviation, mean)
-        x = (around / torch.where(equal, 1, deviation)).masked_fill(equal, 0)
+        x = around / torch.where(nearly_equal(deviation, mean), torch.inf, deviation)
         return x.view(-1, len(self.r1), len(self.r2))
 
     def forward(self, weight: Tensor) -> Tensor:

@@ -190,9 +190,7 @@ def test_a_training_has_the_same_bits_without_them(
     def trained() -> list[Tensor]:
         model = create_model("conv2", in_channels=1, image_size=8, seed=0, width=0.5)
         binarize_weights(model, method, 0.7, 0.4, scope, init=init, seed=0, score_gradient=score_gradient)
-        lr = (
-            0.001 if method in ("bnn+", "xnor++", "rbnn", "rbnn-bihalf") else 0.1
-        )  # a higher one makes much of the last digit of their scales
+        lr = 0.001 if method in SUMMED else 0.1  # a higher one makes much of the last digit of their scales
         optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=lr, momentum=0.9)
         x = torch.randn(16, 1, 8, 8, generator=torch.Generator().manual_seed(1))
         losses = []

@@ -44,7 +44,7 @@ BAD = {
     "--epochs": [*NUMBERS, "0"],
     "--trials": [*NUMBERS, "0"],
     "--seed": [*NUMBERS, str(2**63), "9" * 30],
-    "--scope": ["", "network", "layer,filter"],
+    "--scope": ["network", "layer,filter"],
     "--skip": ["", "nothing", "first,,last", "0,2,6,8,10", "ü"],
     "--device": ["", "gpu", "cuda:99", "meta", "hpu", "cpu:x", "--"],
     "--threads": [*NUMBERS, "9" * 30],

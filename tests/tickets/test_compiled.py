@@ -85,7 +85,12 @@ def test_every_method_gives_its_logits(tmp_path: Path, method: str, activations:
     save_ticket(model, tmp_path / "a", architecture)
     x, run = images(70, (3, 32, 32)), compile_ticket(tmp_path / "a")
     logits = assert_same_in_batches(run, x)
-    assert off(logits, load_ticket(tmp_path / "a"), x).max() < CLOSE
+    plain = load_ticket(tmp_path / "a")
+    with torch.no_grad():
+        exact, wanted = deepcopy(plain).double()(x.double()), plain(x)
+    # Torch's own rounding, which hangs on the processor, may be as large as CLOSE.
+    error, of_torch = ((found - exact).abs().max() for found in (logits, wanted))
+    assert off(logits, plain, x).max() < CLOSE or error < 4 * of_torch
     assert np.array_equal(run(x.numpy()), logits.numpy())
     assert type(run(x.numpy())) is np.ndarray
 
