@@ -45,7 +45,7 @@ class TicketComparison(TrainingExperiment):
     }
     lists_runs = True
 
-    rates: str = "0.5,0.8,0.9,0.95,0.98"
+    rates: str = "0.5,0.7,0.8,0.9"
     """fractions PRUNED: several with commas, or 0.1..0.9:0.2 (steps of 0.2)"""
     masks: list[str] = field(default_factory=list)
     """masks that are fixed before training, for each method without a mask of its own, which is also trained unpruned:
@@ -79,11 +79,11 @@ class TicketComparison(TrainingExperiment):
 
 
 def with_tickets(records: list[dict[str, Any]]) -> pd.DataFrame:
-    """The records with `ticket`, what each run is: a method, or a mask and the method under it; and `kept`, in %."""
+    """The records with `ticket`, what each run is: a method, or a mask + the method under it; and `kept`, in %."""
     frame = pd.DataFrame(records)
     frame[TOP1] = frame.get(TOP1, np.nan)  # no record has it where all runs diverged
     fixed = frame.get("mask", pd.Series("", index=frame.index)).fillna("")
-    frame["ticket"] = np.where(fixed == "", frame["method"], fixed + " " + frame["method"])
+    frame["ticket"] = np.where(fixed == "", frame["method"], fixed + " + " + frame["method"])
     frame["kept"] = (100 * (1 - frame["prune_rate"])).round(6)
     return frame
 
@@ -115,7 +115,7 @@ def draw(frame: pd.DataFrame) -> Figure:
     parts = [(model, kind) for model in dict.fromkeys(frame["model"]) for kind in (False, True)]
     parts = [part for part in parts if ((frame["model"] == part[0]) & (real == part[1])).any()]
     figure = Figure(figsize=(5.4 * len(parts) + 0.4, 4.4), layout="constrained")
-    for panel, (model, kind) in zip(figure.subplots(1, len(parts), squeeze=False, sharey=True)[0], parts, strict=True):
+    for panel, (model, kind) in zip(figure.subplots(1, len(parts), squeeze=False)[0], parts, strict=True):
         part = frame[(frame["model"] == model) & (real == kind)]
         for place, (ticket, block) in enumerate(part.groupby("ticket", sort=False)):
             points = block.groupby("kept")[TOP1].agg(["mean", "std"])

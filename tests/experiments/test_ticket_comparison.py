@@ -12,13 +12,13 @@ from mpt_bihalf.experiments import ticket_comparison
 from mpt_bihalf.experiments.ticket_comparison import TicketComparison
 from mpt_bihalf.training import Run
 
-TOP1 = {"mpt-sign": [70.0, 71.0, 75.0], "mpt-balanced": [80.0, 82.0, 85.5], "snip dense": [60.0, 68.0, 50.0]}
+TOP1 = {"mpt-sign": [70.0, 71.0, 75.0], "mpt-balanced": [80.0, 82.0, 85.5], "snip + dense": [60.0, 68.0, 50.0]}
 
 
 def frame(top1: dict[str, list[float]] = TOP1, rates: tuple[float, ...] = (0.5, 0.9)) -> pd.DataFrame:
     records = [
         {"model": "conv2", "method": ticket.split()[-1], "prune_rate": rate, "seed": seed, "test_top1": value}
-        | {"mask": ticket.split()[0] if " " in ticket else ""}
+        | {"mask": ticket.split()[0] if "+" in ticket else ""}
         for ticket, values in top1.items()
         for rate in rates
         for seed, value in enumerate(values)
@@ -52,17 +52,17 @@ def test_rows_have_means_and_tests_by_holm() -> None:
     ]
     found = {row["ticket"]: row for row in rows if row["kept, %"] == 50}
     assert found["mpt-balanced"]["difference"] == pytest.approx(31.5 / 3)
-    p = {name: ttest_rel(TOP1[name], TOP1["mpt-sign"]).pvalue for name in ("mpt-balanced", "snip dense")}
+    p = {name: ttest_rel(TOP1[name], TOP1["mpt-sign"]).pvalue for name in ("mpt-balanced", "snip + dense")}
     # Of four tests, two of each p.
     assert found["mpt-balanced"]["p"] == pytest.approx(4 * p["mpt-balanced"])
-    assert found["snip dense"]["p"] == pytest.approx(2 * p["snip dense"])
+    assert found["snip + dense"]["p"] == pytest.approx(2 * p["snip + dense"])
     assert found["mpt-sign"]["p"] != found["mpt-sign"]["p"]
 
 
 def test_the_finding_is_that_of_the_records() -> None:
     told = ticket_comparison.finding_of(ticket_comparison.rows_of(frame()))
     assert (
-        "conv2, the most accurate of binary and of real weights: 50 % kept mpt-balanced 82.5 and snip dense 59.3"
+        "conv2, the most accurate of binary and of real weights: 50 % kept mpt-balanced 82.5 and snip + dense 59.3"
         in told
     )
     assert told.endswith("2 of 4 cells are above mpt-sign and 0 below with p < 0.05 by Holm")
@@ -73,7 +73,7 @@ def test_the_finding_is_that_of_the_records() -> None:
 def test_the_picture_has_a_panel_for_each_kind_of_weights() -> None:
     binary, real = ticket_comparison.draw(frame()).axes
     assert [text.get_text() for text in binary.get_legend().get_texts()] == ["mpt-sign", "mpt-balanced"]
-    assert [text.get_text() for text in real.get_legend().get_texts()] == ["dense, not pruned", "snip dense"]
+    assert [text.get_text() for text in real.get_legend().get_texts()] == ["dense, not pruned", "snip + dense"]
     assert binary.get_xlim()[0] > binary.get_xlim()[1]
     curves = ticket_comparison.curves_of(frame())
     assert curves["conv2/mpt-sign"] == [(50, 72.0), (10, 72.0)]
@@ -83,7 +83,7 @@ def test_it_leaves_a_table_a_figure_and_curves(tmp_path: Path, monkeypatch: pyte
     options: dict[str, Any] = {"epochs": 1, "trials": 1, "rates": "0.8", "width": 0.1, "device": "cpu", "threads": 1}
     TicketComparison(out=str(tmp_path / "out"), jobs=1, masks=["random"], **options).run()
     table = pd.read_csv(tmp_path / "out" / "ticket_comparison.csv")
-    assert set(table["ticket"]) == {*ticket_comparison.METHODS, "random bihalf", "random dense"}
+    assert set(table["ticket"]) == {*ticket_comparison.METHODS, "random + bihalf", "random + dense"}
     assert (tmp_path / "out" / "ticket_comparison.png").stat().st_size > 10_000
     assert "difference is from mpt-sign" in capsys.readouterr().out
 
