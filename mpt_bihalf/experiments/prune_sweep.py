@@ -84,9 +84,10 @@ class PruneSweep(TrainingExperiment):
         rates = parse_rates(self.rates)
         common = {"scope": self.scope, "skip": tuple(words(self.skip))}
         axes = grid_axes(self.grid)
+        fixed = any(setting.get("mask") for axis in axes for setting in axis)
 
         def vary(method: str) -> Grid:
-            own = rates if find_method(method).mask is not None else [0.0]
+            own = rates if find_method(method).mask is not None or fixed else [0.0]
             return Grid([common], *axes, [{"prune_rate": rate} for rate in own])
 
         return self.runs_of(vary)
@@ -115,7 +116,8 @@ def finding_of(records: list[dict[str, Any]]) -> str:
 def _tell(runs: pd.DataFrame) -> str:
     """What the runs of one network and setting say."""
     runs = runs.drop_duplicates(["method", "prune_rate", "seed"])
-    pruned = runs[runs["method"].map(lambda method: METHODS[method].mask is not None)]
+    masked = runs["method"].map(lambda method: METHODS[method].mask is not None)
+    pruned = runs[masked | (runs["prune_rate"] > 0)]
     parts = []
     if len(pruned):
         reference = reference_of(pruned, "mpt-sign")

@@ -144,7 +144,7 @@ def split_settings(summary: pd.DataFrame, view: View = PRUNING) -> list[tuple[st
             chosen = pd.Series(True, index=block.index)
             for name in fields:
                 chosen &= (block[name] == point[name]) | ignored[name]
-            extra = [f"{name} {point[name]}" for name in fields]
+            extra = [f"{name} {'none' if point[name] == '' else point[name]}" for name in fields]
             parts.append((one_line(", ".join([*title, *extra])), block[chosen]))
     return parts
 
@@ -201,7 +201,8 @@ def unused(part: pd.DataFrame, x: str) -> pd.Series[bool]:
     """Which rows are of methods that do not look at the field `x`."""
     if x not in UNUSED or "method" not in part:
         return pd.Series(False, index=part.index)
-    return part["method"].isin([name for name, method in METHODS.items() if UNUSED[x][1](method)])
+    aside = part["method"].isin([name for name, method in METHODS.items() if UNUSED[x][1](method)])
+    return aside & (part[x] == 0) if x == "prune_rate" else aside  # else it is pruned by a mask that is fixed
 
 
 def row_label(x: str, value: Any) -> str:

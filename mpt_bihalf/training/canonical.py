@@ -176,6 +176,9 @@ def _check_mask(run: Run) -> None:
         )
     if run.mask == "grasp" and run.activations != "real":
         raise ValueError("grasp takes second derivatives, which binary activations have not: take real ones")
+    if run.mask in ("magnitude", "synflow") and (method.trains == "signs" or run.init == "signed_constant"):
+        of = "bop has no others" if method.trains == "signs" else "init signed_constant draws no others"
+        raise ValueError(f"{run.mask} ranks weights by their size, and {of} than of one size: take another of either")
     if run.mask and run.prune_epochs:
         raise ValueError("prune_epochs is for masks that are learned, and --mask is fixed: leave one of them out")
 

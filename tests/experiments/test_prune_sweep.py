@@ -542,3 +542,19 @@ def test_each_setting_that_was_varied_has_its_own_finding(trials: Trials) -> Non
     first, second = prune_sweep.finding_of(records).split(" | ")
     assert first.startswith("conv2, digits, lr 0.1: mpt-bihalf is above mpt-sign at 0 of 1")
     assert second.startswith("conv2, digits, lr 0.2: mpt-bihalf is above mpt-sign at 1 of 1")
+
+
+def test_a_fixed_mask_in_the_grid_is_swept_over_the_rates() -> None:
+    options: dict[str, Any] = {
+        "device": "cpu",
+        "threads": 1,
+        "trials": 1,
+        "rates": "0.5,0.9",
+        "methods": ["dense", "mpt-sign"],
+    }
+    runs = PruneSweep(grid=["mask=snip,random"], **options).runs()
+    found = {(run.method, run.mask, run.prune_rate) for run in runs}
+    assert found == {
+        (m, mask, rate) for m in ("dense", "mpt-sign") for mask in ("snip", "random") for rate in (0.5, 0.9)
+    }
+    assert {run.prune_rate for run in PruneSweep(**options).runs() if run.method == "dense"} == {0.0}

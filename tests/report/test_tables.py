@@ -9,7 +9,8 @@ import pytest
 
 from mpt_bihalf.methods import METHODS
 from mpt_bihalf.report import sweep_table
-from mpt_bihalf.report.tables import MISSING, split_settings, summarise_trials, sweep_tables
+from mpt_bihalf.report.tables import MISSING, Table, split_settings, summarise_trials, sweep_tables
+from mpt_bihalf.training import Run
 
 Trials = Callable[..., list[dict[str, Any]]]
 
@@ -164,3 +165,30 @@ def test_a_summary_has_a_row_a_setting(sweep: list[dict[str, Any]]) -> None:
 def test_rates_are_rows_in_ascending_order_with_the_percentage_written_plainly(trials: Trials) -> None:
     records = [record for rate in (0.95, 0.07, 0.999) for record in trials("mpt-sign", rate, [50.0])]
     assert list(cells(sweep_table(records))) == ["7 %", "95 %", "99.9 %"]
+
+
+def test_what_a_fixed_mask_prunes_stands_in_the_row_of_its_rate() -> None:
+    records = [
+        {**vars(Run(method=method, mask=mask, prune_rate=rate)), "test_top1": top1, "status": "finished"}
+        for method, mask, rate, top1 in (
+            ("dense", "", 0.0, 90.0),
+            ("dense", "snip", 0.5, 80.0),
+            ("dense", "snip", 0.9, 70.0),
+            ("mpt-sign", "", 0.5, 60.0),
+            ("mpt-sign", "", 0.9, 50.0),
+        )
+    ]
+    none, snip = sweep_tables(records)
+    assert "mask none" in none.title and "mask snip" in snip.title
+
+    def told(table: Table) -> dict[str, list[str]]:
+        return {row[0]: [cell.strip("\ue000") for cell in row[1:]] for row in table.rows}
+
+    assert told(none)["unpruned"][table_column(none, "dense")].startswith("90")
+    assert "unpruned" not in told(snip)
+    assert [told(snip)[rate][table_column(snip, "dense")][:2] for rate in ("50 %", "90 %")] == ["80", "70"]
+    assert [told(snip)[rate][table_column(snip, "mpt-sign")][:2] for rate in ("50 %", "90 %")] == ["60", "50"]
+
+
+def table_column(table: Table, method: str) -> int:
+    return table.head.index(method) - 1

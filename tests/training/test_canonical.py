@@ -98,6 +98,11 @@ def test_masks_that_do_not_go_together_are_refused_in_one_line() -> None:
             Run(method=method, mask="snip")
     with one_line_error("grasp takes second derivatives, which binary activations have not: take real ones"):
         Run(method="sign", mask="grasp", activations="binary")
+    for mask in ("magnitude", "synflow"):
+        with one_line_error(f"{mask} ranks weights by their size, and bop has no others than of one size"):
+            Run(method="bop", mask=mask)
+        with one_line_error(f"{mask} ranks weights by their size, and init signed_constant draws no others"):
+            Run(method="sign", mask=mask, init="signed_constant")
     with one_line_error("prune_epochs is for masks that are learned, and --mask is fixed: leave one of them out"):
         Run(method="mpt-sign", mask="snip", prune_rate=0.9, prune_epochs=3)
 
