@@ -246,7 +246,8 @@ def test_rounds_never_bring_a_weight_back() -> None:
 
     def scores(network: Untrained) -> dict[str, Tensor]:
         seen.append(dict(network.kept))
-        return {name: torch.zeros_like(w) for name, w in network.weights.items()}
+        sign = (-1.0) ** len(seen)  # what was worst, and is pruned, has the best score in the next round
+        return {name: sign * torch.arange(w.numel()).view(w.shape) for name, w in network.weights.items()}
 
     masks = initial_masks(mlp(5, 6, 7), InitialMask(scores, rounds=7), 0.9, scope="layer")
     assert len(seen) == 7

@@ -40,7 +40,7 @@ class Published:
     """What a checkpoint of a published code is here.
 
     ticket: of it where its weights are binary, else None. model: where they are real-valued, the plain network under
-    its fixed masks (`fix_masks`), to train on; else None. lines: what is to be told of it, a line each.
+    its fixed masks (`fix_masks`), to train on; else None. lines: what the user should know of it, one text a line.
     """
 
     ticket: Ticket | None

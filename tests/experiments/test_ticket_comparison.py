@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +87,6 @@ def test_it_leaves_a_table_a_figure_and_curves(tmp_path: Path, monkeypatch: pyte
     assert "difference is from mpt-sign" in capsys.readouterr().out
 
 
-def test_a_run_is_told_from_its_mask(trials: Callable[..., list[Any]]) -> None:
+def test_a_run_is_told_from_its_mask() -> None:
     run = Run(method="bihalf", mask="snip", prune_rate=0.9)
     assert run.name.startswith("conv2-digits-bihalf-pruned0.9-seed0-mask=snip")
