@@ -495,17 +495,17 @@ def test_other_inputs_fit_64_images(fields: dict[str, Any]) -> None:
         torch.optim.Adam(trained, lr=1e-2 if fields["method"] == "mpt-bihalf" else 1e-3),
         StepRules(model, epoch_steps=50),
     )
-    for step in range(300):
-        set_progress(model, step / 300)
+    # Under the published variant latent weights begin without a gradient: it learns more slowly.
+    steps = 600 if fields.get("rotation_gradient") == "code" else 300
+    for step in range(steps):
+        set_progress(model, step / steps)
         rules.before_step(step)
         optimizer.zero_grad()
         F.cross_entropy(model(x), y).backward()
         optimizer.step()
         rules.after_step()
-    # Under the published variant latent weights begin without a gradient, and nearly all is learned by what is around.
-    least = 0.8 if fields.get("rotation_gradient") == "code" else 0.95
     with torch.no_grad():
-        assert (model(x).argmax(1) == y).float().mean() >= least
+        assert (model(x).argmax(1) == y).float().mean() >= 0.95
 
 
 @pytest.mark.slow
