@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from .parametrization import find_nan as find_nan
     from .penalties import PENALTIES as PENALTIES
     from .rotation import Rotation as Rotation
+    from .rounds import trained_masks as trained_masks
     from .scale_modules import OUTPUT_SCALES as OUTPUT_SCALES
     from .scale_modules import Gamma as Gamma
     from .scale_modules import Gated as Gated
@@ -100,6 +101,7 @@ _HOMES = {
     "penalties": ["PENALTIES"],
     "scale_modules": ["OUTPUT_SCALES", "Gamma", "Gated", "InputScaled", "ScaledOutput"],
     "rotation": ["Rotation"],
+    "rounds": ["trained_masks"],
     "scales": ["SCALES"],
     "step_rules": ["StepRules"],
     "sweep": ["load_run", "runs"],

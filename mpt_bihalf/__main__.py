@@ -12,19 +12,23 @@ with starting(__name__):
     import time
     from contextlib import suppress
     from dataclasses import dataclass
+    from pathlib import Path
     from typing import Any
 
     from .commandline import Parser, curves_command, path_argument
+    from .data import Dataset
     from .files import output_folder, refuse_links
     from .signals import Stopped
     from .sweep.claim import claimed
-    from .sweep.records import folder_within
     from .sweep.shown import Shown
     from .sweep.status import status_json, status_text
     from .sweep.survey import OVER, survey
     from .tickets.command import add_ticket
     from .training import Run, train
     from .training.build import check_begins, check_compiles, check_fits, check_network, notes_on
+    from .training.chain import parent_of
+    from .training.checkpoint import has_ended
+    from .training.names import folder_within
     from .training.recorded_data import check_asked, check_data, has_begun
     from .training.run_data import load_run_data
 
@@ -80,29 +84,48 @@ def main() -> None:
 
 
 def do_train(options: Any) -> None:
-    """Train one run."""
+    """Train one run, and before it the rounds that it comes after."""
     run = options.run.resolved()
     out = output_folder(options.where.out)
     folder = folder_within(out, run)
-    refuse_links(folder, out)
     check_network(run)
     check_compiles(run)
     dataset = load_run_data(run)
     model = check_fits(run, dataset)
-    if not has_begun(folder):
-        check_begins(run, model)
-    check_asked(run, dataset.digest)
-    check_data(folder, run, dataset.digest)
     for note in filter(None, (dataset.left_out, *notes_on(run, model))):
         tell(note)
-    with claimed(folder) as ours:
-        if not ours:
-            raise ValueError(f"another process is doing this run: {folder}")
-        result = train(run, folder, dataset)
+    rounds = _rounds_to_do(run, out)
+    for each in rounds:
+        tell(f"round {each.name}: one of {len(rounds)} to do before the last")
+        _train(each, out, dataset)
+    result = _train(run, out, dataset)
     show(json.dumps(result, indent=2))
     if "note" in result:
         show(f"note:   {one_line(result['note'])}")
     show(f"run:    {folder}\ncurves: {curves_command(folder)}")
+
+
+def _train(run: Run, out: Path, dataset: Dataset) -> dict[str, Any]:
+    folder = folder_within(out, run)
+    refuse_links(folder, out)
+    if not has_begun(folder):
+        check_begins(run, check_fits(run, dataset))
+    check_asked(run, dataset.digest)
+    check_data(folder, run, dataset.digest)
+    with claimed(folder) as ours:
+        if not ours:
+            raise ValueError(f"another process is doing this run: {folder}")
+        return train(run, folder, dataset)
+
+
+def _rounds_to_do(run: Run, out: Path) -> list[Run]:
+    """The rounds before a run of iterative pruning that are to be done before it, the first of them first."""
+    found: list[Run] = []
+    before = None if has_begun(folder_within(out, run)) else parent_of(run)
+    while before is not None and not has_ended(folder_within(out, before), before):
+        found.insert(0, before)
+        before = parent_of(before)
+    return found
 
 
 def show_status(options: Any) -> None:

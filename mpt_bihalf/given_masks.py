@@ -103,11 +103,11 @@ def fix_masks(model: nn.Module, masks: Masks, allow_empty: bool = False) -> None
     for name, mask in kept.items():
         if _masked_by(layers[name]) is None and "weight" not in layers[name]._parameters:
             raise ValueError(f"layer {name!r}: its weight is computed (weight_norm?), not a parameter to put a mask on")
-        first = of_weight.setdefault(id(_latent(layers[name])), name)
+        first = of_weight.setdefault(id(stored_weight(layers[name])), name)
         if not mask.is_meta and not torch.equal(kept[first], mask):
             raise ValueError(f"layers {first!r} and {name!r} share one weight, and their masks differ")
     for layer in layers.values():
-        given = of_weight.get(id(_latent(layer)))
+        given = of_weight.get(id(stored_weight(layer)))
         part = _masked_by(layer)
         if given is not None and part is None:
             parametrize.register_parametrization(layer, "weight", FixedMask(kept[given]))
@@ -126,7 +126,7 @@ def has_fixed_mask(layer: nn.Module) -> bool:
     return isinstance(_masked_by(layer), FixedMask)
 
 
-def _latent(layer: Any) -> Tensor | None:
+def stored_weight(layer: Any) -> Tensor | None:
     """The stored weight behind the one in use; None where that is none."""
     if parametrize.is_parametrized(layer, "weight"):
         return getattr(layer.parametrizations.weight, "original", None)

@@ -69,7 +69,7 @@ def initial_masks(
     network = _untrained(model, batches, seed, layers)
     for step in range(1, rule.rounds + 1):
         pruned = 1 - float(1 - fraction_within(prune_rate, "prune_rate")) ** (step / rule.rounds)
-        network.kept = _best(
+        network.kept = best_of(
             _checked(rule, network), network.kept, prune_rate if step == rule.rounds else pruned, scope
         )
     if told := empty_layers(network.kept):
@@ -124,7 +124,7 @@ def _checked(rule: InitialMask, network: Untrained) -> Scores:
     return {name: scores[name].detach() for name in network.weights}
 
 
-def _best(scores: Scores, kept: Mapping[str, Tensor], prune_rate: Number, scope: str) -> dict[str, Tensor]:
+def best_of(scores: Scores, kept: Mapping[str, Tensor], prune_rate: Number, scope: str) -> dict[str, Tensor]:
     """The masks of the best-scored among those kept so far."""
     if scope == "global":
         rows, among = (torch.cat([t.reshape(1, -1) for t in of.values()], dim=1) for of in (scores, kept))

@@ -6,7 +6,6 @@ import io
 import os
 from collections.abc import Iterable
 from contextlib import suppress
-from functools import lru_cache
 from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +17,7 @@ from ..sums import read_whole
 from ..training import Run
 from ..training.config import DEFAULTS
 from ..training.log import DIVERGED, FINISHED, MEASURED, TRACED
+from ..training.names import folder_within
 from ..training.record import LAYERS, RESULT, TRACE
 from ..training.recorded_data import recorded_data
 from ..training.step import FIGURES
@@ -45,26 +45,6 @@ SHORT = 12
 def run_folder(out: Path, run: Run) -> Path:
     """The folder of a run within a sweep's output folder: that of its name, or another whose name ends in its hash."""
     return folder_within(out / "runs", run)
-
-
-def folder_within(place: Path, run: Run) -> Path:
-    """The folder of a run among those in `place`, whether it is there or not, as `run_folder` has it."""
-    folder = place / run.name
-    if os.path.lexists(folder):
-        return folder
-    try:
-        other = _by_hash(place, os.stat(place).st_mtime_ns).get(run.hash)
-    except OSError:
-        other = None
-    return place / other if other else folder
-
-
-@lru_cache(8)
-def _by_hash(place: Path, changed: int) -> dict[str, str]:
-    """The names of the folders in `place` by what they end in; of several the first. changed: when, last."""
-    with os.scandir(place) as entries:
-        names = sorted((entry.name for entry in entries if entry.is_dir() and entry.name[0] != "."), reverse=True)
-    return {name.rpartition("-")[2]: name for name in names}
 
 
 def read_result(folder: Path, run: Run) -> dict[str, Any] | None:

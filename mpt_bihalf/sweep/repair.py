@@ -13,7 +13,7 @@ from ..endings import tell
 from ..files import refuse_links, write_json
 from ..sums import SUMS, Damaged, read_sums, read_whole, write_summed
 from ..training import Run
-from ..training.checkpoint import read_history
+from ..training.checkpoint import CHECKPOINT, has_ended, read_history
 from ..training.finished import read_activations, read_shuffled
 from ..training.log import FINISHED
 from ..training.record import ACTIVATIONS, CONFIG, RESULT, SHUFFLED, SUMMED, TRACE, tables
@@ -140,6 +140,8 @@ def _lacking(folder: Path, run: Run, needs: Sequence[str]) -> dict[str, str]:
 def _is_sound(folder: Path, run: Run, name: str) -> bool:
     if name == SHUFFLED:
         return read_shuffled(folder) is not None
+    if name == CHECKPOINT:
+        return has_ended(folder, run)
     if name == ACTIVATIONS:
         return read_activations(folder) is not None
     with suppress(FileNotFoundError, ValueError):

@@ -17,6 +17,8 @@ from ..endings import CommandFailed, one_line, show, tell
 from ..training import Callback, Epoch, Progress, ProgressBar, Run
 from ..training.build import check_begins, check_fits, check_network, notes_on
 from ..training.callbacks import Together
+from ..training.chain import parent_of, rounds_before
+from ..training.checkpoint import CHECKPOINT
 from ..training.events import describe_runs
 from ..training.parts import changed_parts, own_parts
 from ..training.recorded_data import check_asked, has_begun, refuse_other_data
@@ -57,12 +59,15 @@ def run_all(
     without = {run: None for run in runs if _result(run, out) is None}
     digests = _check(runs, list(without), out, needs)
     missing = [run for run in runs if not is_done(run, out, needs, again=_data_of(run) in digests)]
+    planned = with_rounds(runs)
+    rounds = _rounds_of(missing, out)
+    missing, runs = list(dict.fromkeys([*rounds, *missing])), list(dict.fromkeys([*rounds, *runs]))
     missing = [replace(run, data_digest=digests.get(_data_of(run), "")) for run in missing]
     if not missing:
         show(f"{len(runs)} of {len(runs)} runs are done already")
         return
     engine = make_engine(out, missing, options)
-    write_plan(out, runs)
+    write_plan(out, planned)
     if len(missing) < len(runs):
         show(f"{len(runs) - len(missing)} of {len(runs)} runs are done already")
     varied = _describe(runs, out)
@@ -79,6 +84,22 @@ def run_all(
             f"{first.error} (the same command tries again what failed, and only that; `python -m mpt_bihalf status "
             f"{out}` tells more)"
         )
+
+
+def with_rounds(runs: Iterable[Run]) -> list[Run]:
+    """These runs, each once, before each the rounds of iterative pruning that it comes after."""
+    return list(dict.fromkeys(run for asked in runs for run in (*rounds_before(asked), asked)))
+
+
+def _rounds_of(missing: list[Run], out: Path) -> list[Run]:
+    """The rounds that the missing runs wait for and that are to be done, one rate after the other."""
+    found: dict[Run, None] = {}
+    for run in missing:
+        before = parent_of(run)
+        while before is not None and before not in found and not is_done(before, out, (CHECKPOINT,)):
+            found[before] = None
+            before = parent_of(before)
+    return sorted(found, key=lambda run: run.prune_rate)
 
 
 def _describe(runs: list[Run], out: Path) -> list[str]:
@@ -118,7 +139,10 @@ def _given_up(runs: list[Run], out: Path, bars: _Bars, told: _Told) -> list[Run]
     """Wait until each of these runs, which somebody else is doing, is done or given up; those that are given up."""
     left = list(runs)
     while left:
-        free = {run: _result(run, out) for run in left if not held(run_folder(out, run))}
+        waiting = {*left}
+        free = {
+            run: _result(run, out) for run in left if not held(run_folder(out, run)) and parent_of(run) not in waiting
+        }
         left = [run for run in left if run not in free]
         for run, result in free.items():
             if result is not None:

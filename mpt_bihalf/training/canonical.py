@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..activation_modules import ACTIVATIONS, find_activation
 from ..activations import ACTIVATION_GRADIENTS
+from ..binarizers import sign
 from ..compute import COMPUTE
 from ..counts import fraction_within
 from ..data import check_name, own_augmentation
@@ -24,6 +25,7 @@ from ..methods import METHODS, Method, find_method
 from ..models import check_activation, check_block, check_scales, find_network
 from ..penalties import PENALTIES, STARTS
 from ..rotation import Rotation
+from ..rounds import CRITERIA, CUT_OFFS
 from ..scale_modules import OUTPUT_SCALES
 from ..scales import SCALES, Learned
 from ..weights import SCALE_ON
@@ -34,6 +36,9 @@ if TYPE_CHECKING:
 # What augment says of flip and crop_padding where these say auto; None: the data set's own.
 BOTH_PARTS = {"auto": None, "none": False, "standard": True}
 RISES_FROM = 0.5  # where a rising pruning rate starts, in the MPT authors' later code
+# Of --mask imp: the share that its authors prune in each round, and the controls that it has.
+IMP_SHARE = 0.2
+IMP_CONTROLS = ("shuffled", "redrawn", "one-shot")
 RESNET20_T0 = 1e-3  # where EDE's sharpness starts on 1/1 ResNet-20, in IR-Net's code
 
 
@@ -48,7 +53,7 @@ PARTS: dict[str, Callable[[str], object]] = {
     "activations": lambda name: name in ("real", "binary") or known_activations()[name],
     "output_scale": lambda name: name in ("", "none") or OUTPUT_SCALES[name],
     "penalty": lambda name: name in ("", "none") or PENALTIES[name],
-    "mask": lambda name: not name or find_initial_mask(name),
+    "mask": lambda name: name in ("", "imp") or find_initial_mask(name),
 }
 
 
@@ -70,7 +75,9 @@ def check(run: Run) -> None:
     """Raise ValueError, in one line, for a value that is unknown or out of range."""
     for name, known in (
         ("method", METHODS),
-        ("mask", ["", *initial_mask_names()]),
+        ("mask", ["", *initial_mask_names(), "imp"]),
+        ("imp_criterion", CRITERIA),
+        ("imp_control", ["", *IMP_CONTROLS]),
         ("scope", ["", *SCOPES]),
         ("init", [init for init in INITS if init != "keep"]),
         ("scale", ["", *SCALES]),
@@ -169,6 +176,9 @@ def _check_rules(run: Run) -> None:
 
 def _check_mask(run: Run) -> None:
     method = find_method(run.method)
+    if not 0.01 <= run.imp_share <= 1:
+        raise ValueError(f"imp_share must lie in [0.01, 1], not {run.imp_share}")
+    rewind_point(run.rewind, run.epochs)
     if run.mask and method.mask is not None and method.trains != "scores":
         raise ValueError(
             f"{run.method} has a mask of its own, that follows its weights: leave --mask {run.mask} out, or take sign, "
@@ -179,8 +189,30 @@ def _check_mask(run: Run) -> None:
     if run.mask in ("magnitude", "synflow") and (method.trains == "signs" or run.init == "signed_constant"):
         of = "bop has no others" if method.trains == "signs" else "init signed_constant draws no others"
         raise ValueError(f"{run.mask} ranks weights by their size, and {of} than of one size: take another of either")
+    if run.mask == "imp":
+        _check_rounds(run, method)
     if run.mask and run.prune_epochs:
         raise ValueError("prune_epochs is for masks that are learned, and --mask is fixed: leave one of them out")
+
+
+def _check_rounds(run: Run, method: Method) -> None:
+    if method.trains != "weights":
+        raise ValueError(f"imp prunes trained weights, and {run.method} trains {method.trains}: take another of either")
+    if run.imp_criterion == "cutoff" and (method.before is not None or method.binarizer not in CUT_OFFS):
+        raise ValueError(f"no cut-off is known of the weights of {run.method}: take imp_criterion magnitude")
+    if not run.prune_rate:
+        raise ValueError("imp prunes: give it a prune_rate above 0")
+
+
+def rewind_point(text: str, epochs: int) -> tuple[int, str]:
+    """How many steps (`it`) or epochs (`ep`), e.g. (2, "ep"); ValueError for anything else, or too many epochs."""
+    match = re.fullmatch(r"(\d{1,9})(it|ep)", text) if text else None
+    if text and not match:
+        raise ValueError(f"rewind {text[:80]!r}: write steps as 500it, or epochs as 2ep")
+    count, unit = (int(match[1]), match[2]) if match else (0, "it")
+    if unit == "ep" and count > epochs:
+        raise ValueError(f"rewind {text}: the run has {epochs} epochs")
+    return count, unit
 
 
 def _check_compute(run: Run) -> None:
@@ -223,6 +255,7 @@ def canonical(run: Run) -> dict[str, Any]:
     found["scope"] = run.scope or ("global" if run.mask else "layer")
     if not method.scoped and not run.mask:
         found["scope"] = "layer"
+    found |= _rounds(run, method)
     if not method.balanced:
         found["p_pos"] = 0.5
     if method.trains != "signs":
@@ -251,6 +284,21 @@ def canonical(run: Run) -> dict[str, Any]:
     sharp = RESNET20_T0 if run.model == "resnet20" and found["activations"] != "real" else Ede.t0
     found["ede_t0"] = run.ede_t0 or sharp if "ede" in (found["latent_gradient"], found["activations"]) else Ede.t0
     return found
+
+
+def _rounds(run: Run, method: Method) -> dict[str, Any]:
+    """The fields of iterative pruning, for a run of it and for others."""
+    if run.mask != "imp":
+        return {name: getattr(type(run), name) for name in ("imp_share", "imp_criterion", "rewind", "imp_control")}
+    one_shot = run.imp_control == "one-shot"
+    count, unit = rewind_point(run.rewind, run.epochs)
+    return {
+        "imp_share": 1.0 if one_shot else run.imp_share,
+        # Under sign the cut-off is 0, and both are the same.
+        "imp_criterion": "magnitude" if method.binarizer is sign else run.imp_criterion,
+        "rewind": f"{count}{unit}" if count else "",
+        "imp_control": "" if one_shot else run.imp_control,
+    }
 
 
 def _penalty_of(method: Method) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from itertools import product
 from math import isfinite
@@ -170,6 +170,13 @@ def read_history(folder: Path, run: Run) -> tuple[History, DataDigest | None]:
         history = content["history"]
         layers = [*dict.fromkeys(row["layer"] for row in history["layers"])]
         return _sound(history, run, layers), _recorded(content)
+
+
+def has_ended(folder: Path, run: Run) -> bool:
+    """Whether there is a checkpoint of the run's end, to make more of."""
+    with suppress(OSError, ValueError):
+        return len(read_history(folder, run)[0]["epochs"]) == run.epochs
+    return False
 
 
 def _content(found: bytes, run: Run) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from ..devices import check_captures, check_shared, pick_device
 from ..distributed import launched
 from ..gradients import Ede
 from ..step_rules import PENALTY_LAMBDA
-from .canonical import BOTH_PARTS, PARTS, canonical, check, registered
+from .canonical import BOTH_PARTS, IMP_SHARE, PARTS, canonical, check, registered
 from .names import WHERE, folder_name
 
 # Fields that came later, with what they are in runs made before: at that value they are left out of the hash, so that
@@ -48,6 +48,10 @@ ADDED = {
     "label_smoothing": 0.0,
     "rotation_gradient": "exact",
     "mask": "",
+    "imp_share": IMP_SHARE,
+    "imp_criterion": "magnitude",
+    "rewind": "",
+    "imp_control": "",
 }
 
 
@@ -102,8 +106,20 @@ class Run:
     p_pos: float = 0.5
     """prior of +1 in [0, 1] where the method sets the bit ratio; 0.5 is bi-half"""
     mask: str = ""
-    """a mask that is fixed before training, of the drawn network: snip, grasp, synflow, magnitude or random; frozen
-    weights then have nothing to learn but train_affine; empty: the method's own"""
+    """a mask that is fixed before training, of the drawn network: snip, grasp, synflow, magnitude or random (frozen
+    weights then have nothing to learn but train_affine); or of trained weights: imp, iterative pruning in rounds, each
+    a run that begins when the one before it is done; empty: the method's own"""
+    imp_share: float = IMP_SHARE
+    """of imp, the share of the kept weights that a round prunes, in [0.01, 1]; the last prunes what prune_rate still
+    asks for; 1: all in one round"""
+    imp_criterion: Literal["magnitude", "cutoff"] = "magnitude"
+    """of imp, what the pruned weights have least of: magnitude, or cutoff, the distance from where the sign turns"""
+    rewind: str = ""
+    """of imp, the step of the unpruned training whose network each round begins with: 500it, or after epochs, 2ep;
+    empty: its beginning"""
+    imp_control: str = ""
+    """of imp, a control of equal counts: shuffled (the last mask at random within its layers), redrawn (the last round
+    of other weights) or one-shot (as imp_share 1); empty: none"""
     scope: str = ""
     """what masks rank scores within: layer, filter or global; empty: layer for edge-popup, global for --mask"""
     skip: tuple[str, ...] = ()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import closing
 from math import ceil, isfinite
 from pathlib import Path
@@ -20,6 +20,7 @@ from ..given_masks import fixed_masks
 from ..initial import empty_layers
 from ..parametrization import find_nan
 from ..signals import Stop, Stopped, say_also, stop_when_asked
+from ..step_rules import StepRules
 from .build import (
     begin_mask,
     build,
@@ -33,6 +34,7 @@ from .build import (
 )
 from .callbacks import Callback, Epoch, Progress, ProgressBar, Together
 from .captured import CapturedStep
+from .chain import begin_round
 from .checkpoint import State, load_checkpoint
 from .config import Run
 from .log import DIVERGED, FINISHED
@@ -141,17 +143,7 @@ def train_together(
         told.run_begins(run, folder, begins, model)
         try:
             for epoch in range(first, run.epochs):
-                model.train()
-                start_epoch(model, run, epoch)
-                take = CapturedStep() if run.graph else train_step
-                batches = training_batches(dataset, run.batch_size, run.seed, epoch, first=state.step, share=team.share)
-                for x, y in stop.between(batches):
-                    start_step(optimizer, run, epoch, epoch * steps + state.step, total, team.rank)
-                    if rules:
-                        rules.before_step(epoch * steps + state.step)
-                    settings = run.precision, state.scaler, run.label_smoothing, rules
-                    state.totals += take(parallel, optimizer, x, y, *settings)
-                    state.step += 1
+                for _ in steps_of(epoch, team, run, state, parallel, rules, dataset, stop):
                     state.trace.look(state.step)
                     told.step(run, Progress(epoch * steps + state.step, total))
                 sums = team.sum(state.totals).tolist()
@@ -177,6 +169,52 @@ def train_together(
         record.end(history, result)
         told.run_ends(run, result)
     return result
+
+
+def steps_of(
+    epoch: int,
+    team: Team,
+    run: Run,
+    state: State,
+    parallel: nn.Module,
+    rules: StepRules | None,
+    dataset: Dataset,
+    stop: Stop,
+) -> Iterator[None]:
+    """Train the steps of an epoch that are not done yet; yields after each. parallel: the model as it is called."""
+    state.model.train()
+    start_epoch(state.model, run, epoch)
+    take = CapturedStep() if run.graph else train_step
+    batches = training_batches(dataset, run.batch_size, run.seed, epoch, first=state.step, share=team.share)
+    for x, y in stop.between(batches):
+        done = epoch * state.steps + state.step
+        start_step(state.optimizer, run, epoch, done, run.epochs * state.steps, team.rank)
+        if rules:
+            rules.before_step(done)
+        settings = run.precision, state.scaler, run.label_smoothing, rules
+        state.totals += take(parallel, state.optimizer, x, y, *settings)
+        state.step += 1
+        yield
+
+
+def network_at(step: int, team: Team, run: Run, dataset: Dataset) -> nn.Module:
+    """The run's network as it is after so many steps, which are trained anew; ValueError where it has fewer."""
+    steps = len(dataset.train) // run.batch_size
+    if step > run.epochs * steps:
+        raise ValueError(f"rewind to step {step:,}: the run has {run.epochs * steps:,} steps")
+    model, optimizer = build(run, dataset)
+    if not step:
+        return model
+    state = State.begin(run, model, optimizer, steps)
+    parallel, rules = compiled(run, team.parallel(model, run.sync_bn)), step_rules(run, model, steps)
+    with stop_when_asked(team.agree) as stop:
+        for epoch in range(ceil(step / steps)):
+            state.step = 0
+            for _ in steps_of(epoch, team, run, state, parallel, rules, dataset, stop):
+                if epoch * steps + state.step == step:
+                    break
+            team.level(model)
+    return model
 
 
 def split(run: Run, dataset: Dataset) -> tuple[Dataset, dict[str, Images]]:
@@ -227,7 +265,9 @@ def resume(team: Team, run: Run, folder: Path, dataset: Dataset, record: Record 
         model, optimizer = build(run, dataset)  # loading may have got half-way
         state = None
     if state is None:
-        if run.mask:
+        if run.mask == "imp":
+            begin_round(team, run, model, folder, dataset, data, lambda r, n: network_at(n, team, r, dataset))
+        elif run.mask:
             begin_mask(run, model, dataset)
         state = State.begin(run, model, optimizer, steps)
         state.data = data

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import fields
 from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..data import short_data
@@ -40,6 +42,27 @@ def folder_name(run: Run) -> str:
         kept += 1
     more = [f"and-{len(others) - kept}-more"] if kept < len(others) else []
     return "-".join([*head, *others[:kept], *more, run.hash])
+
+
+def folder_within(place: Path, run: Run) -> Path:
+    """The folder of a run among those in `place`, whether it is there or not, that of its name, or another whose name
+    ends in its hash."""
+    folder = place / run.name
+    if os.path.lexists(folder):
+        return folder
+    try:
+        other = _by_hash(place, os.stat(place).st_mtime_ns).get(run.hash)
+    except OSError:
+        other = None
+    return place / other if other else folder
+
+
+@lru_cache(8)
+def _by_hash(place: Path, changed: int) -> dict[str, str]:
+    """The names of the folders in `place` by what they end in; of several the first. changed: when, last."""
+    with os.scandir(place) as entries:
+        names = sorted((entry.name for entry in entries if entry.is_dir() and entry.name[0] != "."), reverse=True)
+    return {name.rpartition("-")[2]: name for name in names}
 
 
 def chosen_fields(run: Run) -> list[str]:

@@ -17,15 +17,19 @@ from ..files import csv_text, json_text, write_csv, write_json
 from ..signals import FROM_HERE
 from ..sums import write_summed
 from .callbacks import Epoch, Progress
+from .chain import parent_of
 from .checkpoint import CHECKPOINT, History, State, save_checkpoint
 from .config import Run
 from .environment import environment
 from .events import TensorBoard
+from .names import folder_within
 from .parts import IN_RECORD, own_parts
 from .recorded_data import DATA
 
 METRICS, LAYERS, TRACE = "metrics.csv", "layers.csv", "trace.csv"
 CONFIG, ENVIRONMENT, TIMES, RESULT = "config.json", "environment.json", "times.json", "result.json"
+# Of a round of iterative pruning: the folder, beside its own, of the round before.
+PARENT = "parent.json"
 # What is worked out of a finished run's checkpoint when it is asked for.
 SHUFFLED, ACTIVATIONS = "shuffled.json", "activations.csv"
 # The files of which SHA256SUMS tells. A checkpoint has its sum, and data.json is one.
@@ -59,6 +63,8 @@ class Record:
         write_json(self._folder / CONFIG, asdict(self._run))
         if state.data:
             write_json(self._folder / DATA, state.data.to_json())
+        if (parent := parent_of(self._run)) is not None:
+            write_json(self._folder / PARENT, {"run": folder_within(self._folder.parent, parent).name})
         facts: dict[str, Any] = {**environment(torch.device(self._run.device), self._run.threads)}
         own = own_parts(self._run)
         write_json(self._folder / ENVIRONMENT, facts | ({IN_RECORD: own} if own else {}))

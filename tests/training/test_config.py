@@ -71,6 +71,10 @@ DEPENDS = {
     "label_smoothing": ({}, 0.0, 0.1),
     "rotation_gradient": ({"method": "rbnn"}, "exact", "code"),
     "mask": ({"method": "sign", "prune_rate": 0.5}, "snip", "synflow"),
+    "imp_share": ({"method": "sign", "mask": "imp"}, 0.2, 0.5),
+    "imp_criterion": ({"method": "bihalf", "mask": "imp"}, "magnitude", "cutoff"),
+    "rewind": ({"method": "sign", "mask": "imp"}, "", "500it"),
+    "imp_control": ({"method": "sign", "mask": "imp"}, "", "shuffled"),
 }
 
 

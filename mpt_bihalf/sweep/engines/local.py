@@ -13,13 +13,14 @@ from collections.abc import Generator
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from queue import Empty, SimpleQueue
+from queue import SimpleQueue
 
 from ...devices import accelerators
 from ...plugins import loaded_plugins
 from ...training import Run
 from ...training.callbacks import received
 from ...training.config import usable_cores
+from ..order import Order
 from ..work import Outcome, failed
 from .engine import Engine, EngineOptions, Event
 
@@ -49,11 +50,8 @@ class LocalEngine(Engine):
         self._out = out
 
     def do(self, runs: list[Run]) -> Generator[Event]:
-        waiting: SimpleQueue[Run] = SimpleQueue()
-        events: SimpleQueue[Event | BaseException] = SimpleQueue()
-        for run in runs:
-            waiting.put(run)
-        workers = [_Worker(self._out, waiting, events, self.accelerator(n)) for n in range(min(self.jobs, len(runs)))]
+        order, events = Order(runs, self._out), SimpleQueue[Event | BaseException]()
+        workers = [_Worker(self._out, order, events, self.accelerator(n)) for n in range(min(self.jobs, len(runs)))]
         try:
             for worker in workers:
                 worker.start()
@@ -65,6 +63,7 @@ class LocalEngine(Engine):
                 missing -= isinstance(event, Outcome)
                 yield event
         finally:
+            order.close()
             _stop(workers)
 
     def accelerator(self, worker: int) -> str:
@@ -75,20 +74,19 @@ class LocalEngine(Engine):
 class _Worker(threading.Thread):
     """A thread that sees to one worker process: hands it runs, passes on what it says, starts it again if it dies."""
 
-    def __init__(
-        self, out: Path, waiting: SimpleQueue[Run], events: SimpleQueue[Event | BaseException], accelerator: str
-    ) -> None:
+    def __init__(self, out: Path, order: Order, events: SimpleQueue[Event | BaseException], accelerator: str) -> None:
         super().__init__(daemon=True)
-        self._out, self._waiting, self._events, self._accelerator = out, waiting, events, accelerator
+        self._out, self._order, self._events, self._accelerator = out, order, events, accelerator
         self._starting = threading.Lock()
         self._process: subprocess.Popen[str] | None = None
         self._stopped = False
 
     def run(self) -> None:
         try:
-            while True:
-                self._events.put(self._do(self._waiting.get_nowait()))
-        except (Empty, _Stop):
+            while (run := self._order.take()) is not None:
+                for outcome in self._order.end(self._do(run)):
+                    self._events.put(outcome)
+        except _Stop:
             pass
         except BaseException as fault:  # nobody else would hear of it
             self._events.put(fault)

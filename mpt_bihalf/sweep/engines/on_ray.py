@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections import deque
 from collections.abc import Callable, Generator
 from contextlib import suppress
 from dataclasses import asdict
@@ -15,6 +14,7 @@ from typing import Any
 from ...plugins import load_plugins, loaded_plugins
 from ...training import Run
 from ...training.callbacks import Sender, received
+from ..order import Order
 from ..work import Outcome, failed, perform
 from .engine import Engine, EngineOptions, Event
 from .local import PACKAGE_PARENT, is_here
@@ -60,14 +60,16 @@ class RayEngine(Engine):
         from ray.util.queue import Queue
 
         task = self._ray.remote(_task())
-        left = deque(runs)
+        order, missing = Order(runs, self._out), len(runs)
         under_way: dict[Any, Run] = {}
         messages = Queue(actor_options={"num_cpus": 0})
         by_hash = {run.hash: run for run in runs}
         try:
-            while left or under_way:
-                while left and (not self._options.jobs or len(under_way) < self._options.jobs):
-                    run = left.popleft()
+            while missing:
+                while not self._options.jobs or len(under_way) < self._options.jobs:
+                    run = order.poll()
+                    if run is None:
+                        break
                     wanted = {"name": run.name, "max_retries": RETRIES, **self._resources(run)}
                     given = asdict(run), str(self._out), loaded_plugins(), messages
                     under_way[task.options(**wanted).remote(*given)] = run
@@ -79,9 +81,12 @@ class RayEngine(Engine):
                     continue
                 run = under_way.pop(done[0])
                 try:
-                    yield Outcome(run, *self._ray.get(done[0]))
+                    outcome = Outcome(run, *self._ray.get(done[0]))
                 except self._ray.exceptions.RayError as fault:  # its worker or node died once too often
-                    yield failed(run, self._out, f"Ray gave it up: {type(fault).__name__}: {fault}")
+                    outcome = failed(run, self._out, f"Ray gave it up: {type(fault).__name__}: {fault}")
+                for ended in order.end(outcome):
+                    missing -= 1
+                    yield ended
         finally:
             for reference in under_way:
                 self._ray.cancel(reference)  # as an interrupt: training stops after its step

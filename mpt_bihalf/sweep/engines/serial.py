@@ -6,6 +6,7 @@ from collections.abc import Generator
 from pathlib import Path
 
 from ...training import Run
+from ..order import Order
 from ..work import perform
 from .engine import Engine, EngineOptions, Event
 
@@ -19,5 +20,6 @@ class SerialEngine(Engine):
         self._out = out
 
     def do(self, runs: list[Run]) -> Generator[Event]:
-        for run in runs:
-            yield perform(run, self._out, [self.told])
+        order = Order(runs, self._out)
+        while (run := order.take()) is not None:
+            yield from order.end(perform(run, self._out, [self.told]))
