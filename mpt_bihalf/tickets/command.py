@@ -235,7 +235,7 @@ def _add_import(kinds: Any) -> None:
     add("--image-size", type=int, metavar="PIXELS", help="that the network is for (default: 224 where it begins with "
         "a 7x7 convolution, and 32)")  # fmt: skip
     add("-o", "--out", type=path_argument, metavar="FILE", help="what to write (default: FILE's name, in this folder, "
-        "ending in .ticket or .pt)")  # fmt: skip
+        "ending in .ticket or .pt, where no such file is there yet)")  # fmt: skip
 
 
 def do_make(options: Any) -> None:
@@ -250,14 +250,18 @@ def do_make(options: Any) -> None:
 
 def do_import(options: Any) -> None:
     """Make a ticket, or a state to train on, of a checkpoint of a published code."""
+    out = options.out or Path(options.file.name).with_suffix(".ticket")
     if options.out is not None:
-        _check_place(options.out)
+        _check_place(out, [options.file])
     activations = "approx" if options.activations == "binary" else options.activations
     asked = options.kept, options.method, activations, options.image_size
     found = import_checkpoint(options.file, options.model, *asked)
+    if options.out is None:
+        out = out if found.ticket is not None else out.with_suffix(".pt")
+        if os.path.lexists(out):  # which nobody has said may go
+            raise ValueError(f"{str(out)!r} is there already: say by -o what to write")
     for line in found.lines:
         show(one_line(line, 1000))
-    out = options.out or Path(options.file.name).with_suffix(".pt" if found.ticket is None else ".ticket")
     if found.ticket is not None:
         write_ticket(found.ticket, out)
         show(f"ticket: {out}")

@@ -132,8 +132,11 @@ class _File:
             raise ValueError(f"{path} holds no network's state dictionary")
         grouped: dict[str, dict[str, Tensor]] = defaultdict(dict)
         for name, value in state.items():
+            if value.is_complex() or value.layout != torch.strided:
+                raise ValueError(f"{path}: {str(name)[:80]!r} is a tensor of another kind than weights are")
             owner, _, kind = str(name).removeprefix("module.").rpartition(".")
-            grouped[owner][kind] = value
+            wide = not value.is_floating_point() or (value.dtype == torch.float64 and kind == "scores")
+            grouped[owner][kind] = value if wide else value.float()
         said = {} if state is content else content
         file = cls(path, said, [_Part(name, tensors) for name, tensors in grouped.items()])
         if not file.layers:
@@ -143,6 +146,12 @@ class _File:
 
 def _content(path: Path) -> Any:
     with open_file(path) as file:
+        begin = file.read(9)
+        if not begin:
+            raise ValueError(f"{path} is empty")
+        if begin[8:] == b"{":  # as safetensors begins
+            raise ValueError(f"{path} is none of torch's files: a ticket, which the other commands take as it is?")
+        file.seek(0)
         try:
             return read_archive(file)
         except zipfile.BadZipFile:
@@ -153,9 +162,10 @@ def _content(path: Path) -> Any:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 return torch.load(file, map_location=HOST, weights_only=True)  # of before torch 1.6
-        except Exception as fault:  # whatever its reader raises
-            reason = str(fault).strip().partition("\n")[0]
-            raise ValueError(f"{path} is none of torch's files of tensors and plain values alone: {reason}") from fault
+        except Exception as fault:  # whatever its reader raises, with advice that is none for such a file
+            raise ValueError(
+                f"{path} is none of torch's files of tensors and plain values alone, or not whole"
+            ) from fault
 
 
 def _method(file: _File, asked: str | None) -> str:
@@ -170,7 +180,7 @@ def _method(file: _File, asked: str | None) -> str:
             )
         return str(asked)
     named = file.said.get("conv_type")
-    if named is not None and named not in LAYERS:
+    if named is not None and not (isinstance(named, str) and named in LAYERS):
         raise ValueError(f"{file.path} is of layers {named!r:.60}; known: {', '.join(LAYERS)}")
     if asked not in (None, "mpt-sign", "dense"):
         raise ValueError(f"{file.path} has scores, so it is of mpt-sign or dense, not {asked}")
@@ -182,7 +192,7 @@ def _kept(file: _File, method: str, asked: str | float | None) -> float:
     if method not in ("mpt-sign", "dense", "magnitude-bihalf"):
         return 1.0
     told = file.said.get("prune_rate")  # which there is the fraction kept
-    if asked is None and (not isinstance(told, int | float) or method == "magnitude-bihalf"):
+    if asked is None and (not isinstance(told, int | float | str) or method == "magnitude-bihalf"):
         raise ValueError(f"{file.path} does not say which fraction of the weights is kept: give --kept, 0.5 say")
     k = float(as_fraction(told if asked is None else asked, "kept"))  # type: ignore[arg-type]
     if not 0 < k <= 1:
@@ -211,6 +221,11 @@ class _Import:
                 if f"{name}.{kind}" in rest:
                     rest[f"{name}.{kind}"] = value.to(rest[f"{name}.{kind}"].dtype)
         lines = [f"{self.file.path}: {self.method}, {len(used)} layers of {len(self.file.layers)}, {self._count(used)}"]
+        real = [name for name in layers_of(self.network) if name not in used] if self.file.scored else []
+        if real:
+            lines.append(f"without scores, and so real-valued: {', '.join(map(repr, real))}")
+        if self.method == "dense" and "conv_type" not in self.file.said:
+            lines.append("taken for edge-popup's, with real-valued weights; an older file of MPT's: --method mpt-sign")
         if not self.file.scored:
             lines.append(
                 "such a file holds weights, not what stands between the layers: compare outputs with those of its code"
@@ -253,8 +268,8 @@ class _Import:
             yield kind, self._shaped(value, own, theirs.name)
         if "scores" in theirs.tensors:
             yield "scores", self._shaped(theirs.tensors["scores"], mine.tensors["weight"], theirs.name)
-        for kind in theirs.tensors.keys() - {*mine.tensors, "scores"}:
-            raise self._other(f"its {theirs.name!r} has {kind}")
+        for kind in sorted(theirs.tensors.keys() - {*mine.tensors, "scores"}):
+            raise self._other(f"its {theirs.name!r} has {kind[:80]!r}, which is none of the network's")
 
     def _shaped(self, value: Tensor, own: Tensor, name: str) -> Tensor:
         as_linear = own.dim() == 2 and value.dim() == 4 and value.shape[2:] == (1, 1)
@@ -323,7 +338,8 @@ class _Import:
     def _count(used: Mapping[str, tuple[Tensor, Tensor]]) -> str:
         kept = sum(int(binary.count_nonzero()) for binary, _ in used.values())
         of = sum(binary.numel() for binary, _ in used.values())
-        return f"{kept:,} of {of:,} weights kept ({100 * kept / max(of, 1):.4g} %)"
+        share = kept / max(of, 1)
+        return f"{kept:,} of {of:,} weights kept ({100 * share:.4g} %: here prune_rate {1 - share:.4g})"
 
     def _zeros(self, state: Mapping[str, Mapping[str, Tensor]], used: Mapping[str, tuple[Tensor, Tensor]]) -> list[str]:
         if self.method == "dense":

@@ -257,8 +257,14 @@ def test_files_that_are_none_are_refused_in_one_line_and_run_nothing(tmp_path: P
     for name in ("empty", "text"):
         (tmp_path / name).write_bytes(bad[name])
     for name in (*bad, "old"):
-        with one_line_error("is none of torch's files of tensors and plain values alone"):
+        told = "is empty" if name == "empty" else "is none of torch's files of tensors and plain values alone"
+        with one_line_error(told):
             import_checkpoint(tmp_path / name, "conv4", kept=0.5)
+    found = import_checkpoint(saved(tmp_path / "best.pth", state, conv_type="SubnetConv", prune_rate=K), "conv4")
+    assert found.ticket is not None
+    write_ticket(found.ticket, tmp_path / "a.ticket")
+    with one_line_error("is none of torch's files: a ticket, which the other commands take as it is"):
+        import_checkpoint(tmp_path / "a.ticket", "conv4")
     assert not mark.exists()
     for content in ([1, 2], {"a": 1}, {"state_dict": {}}, {"state_dict": {"w": 1}}):
         torch.save(content, tmp_path / "other")
@@ -287,9 +293,40 @@ def test_bad_input_is_said_in_one_line(tmp_path: Path) -> None:
         import_checkpoint(saved(tmp_path / "sample", state, conv_type="SampleSubnetConv"), "conv4", kept=0.5)
     with one_line_error("that code prunes every weight where none is to be"):
         import_checkpoint(saved(tmp_path / "all", state, conv_type="GlobalSubnetConv"), "conv4", kept=1)
+    with one_line_error("is of layers .'SubnetConv'.; known"):
+        import_checkpoint(saved(tmp_path / "list", state, conv_type=["SubnetConv"]), "conv4", kept=0.5)
+    with one_line_error("'convs.0.weight' is a tensor of another kind than weights are"):
+        other = {**state, "convs.0.weight": state["convs.0.weight"].to(torch.complex64)}
+        import_checkpoint(saved(tmp_path / "complex", other), "conv4", kept=0.5)
+    with one_line_error("its 'convs.0' has 'more', which is none of the network's"):
+        import_checkpoint(saved(tmp_path / "more", {**state, "convs.0.more": torch.ones(1)}), "conv4", kept=0.5)
     state["convs.0.weight"][0, 0, 0, 0] = float("nan")
     with one_line_error("'convs.0' has values that are not finite"):
         import_checkpoint(saved(tmp_path / "nan", state), "conv4", kept=0.5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_weights_of_another_precision_are_read_as_float32(dtype: torch.dtype, tmp_path: Path) -> None:
+    state = {name: value.to(dtype) for name, value in scored(Conv4()).items()}
+    found = import_checkpoint(saved(tmp_path / "a", state, conv_type="SubnetConv", prune_rate=K), "conv4")
+    same = import_checkpoint(
+        saved(tmp_path / "b", {n: v.float() for n, v in state.items()}, conv_type="SubnetConv", prune_rate=K), "conv4"
+    )
+    assert found.ticket is not None and same.ticket is not None
+    for name, layer in found.ticket.layers.items():
+        assert torch.equal(layer.binary, same.ticket.layers[name].binary)
+        torch.testing.assert_close(layer.alpha, same.ticket.layers[name].alpha)
+        assert layer.alpha.dtype == torch.float32
+
+
+def test_layers_without_scores_are_named(tmp_path: Path) -> None:
+    state = scored(Conv4())
+    del state["convs.0.scores"]
+    found = import_checkpoint(saved(tmp_path / "a", state), "conv4", kept=0.5)
+    assert found.lines[1:3] == [
+        "without scores, and so real-valued: '0'",
+        "taken for edge-popup's, with real-valued weights; an older file of MPT's: --method mpt-sign",
+    ]
 
 
 def test_by_command(tmp_path: Path) -> None:
@@ -310,3 +347,21 @@ def test_by_command(tmp_path: Path) -> None:
     none = run(old.name, "--model", "conv4")
     assert none.returncode == 2 and none.stderr.count("\n") == 1 and "give --kept" in none.stderr
     assert not (tmp_path / "old.ticket").exists() and file.exists()
+    # Nothing is written over that nobody has named, and the file that is read never.
+    content = file.read_bytes()
+    for words in (
+        ["best.pth"],
+        ["best.pth", "-o", "best.pth"],
+        ["best.pth", "-o", "link.pth"],
+        ["model.pt", "--method", "dense"],
+        ["model.ticket"],
+    ):
+        (tmp_path / "model.pt").write_bytes(content)
+        (tmp_path / "model.ticket").write_bytes(content)
+        if not (tmp_path / "link.pth").exists():
+            (tmp_path / "link.pth").symlink_to(file)
+        again = run(words[0], "--model", "conv4", *words[1:])
+        assert again.returncode == 2 and again.stderr.count("\n") == 1, words
+        assert "is there already" in again.stderr or "is named twice" in again.stderr
+        assert file.read_bytes() == content == (tmp_path / "model.pt").read_bytes()
+        assert (tmp_path / "model.ticket").read_bytes() == content
