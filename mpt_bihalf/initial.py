@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from copy import deepcopy
 from typing import cast
 
@@ -59,19 +59,22 @@ def initial_masks(
     scope `global` a layer can lose all its weights, as it can in the published codes; a warning, `EmptyLayers`, names
     it.
 
-    Raises ValueError for an unknown rule or scope, a rate outside [0, 1), layers that are none of the model, scores
-    that are NaN, weights of one size where these are scored, and `grasp` with binary activations.
+    Raises ValueError for an unknown rule or scope, a rate outside [0, 1), layers that are none of the model, no images
+    for a rule that looks at some, or an iterator of them, scores that are NaN, a loss that no weight bears on,
+    weights of one size where these are scored, `grasp` with binary activations, and `synflow` for a network that
+    positive weights do not make linear.
     """
     rule = find_initial_mask(rule)
+    if isinstance(batches, Iterator):
+        raise ValueError("batches are gone through more than once: give a list of them, not an iterator")
     fraction_within(prune_rate, "prune_rate", below_one=True)
     if scope not in SCOPES:
         raise ValueError(f"unknown scope {scope!r}; known: {', '.join(SCOPES)}")
     network = _untrained(model, batches, seed, layers)
     for step in range(1, rule.rounds + 1):
         pruned = 1 - float(1 - fraction_within(prune_rate, "prune_rate")) ** (step / rule.rounds)
-        network.kept = best_of(
-            _checked(rule, network), network.kept, prune_rate if step == rule.rounds else pruned, scope
-        )
+        scores = _checked(rule, network)
+        network.kept = best_of(scores, network.kept, prune_rate if step == rule.rounds else pruned, scope)
     if told := empty_layers(network.kept):
         warnings.warn(told, EmptyLayers, stacklevel=2)
     return dict(network.kept)
@@ -88,7 +91,11 @@ def empty_layers(masks: Mapping[str, Tensor]) -> str:
 def _untrained(model: nn.Module, batches: Batches, seed: int, layers: Iterable[str] | None) -> Untrained:
     binarized = {name: part.latent(weight).detach() for name, part, weight in binary_layers(model)}
     known = layers_of(model)
+    if isinstance(layers, str):
+        raise ValueError(f"layers must be a list of names, not {layers!r}")
     names = [*layers] if layers is not None else [*binarized] or [*known]
+    if not names:
+        raise ValueError("there is no layer to mask")
     for name in names:
         if name not in known:
             raise ValueError(f"there is no layer {name!r} to mask in the model; it has: {', '.join(known)}")
@@ -115,11 +122,17 @@ def _untrained(model: nn.Module, batches: Batches, seed: int, layers: Iterable[s
 def _checked(rule: InitialMask, network: Untrained) -> Scores:
     with torch.enable_grad():
         scores = rule.scores(network)
-    of = getattr(rule.scores, "__name__", repr(rule.scores))
+    of = rule.name
+    if not isinstance(scores, Mapping):
+        raise ValueError(f"{of} gives {type(scores).__name__}, and is to give a dictionary of scores by layer")
     for name, weight in network.weights.items():
         given = scores.get(name)
         if not isinstance(given, Tensor) or given.shape != weight.shape or not given.is_floating_point():
             raise ValueError(f"{of} gives no scores of layer {name!r}: they are to be float {[*weight.shape]}")
+        if given.device != weight.device:
+            raise ValueError(
+                f"{of} gives scores of layer {name!r} on {given.device}, and its weight is on {weight.device}"
+            )
         check_rankable(given, f"the scores of layer {name!r} by {of}")
     return {name: scores[name].detach() for name in network.weights}
 

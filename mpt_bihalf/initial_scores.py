@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .devices import HOST
 
@@ -43,12 +44,13 @@ class Untrained:
     def linear(self) -> nn.Module:
         """A copy in float64 that is linear in each layer where weights and inputs are positive.
 
-        All its parameters are positive, its batch norms those of a fresh network in evaluation, and signs, and the
-        bound that ResNet-20 puts behind its additions, let all through.
+        All its parameters are positive, its batch norms those of a fresh network in evaluation. Signs, norms by the
+        statistics of the image (of groups, layers, instances), and the bound that ResNet-20 puts behind its additions,
+        let all through.
         """
         model = deepcopy(self.model).eval().double()
-        bounds = [name for name, module in model.named_modules() if isinstance(module, nn.Hardtanh)]
-        for name in (*self.signs, *bounds):
+        through = [name for name, module in model.named_modules() if _lets_through(module)]
+        for name in (*self.signs, *through):
             model.set_submodule(name, nn.Identity())
         for module in model.modules():
             if isinstance(module, nn.modules.batchnorm._NormBase):
@@ -63,8 +65,15 @@ class Untrained:
         for module in self.model.modules():
             if isinstance(module, nn.modules.dropout._DropoutNd):
                 module.eval()
+        self.first_images()
         for x, y in self.batches:
             yield F.cross_entropy(self.model(x) / temperature, y, reduction="sum")
+
+    def first_images(self) -> Tensor:
+        """The images of the first batch. ValueError where there is none."""
+        for x, _ in self.batches:
+            return x
+        raise ValueError("the rule looks at images: give it batches")
 
     def gradients(self, of: Tensor, again: bool = False) -> list[Tensor]:
         """d(of)/dw of each layer; again: with a graph of its own."""
@@ -97,7 +106,7 @@ def snip(network: Untrained) -> Scores:
     for loss in network.losses():
         for of_layer, gradient in zip(total.values(), network.gradients(loss), strict=True):
             of_layer.add_(gradient)
-    return {name: (w.detach() * total[name]).abs() for name, w in network.weights.items()}
+    return _some({name: (w.detach() * total[name]).abs() for name, w in network.weights.items()}, "snip")
 
 
 def grasp(network: Untrained) -> Scores:
@@ -113,11 +122,13 @@ def grasp(network: Untrained) -> Scores:
         for of_layer, gradient in zip(g, network.gradients(loss), strict=True):
             of_layer.add_(gradient)
     total = {name: torch.zeros_like(w) for name, w in network.weights.items()}
-    for loss in network.losses(TEMPERATURE):
-        inner = torch.stack([(a * b).sum() for a, b in zip(g, network.gradients(loss, again=True), strict=True)]).sum()
-        for of_layer, gradient in zip(total.values(), network.gradients(inner), strict=True):
-            of_layer.add_(gradient)
-    return {name: w.detach() * total[name] for name, w in network.weights.items()}
+    with sdpa_kernel(SDPBackend.MATH):  # of torch's attention the one that has second derivatives
+        for loss in network.losses(TEMPERATURE):
+            once = network.gradients(loss, again=True)
+            inner = torch.stack([(a * b).sum() for a, b in zip(g, once, strict=True)]).sum()
+            for of_layer, gradient in zip(total.values(), network.gradients(inner), strict=True):
+                of_layer.add_(gradient)
+    return _some({name: w.detach() * total[name] for name, w in network.weights.items()}, "grasp")
 
 
 def synflow(network: Untrained) -> Scores:
@@ -128,7 +139,7 @@ def synflow(network: Untrained) -> Scores:
     layers without bias the scores of each layer have the sum R.
     """
     _refuse_one_size(network, "synflow")
-    x, _ = next(iter(network.batches))
+    x = network.first_images()
     a = {name: network.drawn[name].double().abs().mul(network.kept[name]).requires_grad_() for name in network.weights}
     R = functional_call(
         network.linear,
@@ -136,7 +147,28 @@ def synflow(network: Untrained) -> Scores:
         torch.ones_like(x[:1], dtype=torch.float64),
     ).sum()
     gradients = torch.autograd.grad(R, [*a.values()], materialize_grads=True)
-    return {name: (of_layer * g).detach() for (name, of_layer), g in zip(a.items(), gradients, strict=True)}
+    scores = {name: (of_layer * g).detach() for (name, of_layer), g in zip(a.items(), gradients, strict=True)}
+    for name, of_layer in scores.items():
+        if of_layer.numel() and not of_layer.is_meta and of_layer.amin() < 0:
+            raise ValueError(
+                f"synflow is for networks that positive weights make linear, and behind {name!r} this one is not"
+            )
+    return scores
+
+
+def _lets_through(module: nn.Module) -> bool:
+    """Whether the linear network does without the module: by what it gives positive weights would not be linear."""
+    of_image = nn.GroupNorm | nn.LayerNorm | nn.RMSNorm | nn.LocalResponseNorm | nn.Hardtanh
+    instance = isinstance(module, nn.modules.instancenorm._InstanceNorm) and not module.track_running_stats
+    return instance or isinstance(module, of_image)
+
+
+def _some(scores: Scores, rule: str) -> Scores:
+    """The scores. ValueError where all are 0."""
+    known = [of_layer.any() for of_layer in scores.values() if not of_layer.is_meta]
+    if known and not torch.stack(known).any():
+        raise ValueError(f"{rule} gives every weight the score 0: none bears on the loss")
+    return scores
 
 
 def _refuse_one_size(network: Untrained, rule: str) -> None:

@@ -38,11 +38,23 @@ class InitialMask:
     rounds: int = 1
     images: int = 0
 
+    def __post_init__(self) -> None:
+        for name, least in (("rounds", 1), ("images", 0)):
+            value = getattr(self, name)
+            if type(value) is not int or value < least:
+                raise ValueError(
+                    f"{name} of a mask at initialisation must be a whole number from {least} on, not {value}"
+                )
+
+    @property
+    def name(self) -> str:
+        """What its scores are called."""
+        return getattr(self.scores, "__name__", repr(self.scores))
+
     def __call__(self, layer: Layer) -> Tensor:
         """Raises ValueError: of one layer nothing is known of the network."""
-        name = getattr(self.scores, "__name__", repr(self.scores))
         raise ValueError(
-            f"{name} is a mask at initialisation, of a whole network: fix_masks(model, initial_masks(...))"
+            f"{self.name} is a mask at initialisation, of a whole network: fix_masks(model, initial_masks(...))"
         )
 
 

@@ -355,3 +355,95 @@ def test_what_cannot_be_is_said_in_one_line() -> None:
         initial_masks(model, nan, 0.5)
     with one_line_error("is a mask at initialisation, of a whole network"):
         MASKS["snip"](None)  # type: ignore[arg-type]
+
+
+def test_batches_that_are_none_or_gone_through_once_are_refused() -> None:
+    model = small_net("sign")
+    for rule in ("snip", "grasp", "synflow"):
+        with one_line_error("the rule looks at images: give it batches"):
+            initial_masks(model, rule, 0.5)
+        with one_line_error("batches are gone through more than once: give a list"):
+            initial_masks(model, rule, 0.5, (pair for pair in batches()))
+    assert initial_masks(model, "random", 0.5).keys()
+
+
+def test_a_loss_that_no_weight_bears_on_gives_no_mask() -> None:
+    model = mlp(8, 6, 4)
+    for layer in model:
+        if isinstance(layer, nn.Linear):
+            nn.init.zeros_(layer.weight)
+    data = [(torch.randn(4, 8), torch.tensor([0, 1, 2, 3]))]
+    for rule in ("snip", "grasp"):
+        with one_line_error(f"{rule} gives every weight the score 0: none bears on the loss"):
+            initial_masks(model, rule, 0.5, data)
+
+
+@pytest.mark.parametrize("norm", ["group", "layer", "instance", "response"])
+def test_synflow_lets_norms_by_the_image_through(norm: str) -> None:
+    norms = {
+        "group": nn.GroupNorm(2, 4),
+        "layer": nn.LayerNorm([4, 8, 8]),
+        "instance": nn.InstanceNorm2d(4),
+        "response": nn.LocalResponseNorm(2),
+    }
+    body = [
+        nn.Conv2d(1, 4, 3, padding=1, bias=False),
+        norms[norm],
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(256, 3, bias=False),
+    ]
+    model, plain = nn.Sequential(*body), nn.Sequential(body[0], nn.Identity(), *body[2:])
+    data = [(torch.randn(2, 1, 8, 8), torch.tensor([0, 1]))]
+    found, expected = (initial_masks(net, "synflow", 0.8, data) for net in (model, plain))
+    assert all(torch.equal(found[name], mask) for name, mask in expected.items())
+    assert all(mask.any() for mask in found.values())
+
+
+def test_synflow_refuses_a_network_that_is_not_linear() -> None:
+    class Standardised(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return F.layer_norm(x, x.shape[1:])
+
+    model = nn.Sequential(nn.Linear(8, 6, bias=False), Standardised(), nn.Linear(6, 3, bias=False))
+    with torch.no_grad():
+        model[0].weight.copy_(torch.randn(6, 8, generator=torch.Generator().manual_seed(0)))
+    with one_line_error("synflow is for networks that positive weights make linear, and behind '0' this one is not"):
+        initial_masks(model, "synflow", 0.5, [(torch.randn(2, 8), torch.tensor([0, 1]))])
+
+
+def test_what_a_rule_of_ones_own_gives_is_checked() -> None:
+    model, data = small_net("sign"), batches()
+    for given, told in (
+        (None, "gives NoneType, and is to give a dictionary of scores by layer"),
+        ([1, 2], "gives list, and is to give a dictionary"),
+        ("meta", "gives scores of layer '0' on meta, and its weight is on cpu"),
+    ):
+
+        def mine(network: Untrained, given: Any = given) -> Any:
+            if given == "meta":
+                return {name: torch.empty_like(w, device="meta") for name, w in network.weights.items()}
+            return given
+
+        with one_line_error(told):
+            initial_masks(model, InitialMask(mine), 0.5, data)
+    for fields, told in (
+        ({"rounds": 0}, "rounds of a mask at initialisation must be a whole number from 1 on, not 0"),
+        ({"rounds": 1.5}, "rounds of a mask .*, not 1.5"),
+        ({"images": -1}, "images of a mask at initialisation must be a whole number from 0 on, not -1"),
+    ):
+        with one_line_error(told):
+            InitialMask(snip, **fields)
+    for layers, told in (("0", "layers must be a list of names, not '0'"), ([], "there is no layer to mask")):
+        with one_line_error(told):
+            initial_masks(model, "random", 0.5, layers=layers)
+
+
+def test_grasp_goes_through_attention() -> None:
+    encoder = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
+    model = nn.Sequential(nn.Unflatten(1, (4, 8)), encoder, nn.Flatten(), nn.Linear(32, 3))
+    data = [(torch.randn(6, 32), torch.arange(6) % 3)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        masks = initial_masks(model, "grasp", 0.5, data, layers=["1.linear1", "1.linear2", "3"])
+    assert sum(int(mask.sum()) for mask in masks.values()) == sum(mask.numel() for mask in masks.values()) // 2
