@@ -8,6 +8,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from ..commandline import words
+from ..data import short_data
 from ..endings import run_command
 from ..masks import initial_mask_names
 from ..methods import find_method
@@ -15,6 +16,7 @@ from ..report.figures import COLOURS, MARKERS, draw_spread
 from ..report.outcome import Curves, Outcome
 from ..report.statistics import SIGNIFICANT, TOP1, holm, paired
 from ..training import Run
+from ..training.canonical import IMP_SHARE
 from .experiment import TrainingExperiment
 from .grid import Setting, parse_rates
 from .recipe import PAPER, QUICK, Recipe
@@ -24,6 +26,9 @@ METHODS = ("mpt-sign", "mpt-bihalf", "mpt-balanced", "magnitude-bihalf", "bihalf
 # Real-valued networks learn nothing at the rate of the others (see prune_sweep).
 OF_METHOD = {"dense": {"lr": 0.01}}
 REFERENCE = "mpt-sign"
+FEW = 5  # trials
+# Of networks that are not pruned.
+LINES = ("--", ":", "-.", (0, (6, 1, 1, 1, 1, 1)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,20 +53,28 @@ class TicketComparison(TrainingExperiment):
     rates: str = "0.5,0.7,0.8,0.9"
     """fractions PRUNED: several with commas, or 0.1..0.9:0.2 (steps of 0.2)"""
     masks: list[str] = field(default_factory=list)
-    """masks that are fixed before training, for each method without a mask of its own, which is also trained unpruned:
-    snip, grasp, synflow, random, magnitude (default: all of them)"""
+    """masks for each method without one of its own, which is also trained unpruned: snip, grasp, synflow, random and
+    magnitude, fixed before training, imp, pruned in rounds, or none (default: all of them)"""
+    imp_share: float = IMP_SHARE
+    """of imp, the share of the kept weights that a round prunes, in [0.01, 1]; fewer rounds take less time"""
+    rewind: str = ""
+    """of imp, the step of the unpruned training that rounds begin from: 500it, or 2ep (default: the beginning)"""
     out: str = "runs/ticket_comparison"
     """folder for runs, table, figure and curves"""
 
     def runs(self) -> list[Run]:
         """All runs, each once, trials innermost. Raises ValueError, naming the option at fault."""
-        rates, masks = parse_rates(self.rates), words(self.masks) or initial_mask_names()
+        rates, masks = parse_rates(self.rates), words(self.masks) or [*initial_mask_names(), "imp"]
+        if 0 in rates:
+            raise ValueError("rates 0: what is not pruned is trained in any case; leave it out")
+        masks = [mask for mask in masks if mask != "none"]
 
         def vary(method: str) -> list[Setting]:
             pruned: list[Setting] = [{"prune_rate": rate} for rate in rates]
             if find_method(method).mask is not None:
                 return pruned
-            return [{}, *({"mask": mask, **setting} for mask in masks for setting in pruned)]
+            of_rounds = {"imp_share": self.imp_share, "rewind": self.rewind}
+            return [{}, *({"mask": mask, **of_rounds, **setting} for mask in masks for setting in pruned)]
 
         return self.runs_of(vary)
 
@@ -74,7 +87,8 @@ class TicketComparison(TrainingExperiment):
             curves=curves_of(frame),
             finding=finding_of(rows),
             note=f"difference is from {REFERENCE} at the same rate, over equal seeds; p of a paired t test, by Holm "
-            "over all of the table",
+            "over all of the table. Counts are those of the rate, rounded in each layer, for fixed masks over the "
+            "network, and for mpt-balanced and magnitude-bihalf in each filter",
         )
 
 
@@ -109,27 +123,38 @@ def rows_of(frame: pd.DataFrame) -> list[dict[str, Any]]:
 def draw(frame: pd.DataFrame) -> Figure:
     """Test top-1 against the percentage of weights kept: for each network a panel of binary and one of real weights.
 
-    Networks that are not pruned are lines across.
+    A mask has one colour in all panels. Networks that are not pruned are lines across. Points of one rate stand a
+    little apart.
     """
     real = frame["method"].map(lambda method: find_method(method).binarizer is None)
     parts = [(model, kind) for model in dict.fromkeys(frame["model"]) for kind in (False, True)]
     parts = [part for part in parts if ((frame["model"] == part[0]) & (real == part[1])).any()]
-    figure = Figure(figsize=(5.4 * len(parts) + 0.4, 4.4), layout="constrained")
-    for panel, (model, kind) in zip(figure.subplots(1, len(parts), squeeze=False)[0], parts, strict=True):
+    by = frame["mask"].where(frame["mask"] != "", frame["method"])
+    unpruned = frame["kept"] == 100
+    place_of = {name: place for place, name in enumerate(dict.fromkeys(by[~unpruned]))}
+    line_of = {name: LINES[place % len(LINES)] for place, name in enumerate(dict.fromkeys(frame["method"][unpruned]))}
+    figure = Figure(figsize=(5.4 * len(parts) + 0.4, 6.2), layout="constrained")
+    for panel, (model, kind) in zip(figure.subplots(1, len(parts), squeeze=False, sharey=True)[0], parts, strict=True):
         part = frame[(frame["model"] == model) & (real == kind)]
-        for place, (ticket, block) in enumerate(part.groupby("ticket", sort=False)):
-            points = block.groupby("kept")[TOP1].agg(["mean", "std"])
-            if (block["kept"] == 100).all():
-                panel.axhline(points["mean"].iloc[0], color="0.3", linestyle="--", label=f"{ticket}, not pruned")
-            else:
-                draw_spread(panel, points.index, points, color=COLOURS[place], marker=MARKERS[place], label=ticket)
+        tickets = [*part[part["kept"] < 100].groupby("ticket", sort=False)]
+        for number, (ticket, block) in enumerate(tickets):
+            place, points = place_of[by[block.index[0]]], block.groupby("kept")[TOP1].agg(["mean", "std"])
+            beside = 1.012 ** ((len(tickets) - 1) / 2 - number)
+            style = {"color": COLOURS[place], "marker": MARKERS[place], "label": ticket}
+            draw_spread(panel, points.index * beside, points, **style)
+        for method, block in part[part["kept"] == 100].groupby("method", sort=False):
+            panel.axhline(block[TOP1].mean(), color="0.3", linestyle=line_of[method], label=f"{method}, not pruned")
         panel.set(title=f"{model}, {'real' if kind else 'binary'} weights", xlabel="weights kept (%)", xscale="log")
         ticks = sorted({kept for kept in part["kept"] if kept < 100})
         panel.set_xticks(ticks, [f"{kept:g}" for kept in ticks], minor=False)
         panel.minorticks_off()
         panel.invert_xaxis()
         panel.grid(alpha=0.3)
-        panel.legend(fontsize="small")
+        panel.legend(fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=2)
+    trials = frame.groupby(["model", "ticket", "kept"])[TOP1].count()
+    told = f"{trials.min()}" if trials.min() == trials.max() else f"{trials.min()} to {trials.max()}"
+    data = ", ".join(dict.fromkeys(map(short_data, frame["data"])))
+    figure.suptitle(f"{data}: mean ± standard deviation of {told} trials", fontsize="medium")
     figure.axes[0].set(ylabel="test top-1 accuracy (%)")
     return figure
 
@@ -155,12 +180,18 @@ def finding_of(rows: list[dict[str, Any]]) -> str:
             tops = [max(some, key=lambda row: row[TOP1]) for some in kinds if some]
             told = " and ".join(f"{top['ticket']} {top[TOP1]:.1f}" for top in tops)
             best.append(f"{kept:g} % kept {told}")
-        parts.append(f"{model}, the most accurate of binary and of real weights: {'; '.join(best)}")
+        whole = [row for row in rows if row["model"] == model and row["kept, %"] == 100 and np.isfinite(row[TOP1])]
+        told = "".join(f"; not pruned, {row['ticket']} {row[TOP1]:.1f}" for row in whole)
+        parts.append(f"{model}, the most accurate of binary and of real weights: {'; '.join(best)}{told}")
     tested = [row for row in pruned if np.isfinite(row["p"])]
     sure = [row for row in tested if row["p"] < SIGNIFICANT]
     above = sum(row["difference"] > 0 for row in sure)
     told = f"are above {REFERENCE} and {len(sure) - above} below with p < {SIGNIFICANT} by Holm"
-    parts.append(f"{above} of {len(tested)} cells {told}" if tested else "too few finished runs to tell it from chance")
+    trials = max((row["trials"] for row in tested), default=0)
+    few = f"; {trials} trials a cell are few for so many cells" if trials < FEW else ""
+    parts.append(
+        f"{above} of {len(tested)} cells {told}{few}" if tested else "too few finished runs to tell it from chance"
+    )
     return ". ".join(parts)
 
 

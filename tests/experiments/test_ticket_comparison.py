@@ -5,32 +5,36 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from matplotlib.lines import Line2D
 from scipy.stats import ttest_rel
 
 from mpt_bihalf.experiments import ticket_comparison
 from mpt_bihalf.experiments.ticket_comparison import TicketComparison
 from mpt_bihalf.training import Run
+from tests.reference import one_line_error
 
 TOP1 = {"mpt-sign": [70.0, 71.0, 75.0], "mpt-balanced": [80.0, 82.0, 85.5], "snip + dense": [60.0, 68.0, 50.0]}
 
 
 def frame(top1: dict[str, list[float]] = TOP1, rates: tuple[float, ...] = (0.5, 0.9)) -> pd.DataFrame:
     records = [
-        {"model": "conv2", "method": ticket.split()[-1], "prune_rate": rate, "seed": seed, "test_top1": value}
+        {"model": "conv2", "data": "digits", "method": ticket.split()[-1], "prune_rate": rate, "seed": seed}
+        | {"test_top1": value}
         | {"mask": ticket.split()[0] if "+" in ticket else ""}
         for ticket, values in top1.items()
         for rate in rates
         for seed, value in enumerate(values)
     ]
-    records += [{"model": "conv2", "method": "dense", "prune_rate": 0.0, "seed": 0, "test_top1": 99.0, "mask": ""}]
+    whole = {"model": "conv2", "data": "digits", "prune_rate": 0.0, "seed": 0, "test_top1": 99.0, "mask": ""}
+    records += [{**whole, "method": "dense"}]
     return ticket_comparison.with_tickets(records)
 
 
 def test_runs_are_of_equal_counts() -> None:
     runs = TicketComparison(device="cpu", threads=1, trials=2, rates="0.5,0.9").runs()
-    assert len(runs) == len(set(runs)) == 2 * (4 * 2 + 2 * (1 + 5 * 2))
+    assert len(runs) == len(set(runs)) == 2 * (4 * 2 + 2 * (1 + 6 * 2))
     rates = {rate: {(run.mask, run.method) for run in runs if run.prune_rate == rate} for rate in (0.5, 0.9)}
-    assert rates[0.5] == rates[0.9] and len(rates[0.5]) == 14
+    assert rates[0.5] == rates[0.9] and len(rates[0.5]) == 16
     assert {run.method for run in runs if not run.prune_rate} == {"dense", "bihalf"}
     assert all(run.scope == ("global" if run.mask else "layer") for run in runs)
     assert {run.lr for run in runs if run.method == "dense"} == {0.01}
@@ -64,7 +68,10 @@ def test_the_finding_is_that_of_the_records() -> None:
         "conv2, the most accurate of binary and of real weights: 50 % kept mpt-balanced 82.5 and snip + dense 59.3"
         in told
     )
-    assert told.endswith("2 of 4 cells are above mpt-sign and 0 below with p < 0.05 by Holm")
+    assert "10 % kept mpt-balanced 82.5 and snip + dense 59.3; not pruned, dense 99.0. " in told
+    assert told.endswith(
+        "2 of 4 cells are above mpt-sign and 0 below with p < 0.05 by Holm; 3 trials a cell are few for so many cells"
+    )
     alone = ticket_comparison.rows_of(frame({"mpt-sign": [70.0]}))
     assert ticket_comparison.finding_of(alone).endswith("too few finished runs to tell it from chance")
 
@@ -73,9 +80,37 @@ def test_the_picture_has_a_panel_for_each_kind_of_weights() -> None:
     binary, real = ticket_comparison.draw(frame()).axes
     assert [text.get_text() for text in binary.get_legend().get_texts()] == ["mpt-sign", "mpt-balanced"]
     assert [text.get_text() for text in real.get_legend().get_texts()] == ["dense, not pruned", "snip + dense"]
+    assert binary.get_ylim() == real.get_ylim()
     assert binary.get_xlim()[0] > binary.get_xlim()[1]
     curves = ticket_comparison.curves_of(frame())
     assert curves["conv2/mpt-sign"] == [(50, 72.0), (10, 72.0)]
+
+
+def test_a_mask_looks_alike_in_all_panels_and_lines_across_do_not() -> None:
+    both = {"mpt-sign": [70.0], "snip + bihalf": [60.0], "snip + dense": [61.0], "random + dense": [62.0]}
+    more = [{"model": "conv2", "data": "digits", "prune_rate": 0.0, "seed": 0, "test_top1": 90.0, "mask": ""}]
+    parts = [
+        frame(both),
+        *(ticket_comparison.with_tickets([{**more[0], "method": name}]) for name in ("sign", "bihalf")),
+    ]
+    panels = ticket_comparison.draw(pd.concat(parts, ignore_index=True)).axes
+    lines = {handle.get_label(): handle for panel in panels for handle in panel.get_legend_handles_labels()[0]}
+    looks = {label: _look(handle) for label, handle in lines.items()}
+    assert looks["snip + bihalf"] == looks["snip + dense"]
+    others = [look for label, look in looks.items() if label != "snip + dense"]
+    assert len(set(others)) == len(others)
+
+
+def _look(handle: Any) -> tuple[Any, ...]:
+    line = handle if isinstance(handle, Line2D) else handle.lines[0]
+    return line.get_color(), line.get_marker(), str(line.get_linestyle())
+
+
+def test_what_is_not_pruned_is_no_rate() -> None:
+    with one_line_error("rates 0: what is not pruned is trained in any case"):
+        TicketComparison(rates="0,0.5").runs()
+    runs = TicketComparison(device="cpu", threads=1, trials=1, rates="0.5", masks=["none"], methods=["sign"]).runs()
+    assert [run.mask for run in runs] == [""]
 
 
 def test_it_leaves_a_table_a_figure_and_curves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
