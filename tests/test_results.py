@@ -27,6 +27,7 @@ TABLES: dict[str, tuple[list[str], list[str], int]] = {
     "scale_on": (["model", "method"], ["scale_on"], 2),
     "compute": (["method", "prune_rate", "lr"], ["compute"], 2),
     "transport_in_systems": (["model", "method", "scale"], [], 2),
+    "ticket_comparison": (["method", "mask"], ["prune_rate"], 2),
 }
 
 Cells = dict[tuple[str, ...], str]
@@ -70,7 +71,8 @@ def recorded(frame: pd.DataFrame, rows: list[str], columns: list[str], digits: i
 @pytest.mark.parametrize("folder", TABLES)
 def test_each_table_is_that_of_its_records(folder: str) -> None:
     rows, columns, digits = TABLES[folder]
-    own = records(folder) if folder != "learning_rates" else learning_rates()
+    own = {"learning_rates": learning_rates, "ticket_comparison": tickets}.get(folder, lambda: records(folder))()
+    own = own[own["prune_rate"] > 0] if folder == "ticket_comparison" else own
     shown = {key: cell.removesuffix(" (AVX-512)") for key, cell in told(folder, len(rows), bool(columns)).items()}
     assert shown == recorded(own, rows, columns, digits)
 
@@ -178,6 +180,54 @@ def test_what_transport_brings_inside_other_systems() -> None:
     entropy = layers[layers["epoch"] == 10].groupby(["model", "method"])["filter_entropy"].mean()
     say(f"{entropy['conv4', 'sign']:.3f} under the sign on Conv4", f"{entropy['conv4', 'rbnn']:.3f} under RBNN)")
     say(f"({entropy['resnet18', 'rbnn']:.3f} there)")
+
+
+def tickets() -> pd.DataFrame:
+    frame = records("ticket_comparison")
+    return frame.assign(mask=frame["mask"].replace("", "own"))
+
+
+def test_which_ticket_wins() -> None:
+    frame = tickets()
+    arms = {arm: runs.set_index("seed")["test_top1"] for arm, runs in frame.groupby(["method", "mask", "prune_rate"])}
+    dense, bihalf = (arms[method, "own", 0.0] for method in ("dense", "bihalf"))
+    say(*(f"{name} has {of.mean():.2f} ± {of.std():.2f}" for name, of in (("`dense`", dense),)))
+    say(f"and `bihalf` {bihalf.mean():.2f} ± {bihalf.std():.2f}")
+    section = (RESULTS / "README.md").read_text().split("\n## ticket_comparison:")[1]
+    lines = [line.strip("| ").split(" | ") for line in section.splitlines() if line.startswith("| ")][2:]
+    bold = {(line[0], line[1], rate) for line in lines for rate, cell in zip((0.5, 0.9, 0.98), line[2:], strict=True)
+            if cell.startswith("**")}  # fmt: skip
+    pruned = {arm: runs.mean() for arm, runs in arms.items() if arm[2]}
+    kinds = [
+        {arm: mean for arm, mean in pruned.items() if arm[2] == rate and (arm[0] == "dense") == real}
+        for rate in (0.5, 0.9, 0.98)
+        for real in (False, True)
+    ]
+    assert bold == {max(some, key=some.__getitem__) for some in kinds}
+    balanced, snip, sign = (
+        arms["mpt-balanced", "own", 0.5],
+        arms["bihalf", "snip", 0.9],
+        arms["mpt-sign", "own", 0.9],
+    )
+
+    def p(one: pd.Series, other: pd.Series) -> str:
+        return f"p = {ttest_rel(one.sort_index(), other.sort_index()).pvalue:.2f}"
+
+    assert (balanced > dense).all() and (snip > arms["mpt-balanced", "own", 0.9]).all()
+    say(f"{(balanced - dense).mean():.2f} points above the trained real-valued network")
+    say(f"(ahead in 3 of 3 seeds, {p(balanced, dense)} of a paired test)")
+    say(f"and {(balanced - bihalf).mean():.2f} above the unpruned `bihalf`")
+    other = arms["mpt-balanced", "own", 0.9]
+    say(f"{(snip - other).mean():.2f} points before `mpt-balanced` (3 of 3, {p(snip, other)})")
+    say(f"and {(arms['dense', 'synflow', 0.9] - snip).mean():.2f} behind the best real-valued ticket, SynFlow")
+    say(f"under `bihalf` is {(arms['bihalf', 'random', 0.9] - sign).mean():.2f} points above `mpt-sign`")
+    follows = arms["dense", "synflow", 0.98] - arms["magnitude-bihalf", "own", 0.98]
+    say(f"is {follows.mean():.2f} points behind real weights under SynFlow")
+    together = frame.query("method == 'bihalf' and prune_rate == 0.98 and mask != 'random'")
+    lost = together["note"].fillna("").str.contains("the mask keeps nothing of layer '11'").sum()
+    say(f"in {lost} of those {len(together)} runs under `bihalf` the large linear layer keeps nothing")
+    grasp = frame.query("method == 'dense' and mask == 'grasp'")
+    assert grasp["test_top1"].max() <= 10
 
 
 def test_the_table_of_rounding_is_that_of_its_file() -> None:
