@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from .parametrization import binary_layers as binary_layers
     from .parametrization import find_nan as find_nan
     from .penalties import PENALTIES as PENALTIES
+    from .redraw import Redraw as Redraw
     from .rotation import Rotation as Rotation
     from .rounds import trained_masks as trained_masks
     from .scale_modules import OUTPUT_SCALES as OUTPUT_SCALES
@@ -100,6 +101,7 @@ _HOMES = {
     "parametrization": ["binary_layers", "find_nan"],
     "penalties": ["PENALTIES"],
     "scale_modules": ["OUTPUT_SCALES", "Gamma", "Gated", "InputScaled", "ScaledOutput"],
+    "redraw": ["Redraw"],
     "rotation": ["Rotation"],
     "rounds": ["trained_masks"],
     "scales": ["SCALES"],

@@ -51,6 +51,9 @@ BAD = {
     "--imp-criterion": NAMES,
     "--rewind": ["nothing", "5", "-5it", "1.5ep", "11ep", "ü"],
     "--imp-control": NAMES[1:],
+    "--redraw": [*NAMES[1:], "iterand", "recycle"],  # whose steps and epochs a short run has not
+    "--redraw-every": [*WHOLE, "9" * 30],
+    "--redraw-share": SHARES,
     "--scope": NAMES[1:],
     "--block": [*NAMES[1:], "norm-first", "bi-real"],
     "--output-scale": [*NAMES[1:], "gamma-1", "gamma-5"],

@@ -12,6 +12,7 @@ from ..data import short_data
 from ..endings import run_command
 from ..masks import initial_mask_names
 from ..methods import find_method
+from ..redraw import EVERY, check_redraw
 from ..report.figures import COLOURS, MARKERS, draw_spread
 from ..report.outcome import Curves, Outcome
 from ..report.statistics import SIGNIFICANT, TOP1, holm, paired
@@ -27,6 +28,8 @@ METHODS = ("mpt-sign", "mpt-bihalf", "mpt-balanced", "magnitude-bihalf", "bihalf
 OF_METHOD = {"dense": {"lr": 0.01}}
 REFERENCE = "mpt-sign"
 FEW = 5  # trials
+# How often weights are redrawn in a training of a few epochs: steps, and epochs.
+QUICK_EVERY = {"iterand": 10, "recycle": 1}
 # Of networks that are not pruned.
 LINES = ("--", ":", "-.", (0, (6, 1, 1, 1, 1, 1)))
 
@@ -50,6 +53,12 @@ class TicketComparison(TrainingExperiment):
     }
     lists_runs = True
 
+    redraws: list[str] = field(default_factory=list)
+    """what may become of pruned weights under methods that learn a mask over frozen ones, beside nothing: iterand,
+    recycle, or none (default: both)"""
+    redraw_every: int | None = None
+    """how often, in steps for iterand, in epochs for recycle (default: the recipe's, of quick 10 and 1, of paper 300
+    and 10)"""
     rates: str = "0.5,0.7,0.8,0.9"
     """fractions PRUNED: several with commas, or 0.1..0.9:0.2 (steps of 0.2)"""
     masks: list[str] = field(default_factory=list)
@@ -68,15 +77,28 @@ class TicketComparison(TrainingExperiment):
         if 0 in rates:
             raise ValueError("rates 0: what is not pruned is trained in any case; leave it out")
         masks = [mask for mask in masks if mask != "none"]
+        redraws = [name for name in words(self.redraws) or [*EVERY] if name != "none"]
+        epochs = self.chosen_recipe().epochs if self.epochs is None else self.epochs
 
         def vary(method: str) -> list[Setting]:
             pruned: list[Setting] = [{"prune_rate": rate} for rate in rates]
+            if find_method(method).trains == "scores":
+                every = {name: self._every(name) for name in redraws if goes_with(name, method)}
+                # By default recycled weights are left out of runs that are too short for them.
+                some = {name: n for name, n in every.items() if self.redraws or name != "recycle" or n < epochs}
+                return pruned + [
+                    {"redraw": name, "redraw_every": n, **setting} for name, n in some.items() for setting in pruned
+                ]
             if find_method(method).mask is not None:
                 return pruned
             of_rounds = {"imp_share": self.imp_share, "rewind": self.rewind}
             return [{}, *({"mask": mask, **of_rounds, **setting} for mask in masks for setting in pruned)]
 
         return self.runs_of(vary)
+
+    def _every(self, redraw: str) -> int:
+        own = QUICK_EVERY if self.recipe == "quick" else EVERY
+        return own[redraw] if self.redraw_every is None else self.redraw_every
 
     def outcome(self, results: Results) -> Outcome:
         frame = with_tickets(results.records)
@@ -92,12 +114,27 @@ class TicketComparison(TrainingExperiment):
         )
 
 
+def goes_with(redraw: str, method: str) -> bool:
+    """Whether weights can be redrawn so under this method. ValueError for an unknown redraw."""
+    if redraw not in EVERY:
+        raise ValueError(f"unknown redraw {redraw!r}; known: {', '.join(EVERY)}, none")
+    try:
+        check_redraw(redraw, method, find_method(method).binarizer)
+    except ValueError:
+        return False
+    return True
+
+
 def with_tickets(records: list[dict[str, Any]]) -> pd.DataFrame:
-    """The records with `ticket`, what each run is: a method, or a mask + the method under it; and `kept`, in %."""
+    """The records with `ticket`, what each run is, and `kept`, in %.
+
+    A ticket is a method, or a mask, or what becomes of pruned weights, + the method.
+    """
     frame = pd.DataFrame(records)
     frame[TOP1] = frame.get(TOP1, np.nan)  # no record has it where all runs diverged
-    fixed = frame.get("mask", pd.Series("", index=frame.index)).fillna("")
-    frame["ticket"] = np.where(fixed == "", frame["method"], fixed + " + " + frame["method"])
+    nothing = pd.Series("", index=frame.index)
+    before = frame.get("mask", nothing).fillna("") + frame.get("redraw", nothing).fillna("")
+    frame["ticket"] = np.where(before == "", frame["method"], before + " + " + frame["method"])
     frame["kept"] = (100 * (1 - frame["prune_rate"])).round(6)
     return frame
 
@@ -129,7 +166,7 @@ def draw(frame: pd.DataFrame) -> Figure:
     real = frame["method"].map(lambda method: find_method(method).binarizer is None)
     parts = [(model, kind) for model in dict.fromkeys(frame["model"]) for kind in (False, True)]
     parts = [part for part in parts if ((frame["model"] == part[0]) & (real == part[1])).any()]
-    by = frame["mask"].where(frame["mask"] != "", frame["method"])
+    by = frame["mask"].where(frame["mask"] != "", frame["ticket"])
     unpruned = frame["kept"] == 100
     place_of = {name: place for place, name in enumerate(dict.fromkeys(by[~unpruned]))}
     line_of = {name: LINES[place % len(LINES)] for place, name in enumerate(dict.fromkeys(frame["method"][unpruned]))}

@@ -32,6 +32,7 @@ from ..models import AROUND, NORM_FIRST, create_model, find_network
 from ..parametrization import binary_layers
 from ..penalties import PENALTIES
 from ..real_valued import StaysReal, real_matrices
+from ..redraw import Redraw
 from ..rotation import Rotation
 from ..step_rules import StepRules
 from ..usage import usage
@@ -176,6 +177,13 @@ def step_rules(run: Run, model: nn.Module, epoch_steps: int = 0) -> StepRules | 
     return StepRules(model, run.penalty_lambda, run.centre, run.clip_weights, epoch_steps)
 
 
+def redraws(run: Run, model: nn.Module, epoch_steps: int) -> Redraw | None:
+    """What gives the run's pruned weights other values, if anything."""
+    if not run.redraw:
+        return None
+    return Redraw(model, run.redraw, run.redraw_every, run.redraw_share, run.seed, run.init, epoch_steps)
+
+
 def build_optimizer(run: Run, model: nn.Module) -> Optimizer | None:
     """The run's optimizer over what its method trains, fused where torch has that; None where nothing is trained."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -227,6 +235,13 @@ def check_fits(run: Run, dataset: Dataset) -> nn.Module:
     images = len(dataset.train) - (dataset.held_out_count(run.holdout) if run.holdout else 0)
     if run.batch_size > images:
         raise ValueError(f"batch_size {run.batch_size} is more than the {images} training images of {run.data}")
+    steps = images // run.batch_size
+    period = run.redraw_every * (1 if run.redraw == "iterand" else steps)
+    if run.redraw and period > run.epochs * steps - (run.redraw == "recycle"):
+        raise ValueError(
+            f"redraw_every {run.redraw_every}: nothing would be redrawn in {run.epochs} epochs, "
+            f"{run.epochs * steps:,} steps"
+        )
     with torch.device("meta"):
         return build_model(run, dataset)
 

@@ -24,6 +24,7 @@ from ..masks import SCOPES, find_initial_mask, initial_mask_names
 from ..methods import METHODS, Method, find_method
 from ..models import check_activation, check_block, check_scales, find_network
 from ..penalties import PENALTIES, STARTS
+from ..redraw import EVERY, SHARE, check_redraw
 from ..rotation import Rotation
 from ..rounds import CRITERIA, CUT_OFFS
 from ..scale_modules import OUTPUT_SCALES
@@ -78,6 +79,7 @@ def check(run: Run) -> None:
         ("mask", ["", *initial_mask_names(), "imp"]),
         ("imp_criterion", CRITERIA),
         ("imp_control", ["", *IMP_CONTROLS]),
+        ("redraw", ["", *EVERY]),
         ("scope", ["", *SCOPES]),
         ("init", [init for init in INITS if init != "keep"]),
         ("scale", ["", *SCALES]),
@@ -105,8 +107,10 @@ def check(run: Run) -> None:
     _check_names(run)
     _check_rules(run)
     _check_mask(run)
+    _check_redraw(run)
     fraction_within(run.prune_rate, "prune_rate", below_one=True)
     fraction_within(run.p_pos, "p_pos")
+    fraction_within(run.redraw_share, "redraw_share")
     fraction_within(run.holdout, "holdout", below_one=True)
     fraction_within(run.label_smoothing, "label_smoothing", below_one=True)
     for name, lowest, highest in (
@@ -119,6 +123,7 @@ def check(run: Run) -> None:
         ("prune_epochs", 0, 1_000_000),
         ("processes", 1, 1_000_000),
         ("workers", 0, 1024),
+        ("redraw_every", 0, 1_000_000_000),
     ):
         if not lowest <= getattr(run, name) <= highest:
             raise ValueError(f"{name} must lie in {lowest} to {highest}, not {getattr(run, name)}")
@@ -195,6 +200,18 @@ def _check_mask(run: Run) -> None:
         raise ValueError("prune_epochs is for masks that are learned, and --mask is fixed: leave one of them out")
 
 
+def _check_redraw(run: Run) -> None:
+    method = find_method(run.method)
+    if not run.redraw:
+        return
+    if method.trains != "scores" or run.mask or not run.learn_mask:
+        why = f"{run.method} trains {method.trains}" if method.trains != "scores" else "here no scores are trained"
+        raise ValueError(f"redraw is for frozen weights under learned scores, and {why}: leave it out")
+    check_redraw(run.redraw, run.method, method.binarizer)
+    if run.graph:
+        raise ValueError("graph keeps the signs of frozen weights, and redraw changes them: leave one of them out")
+
+
 def _check_rounds(run: Run, method: Method) -> None:
     if method.trains != "weights":
         raise ValueError(f"imp prunes trained weights, and {run.method} trains {method.trains}: take another of either")
@@ -255,7 +272,7 @@ def canonical(run: Run) -> dict[str, Any]:
     found["scope"] = run.scope or ("global" if run.mask else "layer")
     if not method.scoped and not run.mask:
         found["scope"] = "layer"
-    found |= _rounds(run, method)
+    found |= _rounds(run, method) | _redraws(run)
     if not method.balanced:
         found["p_pos"] = 0.5
     if method.trains != "signs":
@@ -299,6 +316,13 @@ def _rounds(run: Run, method: Method) -> dict[str, Any]:
         "rewind": f"{count}{unit}" if count else "",
         "imp_control": "" if one_shot else run.imp_control,
     }
+
+
+def _redraws(run: Run) -> dict[str, Any]:
+    if not run.redraw:
+        return {"redraw_every": 0, "redraw_share": 0.0}
+    every, share = run.redraw_every or EVERY[run.redraw], run.redraw_share or SHARE[run.redraw]
+    return {"redraw_every": every, "redraw_share": share}
 
 
 def _penalty_of(method: Method) -> str:

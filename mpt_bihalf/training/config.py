@@ -52,6 +52,9 @@ ADDED = {
     "imp_criterion": "magnitude",
     "rewind": "",
     "imp_control": "",
+    "redraw": "",
+    "redraw_every": 0,
+    "redraw_share": 0.0,
 }
 
 
@@ -149,6 +152,13 @@ class Run:
     """under frozen weights, train biases and norm affines too (+BN)"""
     learn_mask: bool = True
     """under frozen weights, learn the scores; if not, the mask stays the random one that they begin with (a control)"""
+    redraw: str = ""
+    """under frozen weights with learned scores, what becomes of pruned weights: iterand (drawn anew at random),
+    recycle (the lowest-scored take the values of the highest; not mpt-balanced); empty: nothing"""
+    redraw_every: int = 0
+    """how often, in steps for iterand, in epochs for recycle; 0: 300 and 10, as in their codes"""
+    redraw_share: float = 0.0
+    """of iterand, the probability of each pruned weight, of recycle the share of a layer, in [0, 1]; 0: 0.1 and 0.2"""
     penalty: str = ""
     """what the loss has beside, times penalty_lambda: r1, the sum of abs(alpha - abs(W)) over kept weights, r2, the sum
     of its square, or none; empty: the method's own, which bnn+ alone has (r1)"""

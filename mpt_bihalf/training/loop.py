@@ -19,6 +19,7 @@ from ..distributed import PartFailed, Team, launched, together
 from ..given_masks import fixed_masks
 from ..initial import empty_layers
 from ..parametrization import find_nan
+from ..redraw import Redraw
 from ..signals import Stop, Stopped, say_also, stop_when_asked
 from ..step_rules import StepRules
 from .build import (
@@ -30,6 +31,7 @@ from .build import (
     check_fits,
     check_network,
     compiled,
+    redraws,
     step_rules,
 )
 from .callbacks import Callback, Epoch, Progress, ProgressBar, Together
@@ -137,13 +139,13 @@ def train_together(
     begins = Progress(first * steps + state.step, total)
     record.begin(state, begins)
     parallel = compiled(run, team.parallel(model, run.sync_bn))
-    told, rules = Together(callbacks), step_rules(run, model, steps)
+    told, rules, redraw = Together(callbacks), step_rules(run, model, steps), redraws(run, model, steps)
     emptied = empty_layers(fixed_masks(model))
     with stop_when_asked(team.agree) as stop:
         told.run_begins(run, folder, begins, model)
         try:
             for epoch in range(first, run.epochs):
-                for _ in steps_of(epoch, team, run, state, parallel, rules, dataset, stop):
+                for _ in steps_of(epoch, team, run, state, parallel, rules, dataset, stop, redraw):
                     state.trace.look(state.step)
                     told.step(run, Progress(epoch * steps + state.step, total))
                 sums = team.sum(state.totals).tolist()
@@ -180,6 +182,7 @@ def steps_of(
     rules: StepRules | None,
     dataset: Dataset,
     stop: Stop,
+    redraw: Redraw | None = None,
 ) -> Iterator[None]:
     """Train the steps of an epoch that are not done yet; yields after each. parallel: the model as it is called."""
     state.model.train()
@@ -191,6 +194,8 @@ def steps_of(
         start_step(state.optimizer, run, epoch, done, run.epochs * state.steps, team.rank)
         if rules:
             rules.before_step(done)
+        if redraw:
+            redraw.before_step(done)
         settings = run.precision, state.scaler, run.label_smoothing, rules
         state.totals += take(parallel, state.optimizer, x, y, *settings)
         state.step += 1

@@ -32,7 +32,7 @@ def frame(top1: dict[str, list[float]] = TOP1, rates: tuple[float, ...] = (0.5, 
 
 def test_runs_are_of_equal_counts() -> None:
     runs = TicketComparison(device="cpu", threads=1, trials=2, rates="0.5,0.9").runs()
-    assert len(runs) == len(set(runs)) == 2 * (4 * 2 + 2 * (1 + 6 * 2))
+    assert len(runs) == len(set(runs)) == 2 * ((4 + 2 + 2 + 1) * 2 + 2 * (1 + 6 * 2))
     rates = {rate: {(run.mask, run.method) for run in runs if run.prune_rate == rate} for rate in (0.5, 0.9)}
     assert rates[0.5] == rates[0.9] and len(rates[0.5]) == 16
     assert {run.method for run in runs if not run.prune_rate} == {"dense", "bihalf"}
@@ -40,6 +40,22 @@ def test_runs_are_of_equal_counts() -> None:
     assert {run.lr for run in runs if run.method == "dense"} == {0.01}
     some = TicketComparison(device="cpu", threads=1, trials=1, rates="0.5", masks=["snip"], methods=["sign"]).runs()
     assert [(run.mask, run.prune_rate) for run in some] == [("", 0.0), ("snip", 0.5)]
+
+
+def test_weights_are_redrawn_as_often_as_a_run_has_room_for() -> None:
+    def redrawn(**options: Any) -> set[tuple[str, str, int]]:
+        runs = TicketComparison(device="cpu", threads=1, trials=1, rates="0.5", **options).runs()
+        return {(run.method, run.redraw, run.redraw_every) for run in runs if run.redraw}
+
+    quick = {("mpt-sign", "iterand", 10), ("mpt-bihalf", "iterand", 10), ("mpt-balanced", "iterand", 10)}
+    recycled = {("mpt-sign", "recycle", 1), ("mpt-bihalf", "recycle", 1)}
+    assert redrawn() == quick | recycled
+    assert redrawn(epochs=1) == quick
+    assert redrawn(redraws=["none"]) == set()
+    assert {every for _, _, every in redrawn(recipe="paper")} == {300, 10}
+    assert redrawn(methods=["mpt-sign"], redraws=["iterand"], redraw_every=7) == {("mpt-sign", "iterand", 7)}
+    with one_line_error("unknown redraw 'x'; known: iterand, recycle, none"):
+        redrawn(redraws=["x"])
 
 
 def test_the_recipe_of_the_paper_is_for_cifar10() -> None:
@@ -117,7 +133,8 @@ def test_it_leaves_a_table_a_figure_and_curves(tmp_path: Path, monkeypatch: pyte
     options: dict[str, Any] = {"epochs": 1, "trials": 1, "rates": "0.8", "width": 0.1, "device": "cpu", "threads": 1}
     TicketComparison(out=str(tmp_path / "out"), jobs=1, masks=["random"], **options).run()
     table = pd.read_csv(tmp_path / "out" / "ticket_comparison.csv")
-    assert set(table["ticket"]) == {*ticket_comparison.METHODS, "random + bihalf", "random + dense"}
+    redrawn = {f"iterand + {method}" for method in ("mpt-sign", "mpt-bihalf", "mpt-balanced")}
+    assert set(table["ticket"]) == {*ticket_comparison.METHODS, "random + bihalf", "random + dense", *redrawn}
     assert (tmp_path / "out" / "ticket_comparison.png").stat().st_size > 10_000
     assert "difference is from mpt-sign" in capsys.readouterr().out
 

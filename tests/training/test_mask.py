@@ -23,6 +23,7 @@ from mpt_bihalf.training import Run, train
 from mpt_bihalf.training.build import build_model
 from mpt_bihalf.training.checkpoint import load_checkpoint
 from mpt_bihalf.weights import binary_weights
+from tests.reference import one_line_error
 
 RULES = ["random", "magnitude", "snip", "grasp", "synflow"]
 Trained = Callable[..., tuple[Run, Path]]
@@ -131,3 +132,62 @@ def test_a_finished_run_is_loaded(tmp_path: Path) -> None:
     _, model, *_ = load_run(tmp_path / run.name)
     total = sum(int(mask.sum()) for mask in fixed_masks(model).values())
     assert total == sum(int((model.get_submodule(name).weight != 0).sum()) for name in fixed_masks(model))
+
+
+@pytest.mark.parametrize(
+    ("method", "fields"),
+    [
+        ("mpt-sign", {"redraw": "iterand", "redraw_every": 3}),
+        ("mpt-bihalf", {"redraw": "iterand", "redraw_every": 3, "scope": "global"}),
+        ("mpt-balanced", {"redraw": "iterand", "redraw_every": 3}),
+        ("mpt-sign", {"redraw": "recycle", "redraw_every": 1}),
+        ("mpt-bihalf", {"redraw": "recycle", "redraw_every": 1, "compute": "sparse"}),
+    ],
+)
+def test_a_run_with_redrawn_weights_goes_on_to_the_same_bits(
+    method: str,
+    fields: dict[str, Any],
+    trained: Trained,
+    stopped: Callable[..., tuple[Run, Path]],
+    small: Dataset,
+    tmp_path: Path,
+) -> None:
+    settings: dict[str, Any] = {"method": method, "prune_rate": 0.6, "epochs": 3, **fields}
+    run, folder = trained(**settings)
+    whole, drawn = network(run, folder, small), build_model(run, small)
+    for name in whole.state_dict():
+        if name.endswith("weight.original"):
+            assert not torch.equal(whole.state_dict()[name], drawn.state_dict()[name])
+    for at in (2, 4, 7):  # before, at the end of, and within an epoch with a redraw
+        _, cut = stopped(at, str(at), **settings)
+        train(run, cut, small)
+        found = network(run, cut, small).state_dict()
+        assert all(torch.equal(found[name], value) for name, value in whole.state_dict().items())
+        assert (cut / "metrics.csv").read_bytes() == (folder / "metrics.csv").read_bytes()
+    save_ticket(whole, tmp_path / "ticket", network_of(run, 10, 1, 8))
+    found_signs = binary_weights(whole)
+    for name, layer in load_ticket(tmp_path / "ticket").named_modules():
+        if name in found_signs:
+            assert torch.equal(layer.weight.sign(), found_signs[name])
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"method": "bihalf"}, "redraw is for frozen weights under learned scores, and bihalf trains weights"),
+        ({"method": "dense"}, "redraw is for frozen weights under learned scores, and dense trains weights"),
+        ({"mask": "snip"}, "here no scores are trained"),
+        ({"learn_mask": False}, "here no scores are trained"),
+        ({"redraw": "recycle", "method": "mpt-balanced"}, "recycle copies weights, and the signs of mpt-balanced"),
+        ({"graph": True}, "graph keeps the signs of frozen weights"),
+    ],
+)
+def test_redraws_that_cannot_be_are_told_in_one_line(fields: dict[str, Any], told: str) -> None:
+    with one_line_error(told):
+        Run(**{"method": "mpt-sign", "redraw": "iterand", **fields})
+
+
+def test_a_run_too_short_to_redraw_says_so(make_run: Callable[..., Run], small: Dataset, tmp_path: Path) -> None:
+    for redraw, every in (("iterand", 9), ("recycle", 2)):
+        with one_line_error(f"redraw_every {every}: nothing would be redrawn in 2 epochs, 8 steps"):
+            train(make_run(method="mpt-sign", redraw=redraw, redraw_every=every), tmp_path / redraw, small)
