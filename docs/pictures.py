@@ -20,6 +20,7 @@ from mpt_bihalf import (
     BinaryActivation,
     Bop,
     InitialMask,
+    Threshold,
     binarize_weights,
     binary_layers,
     binary_weights,
@@ -108,7 +109,7 @@ def draw_bop() -> Figure:
 def draw_masks() -> Figure:
     """Which weights of a filter each mask rule keeps, by latent weight and score."""
     method_of = {METHODS[name].mask: name for name in METHODS}
-    rules = {rule: mask for rule, mask in MASKS.items() if not isinstance(mask, InitialMask)}
+    rules = {rule: mask for rule, mask in MASKS.items() if not isinstance(mask, InitialMask | Threshold)}
     figure, panels = _panels(len(rules))
     for panel, (rule, mask) in zip(panels, rules.items(), strict=True):
         model = _binarized(method_of[mask], connections=200)

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from .layer import Layer as Layer
     from .masks import MASKS as MASKS
     from .masks import InitialMask as InitialMask
+    from .masks import Threshold as Threshold
     from .masks import global_score_masks as global_score_masks
     from .masks import score_mask as score_mask
     from .methods import METHODS as METHODS
@@ -95,7 +96,7 @@ _HOMES = {
     "initial": ["EmptyLayers", "initial_masks"],
     "initial_scores": ["Untrained"],
     "layer": ["Layer"],
-    "masks": ["MASKS", "InitialMask", "global_score_masks", "score_mask"],
+    "masks": ["MASKS", "InitialMask", "Threshold", "global_score_masks", "score_mask"],
     "methods": ["METHODS", "Method"],
     "models": ["MODELS", "create_model"],
     "parametrization": ["binary_layers", "find_nan"],

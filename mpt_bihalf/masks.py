@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
+from math import sqrt
 from typing import TypeAlias
 
 import torch
@@ -56,6 +57,28 @@ class InitialMask:
         raise ValueError(
             f"{self.name} is a mask at initialisation, of a whole network: fix_masks(model, initial_masks(...))"
         )
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """The weights of abs(W) above a threshold that stays the same (signed supermasks, Koster et al. 2022).
+
+    tau: the threshold; None: 0.4 of Xavier's bound sqrt(6 / (fan-in + fan-out)), the largest abs(W) of a layer that is
+        drawn uniformly within it. How much is kept comes out of the training: the pruning rate is not looked at.
+    """
+
+    tau: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.tau is not None and not 0 <= self.tau < float("inf"):
+            raise ValueError(f"tau must be a finite number of at least 0, not {self.tau}")
+
+    def __call__(self, layer: Layer) -> Tensor:
+        weight = layer.weight
+        if self.tau is not None:
+            return weight.abs() > self.tau
+        fans = (weight.shape[0] + weight.shape[1]) * weight[0, 0].numel()
+        return weight.abs() > 0.4 * sqrt(6 / fans)
 
 
 SCOPES = ("layer", "filter", "global")
@@ -198,12 +221,13 @@ MASKS: dict[str, MaskRule] = {
     "magnitude": magnitude,
     "extremes": extremes,
     "balanced": balanced,
+    "threshold": Threshold(),
     "random": InitialMask(random),
     "snip": InitialMask(snip, images=10),
     "grasp": InitialMask(grasp, images=25),
     "synflow": InitialMask(synflow, rounds=100),
 }
-# What each ranks its weights within, for `refuse_empty`: the layer, the filter, or (None) what the scope says.
+# What each that ranks weights does so within, for `refuse_empty`: the layer, the filter, or (None) what the scope says.
 RANKED_WITHIN: dict[MaskRule, str | None] = {
     edge_popup: None,
     magnitude: "layer",

@@ -1,14 +1,17 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
+from math import sqrt
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 
-from mpt_bihalf import MASKS, global_score_masks, score_mask
+from mpt_bihalf import MASKS, METHODS, Threshold, binarize_weights, global_score_masks, score_mask
 from mpt_bihalf.layer import Layer
 from mpt_bihalf.masks import RANKED_WITHIN, InitialMask
 from tests.reference import decide, kept_of, one_line_error, score_masks, tensor_of
@@ -138,7 +141,7 @@ def test_extremes_prune_the_middle_ranks() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("rule", list(MASKS))
+@pytest.mark.parametrize("rule", [name for name, rule in MASKS.items() if rule in RANKED_WITHIN])
 def test_each_rule_keeps_more_and_more_as_less_is_pruned(rule: str) -> None:
     generator = torch.Generator().manual_seed(1)
     weight, scores = (torch.randn(3, 40, generator=generator) for _ in range(2))
@@ -152,7 +155,53 @@ def test_each_rule_keeps_more_and_more_as_less_is_pruned(rule: str) -> None:
 
 
 def test_of_each_rule_it_is_known_what_it_ranks_within() -> None:
-    assert {*RANKED_WITHIN} == {rule for rule in MASKS.values() if not isinstance(rule, InitialMask)}
+    assert {*RANKED_WITHIN} == {rule for rule in MASKS.values() if not isinstance(rule, InitialMask | Threshold)}
+
+
+def test_threshold_keeps_what_is_larger_whatever_the_rate() -> None:
+    weight = torch.tensor([[0.1, -0.2, 0.3], [-0.31, 0.0, 0.05]])
+    assert Threshold(0.2)(Layer(weight, prune_rate=0.9)).tolist() == [[False, False, True], [True, False, False]]
+    uniform = (torch.rand(50, 20, 3, 3, generator=torch.Generator().manual_seed(0)) * 2 - 1) * sqrt(6 / (70 * 9))
+    mask = MASKS["threshold"](Layer(uniform))
+    assert mask.float().mean() == pytest.approx(0.6, abs=0.02)
+    assert torch.equal(mask, uniform.abs() > 0.4 * sqrt(6 / (70 * 9)))
+    for tau in (-0.1, float("nan"), float("inf")):
+        with one_line_error("tau must be a finite number of at least 0"):
+            Threshold(tau)
+
+
+def test_a_signed_supermask_is_the_ternary_training_of_a_latent_weight() -> None:
+    """w = c r T(m), dL/dm = c r g over frozen signs r, against V = r m, w = c T(V), dL/dV = c g."""
+    g = torch.Generator().manual_seed(0)
+    x, y = torch.randn(40, 12, generator=g, dtype=torch.float64), torch.randn(40, 6, generator=g, dtype=torch.float64)
+    bound, c = sqrt(6 / (12 + 6)), sqrt(3 / 12)
+    m = (torch.rand(6, 12, generator=g, dtype=torch.float64) * 2 - 1) * bound
+    r = torch.randint(2, (6, 12), generator=g).double() * 2 - 1
+    model = nn.Sequential(nn.Linear(12, 6, bias=False)).double()
+    nn.init.zeros_(model[0].weight)  # type: ignore[arg-type]
+
+    def constant(layer: Layer, mask: Tensor | None) -> Tensor:
+        return layer.weight.new_tensor(c)
+
+    method = replace(METHODS["magnitude-sign"], name="signed-supermask", mask=Threshold(0.4 * bound), scale=constant)
+    with torch.no_grad():
+        model[0].weight.copy_(r * m)
+    binarize_weights(model, method, init="keep")
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    momentum = torch.zeros_like(m)
+    for _ in range(20):
+        T = torch.where(m.abs() > 0.4 * bound, m.sign(), 0)
+        w = (c * r * T).requires_grad_()
+        F.mse_loss(x @ w.T, y).backward()
+        assert w.grad is not None
+        assert torch.equal(model[0].weight, w)
+        momentum = 0.9 * momentum + c * r * w.grad
+        m = m - 0.05 * momentum
+        optimizer.zero_grad()
+        F.mse_loss(model(x), y).backward()
+        optimizer.step()
+    assert torch.allclose(model[0].parametrizations.weight.original, r * m, atol=1e-12)  # type: ignore[union-attr]
+    assert 0 < (model[0].weight != 0).double().mean() < 0.5  # of 0.6 at the start
 
 
 def test_rules_that_rank_other_rows_share_no_hints() -> None:
