@@ -51,6 +51,8 @@ BAD = {
     "--imp-criterion": NAMES,
     "--rewind": ["nothing", "5", "-5it", "1.5ep", "11ep", "ü"],
     "--imp-control": NAMES[1:],
+    "--nesterov": ["maybe", "2"],
+    "--warmup": [*WHOLE, "1", "9" * 30],
     "--redraw": [*NAMES[1:], "iterand", "recycle"],  # whose steps and epochs a short run has not
     "--redraw-every": [*WHOLE, "9" * 30],
     "--redraw-share": SHARES,

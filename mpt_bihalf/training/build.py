@@ -199,7 +199,12 @@ def build_optimizer(run: Run, model: nn.Module) -> Optimizer | None:
     if run.optimizer == "adam":
         adam: dict[str, Any] = {"weight_decay": run.weight_decay, "fused": fused, "capturable": run.graph}
         return _apart_from_compiler(Adam)(groups, run.lr, **adam)
-    sgd: dict[str, Any] = {"momentum": run.momentum, "weight_decay": run.weight_decay, "fused": fused}
+    sgd: dict[str, Any] = {
+        "momentum": run.momentum,
+        "weight_decay": run.weight_decay,
+        "nesterov": run.nesterov,
+        "fused": fused,
+    }
     if run.method != "bop":
         optimizer = _apart_from_compiler(SGD)(groups, run.lr, **sgd)
     else:

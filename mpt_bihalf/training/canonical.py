@@ -124,6 +124,7 @@ def check(run: Run) -> None:
         ("processes", 1, 1_000_000),
         ("workers", 0, 1024),
         ("redraw_every", 0, 1_000_000_000),
+        ("warmup", 0, run.epochs - 1),
     ):
         if not lowest <= getattr(run, name) <= highest:
             raise ValueError(f"{name} must lie in {lowest} to {highest}, not {getattr(run, name)}")
@@ -137,10 +138,7 @@ def check(run: Run) -> None:
     if not 0 <= run.bop_gamma <= 1:
         raise ValueError(f"bop_gamma must lie in [0, 1], not {run.bop_gamma}")
     _check_compute(run)
-    if run.method == "bop" and run.optimizer != "sgd":
-        raise ValueError("bop flips its binary weights and trains the rest by sgd: leave --optimizer at sgd")
-    if not 0 <= run.momentum < 1:
-        raise ValueError(f"momentum must lie in [0, 1), not {run.momentum}")
+    _check_optimizer(run)
     if run.graph and (run.compile or run.processes > 1):
         raise ValueError("graph is of one process and not compiled: leave compile and further processes, or graph, out")
     if run.schedule == "step" and not run.milestones:
@@ -149,6 +147,15 @@ def check(run: Run) -> None:
         raise ValueError(f"batch_size {run.batch_size} cannot be divided evenly among {run.processes} processes")
     if any(milestone < 1 for milestone in run.milestones):
         raise ValueError(f"milestones must be epochs from 1 on, not {min(run.milestones)}")
+
+
+def _check_optimizer(run: Run) -> None:
+    if run.method == "bop" and run.optimizer != "sgd":
+        raise ValueError("bop flips its binary weights and trains the rest by sgd: leave --optimizer at sgd")
+    if not 0 <= run.momentum < 1:
+        raise ValueError(f"momentum must lie in [0, 1), not {run.momentum}")
+    if run.nesterov and not (run.optimizer == "sgd" and run.momentum):
+        raise ValueError("nesterov is for sgd with momentum: leave it out, or give it both")
 
 
 def _check_names(run: Run) -> None:

@@ -55,6 +55,8 @@ ADDED = {
     "redraw": "",
     "redraw_every": 0,
     "redraw_share": 0.0,
+    "nesterov": False,
+    "warmup": 0,
 }
 
 
@@ -178,6 +180,8 @@ class Run:
     """initial learning rate (of bop's real-valued parameters; its binary ones have none)"""
     momentum: float = 0.9
     """of sgd"""
+    nesterov: bool = False
+    """of sgd with momentum, Nesterov's"""
     weight_decay: float = 1e-4
     """on every trained tensor"""
     bop_gamma: float = 1e-4
@@ -186,6 +190,8 @@ class Run:
     """of bop: how large the mean gradient must be for a flip"""
     schedule: Literal["cosine", "linear", "step", "constant"] = "cosine"
     """learning rate: cosine or linear, each to 0 per step, times 0.1 at the milestones, or constant"""
+    warmup: int = 0
+    """epochs in which the learning rate first rises from 0, by the same at each step; cosine and linear begin behind"""
     milestones: tuple[int, ...] = ()
     """epochs at which the step schedule multiplies the learning rate by 0.1"""
     label_smoothing: float = 0.0

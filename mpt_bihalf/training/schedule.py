@@ -47,7 +47,10 @@ def prune_rate(run: Run, epoch: int) -> float:
 
 def learning_rate(run: Run, epoch: int, step: int, steps: int) -> float:
     """That of this step of `steps` (both counted over the whole run, from 0)."""
-    factor = 1.0
+    rising = run.warmup * steps // run.epochs
+    if step < rising:
+        return run.lr * (step + 1) / rising
+    factor, step, steps = 1.0, step - rising, steps - rising
     if run.schedule == "cosine":
         factor = (1 + cos(pi * step / steps)) / 2
     elif run.schedule == "linear":

@@ -75,6 +75,8 @@ DEPENDS = {
     "imp_criterion": ({"method": "bihalf", "mask": "imp"}, "magnitude", "cutoff"),
     "rewind": ({"method": "sign", "mask": "imp"}, "", "500it"),
     "imp_control": ({"method": "sign", "mask": "imp"}, "", "shuffled"),
+    "nesterov": ({}, False, True),
+    "warmup": ({}, 0, 2),
     "redraw": ({}, "", "iterand"),
     "redraw_every": ({"redraw": "iterand"}, 300, 100),
     "redraw_share": ({"redraw": "recycle"}, 0.2, 0.1),

@@ -38,6 +38,8 @@ OTHERS: dict[str, tuple[Any, dict[str, Any]]] = {
     "imp_criterion": ("cutoff", {"method": "bihalf", "mask": "imp"}),
     "rewind": ("2ep", {"method": "sign", "mask": "imp"}),
     "imp_control": ("redrawn", {"method": "sign", "mask": "imp"}),
+    "nesterov": (True, {}),
+    "warmup": (2, {}),
     "redraw": ("recycle", {}),
     "redraw_every": (100, {"redraw": "iterand"}),
     "redraw_share": (0.3, {"redraw": "iterand"}),

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from mpt_bihalf import binary_layers, binary_weights
 from mpt_bihalf.training import Run, loop
-from mpt_bihalf.training.build import build_network
+from mpt_bihalf.training.build import build_network, build_optimizer
 from mpt_bihalf.training.schedule import learning_rate, prune_rate, start_epoch
+from tests.reference import one_line_error
 
 Trained = Callable[..., tuple[Run, Path]]
 
@@ -28,6 +29,35 @@ def test_the_pruning_rate_rises_by_a_cubic_as_in_the_mpt_authors_later_code() ->
 def test_a_linear_learning_rate_falls_by_the_same_at_each_step_to_0_after_the_last() -> None:
     run = Run(lr=0.5, schedule="linear", epochs=2)
     assert [learning_rate(run, step // 2, step, 4) for step in range(4)] == [0.5, 0.375, 0.25, 0.125]
+
+
+@pytest.mark.parametrize(
+    ("schedule", "then"),
+    [
+        ("cosine", [0.5, 0.4267767, 0.25, 0.0732233]),
+        ("linear", [0.5, 0.375, 0.25, 0.125]),
+        ("constant", [0.5] * 4),
+        ("step", [0.5, 0.5, 0.05, 0.05]),
+    ],
+)
+def test_a_warm_up_rises_by_the_same_at_each_step_and_the_schedule_begins_behind(
+    schedule: Any, then: list[float]
+) -> None:
+    milestones = (2,) if schedule == "step" else ()
+    run = Run(lr=0.5, schedule=schedule, epochs=3, warmup=1, milestones=milestones)
+    found = [learning_rate(run, step // 2, step, 6) for step in range(6)]
+    assert found == pytest.approx([0.25, 0.5, *then])
+
+
+def test_nesterovs_momentum_is_that_of_torch(trained: Trained) -> None:
+    run, folder = trained("nesterov", nesterov=True, epochs=1, lr=0.05)
+    _, plain = trained("plain", epochs=1, lr=0.05)
+    optimizer = build_optimizer(run, build_network(run, 10, 1, 8))
+    assert optimizer and all(group["nesterov"] for group in optimizer.param_groups)
+    assert (folder / "metrics.csv").read_bytes() != (plain / "metrics.csv").read_bytes()
+    for fields in ({"momentum": 0.0}, {"optimizer": "adam"}):
+        with one_line_error("nesterov is for sgd with momentum"):
+            Run(nesterov=True, **fields)
 
 
 @pytest.mark.parametrize("settings", [{"scope": "global"}, {"scope": "layer"}, {"method": "mpt-balanced"}])
