@@ -171,7 +171,7 @@ def draw(frame: pd.DataFrame) -> Figure:
     place_of = {name: place for place, name in enumerate(dict.fromkeys(by[~unpruned]))}
     line_of = {name: LINES[place % len(LINES)] for place, name in enumerate(dict.fromkeys(frame["method"][unpruned]))}
     figure = Figure(figsize=(5.4 * len(parts) + 0.4, 6.2), layout="constrained")
-    for panel, (model, kind) in zip(figure.subplots(1, len(parts), squeeze=False, sharey=True)[0], parts, strict=True):
+    for panel, (model, kind) in zip(figure.subplots(1, len(parts), squeeze=False)[0], parts, strict=True):
         part = frame[(frame["model"] == model) & (real == kind)]
         tickets = [*part[part["kept"] < 100].groupby("ticket", sort=False)]
         for number, (ticket, block) in enumerate(tickets):
