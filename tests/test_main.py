@@ -51,6 +51,10 @@ BAD = {
     "--imp-criterion": NAMES,
     "--rewind": ["nothing", "5", "-5it", "1.5ep", "11ep", "ü"],
     "--imp-control": NAMES[1:],
+    "--augmix-severity": ["", "x", "nan", "inf", "0.9", "11"],
+    "--gaussian-std": ["", "x", "nan", "inf", "-1"],
+    "--gaussian-clean": SHARES,
+    "--jsd": ["maybe", "2"],
     "--nesterov": ["maybe", "2"],
     "--warmup": [*WHOLE, "1", "9" * 30],
     "--redraw": [*NAMES[1:], "iterand", "recycle"],  # whose steps and epochs a short run has not

@@ -35,7 +35,8 @@ def training_batches(
     """One epoch of the training set from batch `first` on, shuffled, the last incomplete batch dropped.
 
     Yields (x, y): x float32 [batch_size, C, H, W], standardised, channels_last; y int64 [batch_size]; both on the
-    device of the images. Each image is padded by `dataset.crop_padding` pixels of black (black as in
+    device of the images. Where `dataset.mix` makes three views of an image, x has all images of one view after those of
+    another. Each image is padded by `dataset.crop_padding` pixels of black (black as in
     the image, before standardising), cropped back at a random place, and, if `dataset.flip`, mirrored half the time.
 
     All chance is drawn on the host from (seed, epoch) alone and moved to the device once, so every device sees the
@@ -118,12 +119,15 @@ def _training_batches(dataset: Dataset, batch_size: int, seed: int, epoch: int, 
     draws = draws[:, first * batch_size : batches * batch_size]
     draws = draws.view(4, batches - first, processes, batch_size // processes)[:, :, rank]
     drawn = dataset.train.drawn(draws[0], f"{seed} {epoch}")
-    for (pixels, labels), (top, left, mirrored) in zip(drawn, draws[1:].to(dataset.device).unbind(1), strict=True):
+    of_batches = zip(drawn, draws[1:].to(dataset.device).unbind(1), strict=True)
+    for number, ((pixels, labels), (top, left, mirrored)) in enumerate(of_batches, first):
         batch = pixels
         if dataset.crop_padding:
             batch = _crop(batch, dataset.crop_padding, top, left)
         if dataset.flip:
             batch = torch.where(mirrored.bool()[:, None, None, None], batch.flip(2), batch)
+        if dataset.mix is not None:
+            batch = dataset.mix(batch, f"{seed} {epoch} {number}", rank, processes)
         yield standardise(batch), labels
 
 

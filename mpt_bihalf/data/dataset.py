@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .digest import FORMAT, DataDigest, Part
+from .mixing import Mix
 
 # Images resized at once: bounds the float copies to some tens of megabytes at the usual sizes.
 RESIZE_CHUNK = 256
@@ -163,6 +164,7 @@ class Dataset:
     crop_padding: pixels of black on each side before the random crop back to the image's size; 0 for no such crop.
     flip: whether half of the training images are mirrored left to right.
     left_out: what of the files there is not among the images, in a line for the user; empty where nothing is.
+    mix: what training images are made of after that, if anything.
 
     Raises DataError where the images are not square, or those of training and test differ in shape.
     """
@@ -176,6 +178,7 @@ class Dataset:
     crop_padding: int
     flip: bool
     left_out: str = ""
+    mix: Mix | None = None
 
     def __post_init__(self) -> None:
         shape, test_shape = list(self.train.shape), list(self.test.shape)

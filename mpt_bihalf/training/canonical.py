@@ -16,6 +16,7 @@ from ..binarizers import sign
 from ..compute import COMPUTE
 from ..counts import fraction_within
 from ..data import check_name, own_augmentation
+from ..data.mixing import HARDEST, MIXES
 from ..devices import HOST
 from ..files import expanded
 from ..gradients import LATENT_GRADIENTS, SCORE_GRADIENTS, Ede
@@ -90,7 +91,7 @@ def check(run: Run) -> None:
         ("optimizer", ["sgd", "adam"]),
         ("schedule", ["cosine", "linear", "step", "constant"]),
         ("precision", ["fp32", "bf16", "fp16"]),
-        ("augment", BOTH_PARTS),
+        ("augment", [*BOTH_PARTS, *MIXES]),
         ("flip", ["auto", "on", "off"]),
         ("crop_padding", ["auto", "on", "off"]),
         ("activations", ["real", "binary", *known_activations()]),
@@ -111,6 +112,7 @@ def check(run: Run) -> None:
     fraction_within(run.prune_rate, "prune_rate", below_one=True)
     fraction_within(run.p_pos, "p_pos")
     fraction_within(run.redraw_share, "redraw_share")
+    fraction_within(run.gaussian_clean, "gaussian_clean")
     fraction_within(run.holdout, "holdout", below_one=True)
     fraction_within(run.label_smoothing, "label_smoothing", below_one=True)
     for name, lowest, highest in (
@@ -128,11 +130,13 @@ def check(run: Run) -> None:
     ):
         if not lowest <= getattr(run, name) <= highest:
             raise ValueError(f"{name} must lie in {lowest} to {highest}, not {getattr(run, name)}")
-    for name in ("lr", "weight_decay", "bop_tau", "ede_t0", "penalty_lambda"):
+    for name in ("lr", "weight_decay", "bop_tau", "ede_t0", "penalty_lambda", "gaussian_std"):
         if not 0 <= getattr(run, name) < float("inf"):
             raise ValueError(f"{name} must be a finite number of at least 0, not {getattr(run, name)}")
     if run.data_digest and not re.fullmatch("[0-9a-f]{64}", run.data_digest):
         raise ValueError(f"data_digest must be 64 hexadecimal digits, not {run.data_digest[:80]!r}")
+    if not 1 <= run.augmix_severity <= HARDEST:
+        raise ValueError(f"augmix_severity must lie in [1, {HARDEST}], not {run.augmix_severity}")
     if not 0 < run.width <= 64:
         raise ValueError(f"width must lie in (0, 64], not {run.width}")
     if not 0 <= run.bop_gamma <= 1:
@@ -348,17 +352,24 @@ def _penalised(run: Run, method: Method) -> dict[str, Any]:
     return found
 
 
-def _augmentation(run: Run) -> dict[str, str]:
-    """augment, flip and crop_padding: equal for equal effects, and auto for what the data set does by itself."""
+def _augmentation(run: Run) -> dict[str, Any]:
+    """augment, flip and crop_padding: equal for equal effects, and auto for what the data set does by itself.
+
+    And how strong what comes after them is, where it does.
+    """
+    mixed = run.augment in MIXES
+    others = {"augmix": ("gaussian_std", "gaussian_clean"), "gaussian": ("augmix_severity",)}
+    idle = others.get(run.augment, ("gaussian_std", "gaussian_clean", "augmix_severity", "jsd"))
+    strength = {name: getattr(type(run), name) for name in idle}
     own = own_augmentation(run.data)
     flip, crop = both = tuple(
         default if said is None else said for said, default in zip(run.augmentation, own, strict=True)
     )
-    if both != own and flip == crop:
-        return {"augment": "standard" if flip else "none", "flip": "auto", "crop_padding": "auto"}
+    if both != own and flip == crop and not mixed:
+        return {"augment": "standard" if flip else "none", "flip": "auto", "crop_padding": "auto", **strength}
     parts = zip(("flip", "crop_padding"), both, own, strict=True)
     named = {name: "auto" if part == default else "on" if part else "off" for name, part, default in parts}
-    return {"augment": "auto", **named}
+    return {"augment": run.augment if mixed else "auto", **named, **strength}
 
 
 def _name_of(method: Method, part: str, known: dict[str, Any]) -> str:

@@ -40,6 +40,7 @@ class CapturedStep:
         scaler: GradScaler,
         label_smoothing: float = 0.0,
         rules: StepRules | None = None,
+        jsd: bool = False,
     ) -> Tensor:
         """As `train_step`; what is returned holds until the next call. Batches are of one shape, all else the same."""
         if self._before:
@@ -47,11 +48,11 @@ class CapturedStep:
                 put_rates_on(optimizer, x.device)
             self._before -= 1
             with aside(x.device):
-                return train_step(model, optimizer, x, y, precision, scaler, label_smoothing, rules)
+                return train_step(model, optimizer, x, y, precision, scaler, label_smoothing, rules, jsd)
         if self._graph is None:
             model.zero_grad(set_to_none=True)  # gradients of the steps before are not the graph's to write to
             x_there, y_there = x.clone(), y.clone()
-            there = model, optimizer, x_there, y_there, precision, scaler, label_smoothing, rules
+            there = model, optimizer, x_there, y_there, precision, scaler, label_smoothing, rules, jsd
             self._graph = x_there, y_there, *capture(x.device, lambda: train_step(*there))
         x_there, y_there, totals, repeat = self._graph
         x_there.copy_(x)

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import torch
 
 from .. import sparse
+from ..data.mixing import MIXES, Mix
 from ..devices import check_captures, check_shared, pick_device
 from ..distributed import launched
 from ..gradients import Ede
@@ -57,6 +58,10 @@ ADDED = {
     "redraw_share": 0.0,
     "nesterov": False,
     "warmup": 0,
+    "augmix_severity": 3.0,
+    "gaussian_std": 0.1,
+    "gaussian_clean": 0.5,
+    "jsd": False,
 }
 
 
@@ -94,9 +99,18 @@ class Run:
     """where data sets lie or are downloaded to; empty: the user's cache folder"""
     image_size: int = 0
     """resize images to this many pixels a side on load; 0 keeps their size"""
-    augment: Literal["auto", "none", "standard"] = "auto"
+    augment: Literal["auto", "none", "standard", "augmix", "gaussian"] = "auto"
     """of training images: standard (flip and crop-padding on), none (both off), or auto, which is none for digits and
-    standard for the other data sets"""
+    standard for the other data sets; after auto also augmix (chains of operations mixed) or gaussian (noise added)"""
+    augmix_severity: float = 3.0
+    """of augmix, how strong operations are, in [1, 10]"""
+    gaussian_std: float = 0.1
+    """of gaussian, the noise's standard deviation, for pixels in [0, 1]; at least 0"""
+    gaussian_clean: float = 0.5
+    """of gaussian, the share of images without noise, in [0, 1]"""
+    jsd: bool = False
+    """of augmix and gaussian, train on each image and add 12 times the Jensen-Shannon divergence of its classes from
+    those of two that are augmented: a step costs three"""
     flip: Literal["auto", "on", "off"] = "auto"
     """mirror training images left to right half the time: on, off (where classes differ by left and right), or auto, as
     augment says"""
@@ -235,9 +249,17 @@ class Run:
     @property
     def augmentation(self) -> tuple[bool | None, bool | None]:
         """Whether training images are mirrored, and whether cropped at random; None: as the data set has it."""
-        both = BOTH_PARTS[self.augment]
+        both = BOTH_PARTS.get(self.augment)
         flip, crop = (both if part == "auto" else part == "on" for part in (self.flip, self.crop_padding))
         return flip, crop
+
+    @property
+    def mix(self) -> Mix | None:
+        """What training images are made of after they are mirrored and cropped, if anything."""
+        if self.augment not in MIXES:
+            return None
+        strength = {"severity": self.augmix_severity, "std": self.gaussian_std, "clean": self.gaussian_clean}
+        return Mix(kind=self.augment, views=3 if self.jsd else 1, **strength)
 
     def resolved(self, here: bool = True) -> Run:
         """The run with this machine's device, compute and thread count for `auto` and 0, as its hash needs them.

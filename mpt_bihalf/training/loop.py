@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import closing
+from dataclasses import replace
 from math import ceil, isfinite
 from pathlib import Path
 from typing import Any
@@ -119,7 +120,7 @@ def prepare(run: Run, dataset: Dataset | None = None) -> Dataset:
         dataset = load_run_data(run)
     dataset = dataset.to(torch.device(run.device)).decoded_by(decoders(run))
     check_fits(run, dataset)
-    return dataset.augmented(*run.augmentation)
+    return replace(dataset.augmented(*run.augmentation), mix=run.mix)
 
 
 def train_together(
@@ -196,7 +197,7 @@ def steps_of(
             rules.before_step(done)
         if redraw:
             redraw.before_step(done)
-        settings = run.precision, state.scaler, run.label_smoothing, rules
+        settings = run.precision, state.scaler, run.label_smoothing, rules, run.jsd
         state.totals += take(parallel, state.optimizer, x, y, *settings)
         state.step += 1
         yield

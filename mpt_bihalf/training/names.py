@@ -22,7 +22,7 @@ LONGEST, LONGEST_VALUE = 200, 40
 # The fields that a name begins with, by their values alone.
 FIRST = ("model", "data", "method", "prune_rate", "seed")
 # Those that others follow where nothing is said: an optimizer has its momentum, a gradient its sharpness.
-FOLLOWED = ("activations", "latent_gradient", "optimizer", "precision", "compile", "mask", "redraw")
+FOLLOWED = ("activations", "latent_gradient", "optimizer", "precision", "compile", "mask", "redraw", "augment")
 
 
 def folder_name(run: Run) -> str:

@@ -11,10 +11,13 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrize
 from torch.optim import Optimizer
 
+from ..data.mixing import jensen_shannon
 from ..devices import autocast
 from ..distributed import ALONE, Team
 from ..step_rules import StepRules
 
+# Of the Jensen-Shannon divergence in the loss, in AugMix' code and MPT's.
+JSD_WEIGHT = 12
 MIXED = {"bf16": torch.bfloat16, "fp16": torch.float16}
 NO_SCALER = GradScaler(enabled=False)
 FIGURES = [f"{split}_{figure}" for split in ("train", "test") for figure in ("loss", "top1", "top5")]
@@ -29,17 +32,24 @@ def train_step(
     scaler: GradScaler = NO_SCALER,
     label_smoothing: float = 0.0,
     rules: StepRules | None = None,
+    jsd: bool = False,
 ) -> Tensor:
     """One step on a batch x [B, C, H, W], y [B]; returns [loss sum, top-1 hits, top-5 hits], without waiting.
 
     Without an optimizer, where nothing is trained, the batch is only looked at. scaler: of the loss, for fp16.
     label_smoothing: of the labels in the loss that is trained and returned, in [0, 1), as torch's `cross_entropy` has
-    it. rules: what else there is in a step; their penalty is in no figure.
+    it. rules: what else there is in a step; their penalty is in no figure. jsd: x is [3 B, C, H, W], three views of the
+    images; the labels are for the first, and `JSD_WEIGHT` times the divergence of all is in the loss.
     """
     if optimizer:
         optimizer.zero_grad(set_to_none=True)
     logits = _logits(model, x, precision)
+    views = logits
+    if jsd:
+        logits = views[: len(y)]
     loss = F.cross_entropy(logits, y, label_smoothing=label_smoothing)
+    if jsd:
+        loss = loss + JSD_WEIGHT * jensen_shannon(views)
     if optimizer:
         scaler.scale(loss + rules.penalty() if rules else loss).backward()
         scaler.unscale_(optimizer)

@@ -20,12 +20,13 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, M
 
 from mpt_bihalf import METHODS, binary_layers, binary_weights, sparse
 from mpt_bihalf.data import Dataset, batches, evaluation_batches, training_batches
+from mpt_bihalf.data.mixing import jensen_shannon
 from mpt_bihalf.signals import Stopped
 from mpt_bihalf.training import Run, loop, step, train
 from mpt_bihalf.training.build import build_model
 from mpt_bihalf.training.events import TensorBoard
 from mpt_bihalf.training.finished import finished_model
-from mpt_bihalf.training.step import FIGURES, evaluate
+from mpt_bihalf.training.step import FIGURES, evaluate, train_step
 from tests.reference import one_line_error
 from tests.told import Each, Told
 
@@ -673,3 +674,36 @@ def test_a_loss_scaler_leaves_gradients_unscaled_in_the_trace(trained: Trained) 
     ]
     one, other = (trace["gradient_magnitude"] for trace in traces)
     assert one.iloc[:5].tolist() == pytest.approx(other.iloc[:5].tolist(), rel=0.05)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"augment": "augmix"},
+        {"augment": "augmix", "jsd": True, "augmix_severity": 6.0},
+        {"augment": "gaussian", "jsd": True, "gaussian_clean": 0.0},
+    ],
+)
+def test_a_run_on_mixed_images_goes_on_to_the_same_bits(
+    fields: dict[str, Any], trained: Trained, stopped: Callable[..., tuple[Run, Path]], small: Dataset
+) -> None:
+    settings: dict[str, Any] = {"method": "mpt-sign", "epochs": 3, **fields}
+    _, whole = trained("whole", **settings)
+    run, cut = stopped(6, "cut", **settings)
+    train(run, cut, small)
+    _, plain = trained("plain", **{**settings, "augment": "auto", "jsd": False})
+    assert (cut / "metrics.csv").read_bytes() == (whole / "metrics.csv").read_bytes()
+    assert (plain / "metrics.csv").read_bytes() != (whole / "metrics.csv").read_bytes()
+
+
+def test_the_divergence_is_added_to_the_loss_and_the_figures_are_of_the_first_view() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
+    g = torch.Generator().manual_seed(0)
+    x, y = torch.randn(15, 1, 2, 2, generator=g), torch.tensor([0, 1, 2, 0, 1])
+    totals = train_step(model, None, x, y, jsd=True)
+    with torch.no_grad():
+        logits = model(x)
+        plain = nn.functional.cross_entropy(logits[:5], y)
+        expected = 5 * (plain + 12 * jensen_shannon(logits))
+        hits = (logits[:5].argmax(1) == y).sum()
+    torch.testing.assert_close(totals[:2], torch.stack([expected, hits.float()]))
