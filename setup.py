@@ -5,10 +5,12 @@ from pathlib import Path
 from setuptools import Extension, find_packages, setup
 
 DOCS = ["furo>=2024.8.6", "latex2mathml>=3.81", "myst-parser>=4", "sphinx>=8.1"]
+ROBUSTNESS = ["imagecorruptions-imaug>=1.1.5"]
 EXPORT = ["onnx>=1.16", "onnxscript>=0.3"]
 TEST = [
     *DOCS,
     *EXPORT,
+    *ROBUSTNESS,
     "hypothesis",
     "import-linter>=2.8",
     "ipykernel",
@@ -79,6 +81,7 @@ setup(
         "docs": DOCS,
         "export": EXPORT,
         "ray": ["ray>=2.9"],
+        "robustness": ROBUSTNESS,
         "loops": ["accelerate>=1.15", "lightning>=2.6", "schedulefree>=1.4", "timm>=1.0.31"],
         "notebooks": ["ipykernel", "jupyterlab"],
     },
