@@ -16,8 +16,8 @@ from ..training.names import WHERE, as_word
 SETTING = tuple(field.name for field in fields(Run) if field.name not in ("seed", *WHERE))
 # Fields whose values speak for themselves.
 LEADING = ("model", "data", "method")
-# Fields that follow from the others and from the machine, where nothing else is said.
-FOLLOWS = ("compute",)
+# Fields that follow from others, such as a mask, and from the machine, where nothing else is said.
+FOLLOWS = ("compute", "scope", "redraw_every", "redraw_share")
 
 
 def varied_fields(rows: Sequence[Mapping[Any, Any]]) -> list[str]:
