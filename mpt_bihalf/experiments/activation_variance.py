@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..data import Dataset
-from ..endings import run_command, tell
+from ..endings import run_command
 from ..parametrization import binary_layers
 from ..report.figures import COLOURS
 from ..report.outcome import Outcome
@@ -22,7 +22,6 @@ from ..sweep import find_runs
 from ..training import Callback, Run
 from ..training.build import build_model
 from ..training.finished import evaluate_test
-from ..training.recorded_data import OtherData
 from .experiment import Experiment
 from .results import Results
 
@@ -51,20 +50,15 @@ class ActivationVariance(Experiment):
     def outcome(self, results: Results) -> Outcome:
         if not results.finished:
             raise ValueError(f"no finished run lies in {self.out}")
-        rows, missing = [], []
+        rows = []
         for run in tqdm(results.finished, unit="run", disable=None):
-            try:
-                model, dataset = results.model(run)
-            except OtherData:
-                raise
-            except ValueError as fault:
-                missing.append(str(fault))
+            found = results.network(run)
+            if found is None:
                 continue
+            model, dataset = found
             start = build_model(run, dataset).to(dataset.device)
             for when, network in (("start", start), ("end", model)):
                 rows.append(row_of(run, when, layer_variances(network, dataset)))
-        for why in missing:
-            tell(f"missing: {why}")
         if not rows:
             raise ValueError(f"no finished run in {self.out} has its checkpoint still")
         # The curves that may be in this folder are those of the experiment whose runs these are.

@@ -12,10 +12,12 @@ from torch import nn
 from tqdm import tqdm
 
 from ..data import Dataset
+from ..endings import tell
 from ..sweep.records import read_layers, read_records, read_trace, run_folder
 from ..training import Run
 from ..training.finished import finished_model
 from ..training.log import FINISHED
+from ..training.recorded_data import OtherData
 from ..training.run_data import kept_data, load_run_data
 
 Found = TypeVar("Found")
@@ -56,6 +58,16 @@ class Results:
     def model(self, run: Run) -> tuple[nn.Module, Dataset]:
         """The network of a finished run, and its data, as `finished_model` has them."""
         return finished_model(run, run_folder(self.out, run), kept_data(run))
+
+    def network(self, run: Run) -> tuple[nn.Module, Dataset] | None:
+        """As `model`; None, of which the user is told, where the run's checkpoint is not there any more."""
+        try:
+            return self.model(run)
+        except OtherData:
+            raise
+        except ValueError as fault:
+            tell(f"missing: {fault}")
+            return None
 
     def look_again(
         self, measure: Callable[[Run, Path, Callable[[], Dataset]], Found], runs: list[Run], told: str

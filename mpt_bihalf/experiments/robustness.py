@@ -25,7 +25,6 @@ from ..sweep.varied import varied_fields
 from ..training import Callback, Run
 from ..training.names import as_word
 from ..training.record import RESULT
-from ..training.recorded_data import OtherData
 from ..training.step import evaluate
 from .experiment import Experiment
 from .results import Results
@@ -99,7 +98,7 @@ class Robustness(Experiment):
 
     def measured(self, results: Results, runs: list[Run], images: Corrupted, names: list[str]) -> pd.DataFrame:
         """A row for each run, corruption and severity; figures that are known are not worked out again."""
-        digest, missing, rows = images.digest(), list[str](), list[dict[str, Any]]()
+        digest, rows = images.digest(), list[dict[str, Any]]()
         fields = varied_fields([vars(run) for run in runs])
         refuse_links(results.out / self.files, results.out)
         (results.out / self.files).mkdir(parents=True, exist_ok=True)
@@ -111,15 +110,11 @@ class Robustness(Experiment):
             wanted = [(CLEAN, 0), *((name, severity) for name in names for severity in range(1, SEVERITIES + 1))]
             left = [key for key in wanted if _key(*key) not in figures]
             if left:
-                try:
-                    model, dataset = results.model(run)
-                except OtherData:
-                    raise
-                except ValueError as fault:
-                    missing.append(str(fault))
+                network = results.network(run)
+                if network is None:
                     continue
                 for name, severity in left:
-                    figures[_key(name, severity)] = top1_on(model, run, dataset, images, name, severity, self.images)
+                    figures[_key(name, severity)] = top1_on(*network, run, images, name, severity, self.images)
                 write_json(kept, {**of, "test_top1": figures})
             setting: dict[str, Any] = {name: as_word(getattr(run, name)) for name in fields} or {"method": run.method}
             rows += [
@@ -132,8 +127,6 @@ class Robustness(Experiment):
                 }
                 for name, severity in wanted
             ]
-        for why in missing:
-            tell(f"missing: {why}")
         if not rows:
             raise ValueError(f"no finished run in {self.out} has its checkpoint still")
         return pd.DataFrame(rows)
@@ -155,7 +148,7 @@ def known(file: Path, of: dict[str, Any]) -> dict[str, float]:
     return dict(figures) if sound else {}
 
 
-def top1_on(model: Any, run: Run, dataset: Dataset, images: Corrupted, name: str, severity: int, first: int) -> float:
+def top1_on(model: Any, dataset: Dataset, run: Run, images: Corrupted, name: str, severity: int, first: int) -> float:
     """Test top-1 in percent on a corruption at a severity, or on the test images themselves."""
     if name == CLEAN:
         some = dataset.test.take(torch.arange(min(first, len(dataset.test)))) if first else dataset.test
