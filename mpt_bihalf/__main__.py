@@ -26,7 +26,7 @@ with starting(__name__):
     from .tickets.command import add_ticket
     from .training import Run, train
     from .training.build import check_begins, check_compiles, check_fits, check_network, notes_on
-    from .training.chain import parent_of
+    from .training.chain import has_diverged, parent_of
     from .training.checkpoint import has_ended
     from .training.names import folder_within
     from .training.recorded_data import check_asked, check_data, has_begun
@@ -122,7 +122,10 @@ def _rounds_to_do(run: Run, out: Path) -> list[Run]:
     """The rounds before a run of iterative pruning that are to be done before it, the first of them first."""
     found: list[Run] = []
     before = None if has_begun(folder_within(out, run)) else parent_of(run)
-    while before is not None and not has_ended(folder_within(out, before), before):
+    while before is not None:
+        folder = folder_within(out, before)
+        if has_ended(folder, before) or has_diverged(folder):
+            break
         found.insert(0, before)
         before = parent_of(before)
     return found

@@ -59,8 +59,8 @@ class Redraw:
     ) -> None:
         if rule not in EVERY:
             raise ValueError(f"unknown redraw {rule!r}; known: {', '.join(EVERY)}")
-        if every < 0:
-            raise ValueError(f"redraw_every must be at least 0, not {every}")
+        if type(every) is not int or every < 0:
+            raise ValueError(f"redraw_every must be a whole number of at least 0, not {every}")
         fraction_within(share, "redraw_share")
         if init not in INITS[:-1]:
             raise ValueError(f"unknown init {init!r}; known: {', '.join(INITS[:-1])}")

@@ -179,7 +179,11 @@ def test_what_cannot_be_is_told_in_one_line() -> None:
     fix_masks(plain, initial_masks(plain, "random", 0.5))
     for told, do in {
         "unknown redraw 'x'; known: iterand, recycle": lambda: Redraw(net("mpt-sign"), "x"),
-        "redraw_every must be at least 0": lambda: Redraw(net("mpt-sign"), every=-1),
+        "redraw_every must be a whole number of at least 0, not 1.5": lambda: Redraw(
+            net("mpt-sign"),
+            every=1.5,  # type: ignore[arg-type]
+        ),
+        "redraw_every must be a whole number of at least 0": lambda: Redraw(net("mpt-sign"), every=-1),
         "redraw_share must lie": lambda: Redraw(net("mpt-sign"), share=1.5),
         "unknown init 'keep'": lambda: Redraw(net("mpt-sign"), init="keep"),
         "recycle counts epochs: say epoch_steps": lambda: Redraw(net("mpt-sign"), "recycle"),

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -40,15 +41,14 @@ class Corrupted:
             raise DataError(f"{folder / LABELS} has classes beyond the {dataset.num_classes} of {dataset.name}")
         self._labels = torch.from_numpy(labels.astype(np.int64))
         self.count = len(labels) // SEVERITIES
+        _check_made(folder, dataset)
+        for name in self.names:
+            self.images(name, 1, first=1)
 
     @property
     def called(self) -> str:
         """Whose corruptions these are: the library and its version, or what the folder is called."""
-        try:
-            about = parse_json(read_bytes(self.folder / ABOUT), self.folder / ABOUT)
-            return " ".join(str(about["made_by"]).split())[:80]
-        except (FileNotFoundError, ValueError, TypeError, KeyError):
-            return self.folder.name
+        return " ".join(str(about(self.folder).get("made_by", self.folder.name)).split())[:80]
 
     def digest(self) -> str:
         """SHA-256 of all the files, by name."""
@@ -76,11 +76,29 @@ class Corrupted:
 
     def _read(self, file: Path) -> np.ndarray:
         try:
-            return np.load(file, mmap_mode="r", allow_pickle=False)
+            array = np.load(file, mmap_mode="r", allow_pickle=False)
         except FileNotFoundError:
             raise DataError(f"{self.folder} has no {file.name}") from None
-        except (OSError, ValueError, EOFError) as fault:
-            raise DataError(f"{file} is no file of NumPy's: {fault}") from fault
+        except Exception as fault:  # of what is something else NumPy raises many kinds, with advice for its own callers
+            raise DataError(f"{file} is no array of numbers in a file of NumPy's") from fault
+        if not isinstance(array, np.ndarray):
+            raise DataError(f"{file} is no array of numbers in a file of NumPy's")
+        return array
+
+
+def about(folder: Path) -> dict[str, Any]:
+    """What a folder that was made says of itself; nothing where it was not."""
+    try:
+        content = parse_json(read_bytes(folder / ABOUT), folder / ABOUT)
+    except (FileNotFoundError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _check_made(folder: Path, dataset: Dataset) -> None:
+    of = dataset.digest.sha256
+    if about(folder).get("of", of) != of:
+        raise DataError(f"{folder} was made of other images than {dataset.name} has: remove it, or name another folder")
 
 
 def make_corrupted(folder: Path, dataset: Dataset, told: Callable[[list[str]], Iterator[str]] = iter) -> None:
@@ -102,7 +120,10 @@ def make_corrupted(folder: Path, dataset: Dataset, told: Callable[[list[str]], I
             f"{LIBRARY} takes images in memory of {LEAST} pixels a side or more, grey or in colour; {dataset.name} has "
             f"{dataset.image_size} pixels: train with --image-size {LEAST}, or name a folder of corrupted images"
         )
+    _check_made(folder, dataset)
+    told_of = {"made_by": f"{LIBRARY} {version(LIBRARY)}", "of": dataset.digest.sha256}
     folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / ABOUT, told_of | {"whole": False})
     images = dataset.test.images.cpu().permute(0, 2, 3, 1).expand(-1, -1, -1, 3).numpy()
     for number, name in enumerate(told(list(imagecorruptions.get_corruption_names("common")))):
         if (folder / f"{name}.npy").exists():
@@ -115,7 +136,7 @@ def make_corrupted(folder: Path, dataset: Dataset, told: Callable[[list[str]], I
         ]
         _write(folder / f"{name}.npy", _like(dataset, np.stack(corrupted)))
     _write(folder / LABELS, dataset.test.labels.cpu().repeat(SEVERITIES).numpy())
-    write_json(folder / ABOUT, {"made_by": f"{LIBRARY} {version(LIBRARY)}", "of": dataset.digest.sha256})
+    write_json(folder / ABOUT, told_of | {"whole": True})
 
 
 def _like(dataset: Dataset, pixels: np.ndarray) -> np.ndarray:

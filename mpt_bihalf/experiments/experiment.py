@@ -89,7 +89,7 @@ class TrainingExperiment(Experiment, EngineOptions):
     """resize images to this many pixels a side on load; 0 keeps their size (default: the recipe's)"""
     augment: str | None = None
     """of training images: standard (flip and crop-padding on), none (both off), or auto, which is none for digits and
-    standard for the other data sets (default: the recipe's)"""
+    standard for the other data sets; after auto also augmix or gaussian (default: the recipe's)"""
     flip: str | None = None
     """mirror training images left to right half the time: on, off (where classes differ by left and right), or auto, as
     augment says (default: the recipe's)"""

@@ -1,6 +1,7 @@
 """Finished runs on corrupted test images: accuracy by corruption and severity."""
 
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -13,7 +14,7 @@ from tqdm import tqdm
 
 from ..commandline import words
 from ..data import Dataset, evaluation_batches
-from ..data.corrupted import SEVERITIES, Corrupted, make_corrupted
+from ..data.corrupted import SEVERITIES, Corrupted, about, make_corrupted
 from ..endings import run_command, tell
 from ..files import expanded, parse_json, read_bytes, refuse_links, write_json
 from ..report.figures import COLOURS, MARKERS
@@ -23,8 +24,8 @@ from ..sweep import find_runs
 from ..sweep.records import run_folder
 from ..sweep.varied import varied_fields
 from ..training import Callback, Run
+from ..training.log import RESULT
 from ..training.names import as_word
-from ..training.record import RESULT
 from ..training.step import evaluate
 from .experiment import Experiment
 from .results import Results
@@ -73,15 +74,20 @@ class Robustness(Experiment):
                 raise ValueError(
                     f"there is no corruption {name!r} in {images.folder}; there are {', '.join(images.names)}"
                 )
+        if diverged := len(results.records) - len(runs):
+            tell(f"left out: {diverged:,} runs that diverged")
         frame = self.measured(results, runs, images, names)
         rows = rows_of(frame)
+        apart, clean = "", len(results.data.test)
+        if clean != images.count:
+            apart = f"; {clean:,} images are clean, and {images.count:,} of each corruption and severity"
         return Outcome(
             rows=rows,
             figure=draw(frame, images.called),
             curves=None,
             finding=finding_of(rows, names, images.called),
             note=f"corrupted: mean test top-1 over {len(names)} corruptions by {images.called} at severities 1 to "
-            f"{SEVERITIES}; std: over trials",
+            f"{SEVERITIES}; std: over trials{apart}",
             steps=frame,
         )
 
@@ -90,43 +96,38 @@ class Robustness(Experiment):
         if self.corrupted:
             return Corrupted(expanded(self.corrupted), results.data)
         folder = results.out / "corrupted"
-        if not (folder / "made.json").exists():
-            tell(f"no corrupted images lie in {folder}: they are made, once")
+        if not about(folder).get("whole"):
+            tell(f"no corrupted images lie in {folder}, or not all: they are made, once")
             refuse_links(folder, results.out)
             make_corrupted(folder, results.data, lambda names: iter(tqdm(names, desc="corruptions", disable=None)))
         return Corrupted(folder, results.data)
 
     def measured(self, results: Results, runs: list[Run], images: Corrupted, names: list[str]) -> pd.DataFrame:
         """A row for each run, corruption and severity; figures that are known are not worked out again."""
-        digest, rows = images.digest(), list[dict[str, Any]]()
+        first = min(self.images, images.count) or images.count
+        of, rows = f"{images.digest()} {first}", list[dict[str, Any]]()
         fields = varied_fields([vars(run) for run in runs])
         refuse_links(results.out / self.files, results.out)
         (results.out / self.files).mkdir(parents=True, exist_ok=True)
+        wanted = {CLEAN: [0], **{name: [*range(1, SEVERITIES + 1)] for name in names}}
         for run in tqdm(runs, desc="runs", unit="run", disable=None):
             folder = run_folder(results.out, run)
-            of = {"images": digest, "first": self.images, "result": sum_of(read_bytes(folder / RESULT))}
-            kept = results.out / self.files / f"{folder.name}.json"
-            figures = known(kept, of)
-            wanted = [(CLEAN, 0), *((name, severity) for name in names for severity in range(1, SEVERITIES + 1))]
-            left = [key for key in wanted if _key(*key) not in figures]
-            if left:
+            kept = Kept(results.out / self.files / f"{folder.name}.json", sum_of(read_bytes(folder / RESULT)))
+            figures = kept.figures(of)
+            left = {name: [s for s in of_name if _key(name, s) not in figures] for name, of_name in wanted.items()}
+            if any(left.values()):
                 network = results.network(run)
                 if network is None:
                     continue
-                for name, severity in left:
-                    figures[_key(name, severity)] = top1_on(*network, run, images, name, severity, self.images)
-                write_json(kept, {**of, "test_top1": figures})
+                for name, severities in left.items():
+                    for severity in severities:
+                        figures[_key(name, severity)] = top1_on(*network, run, images, name, severity, first)
+                    kept.write()
             setting: dict[str, Any] = {name: as_word(getattr(run, name)) for name in fields} or {"method": run.method}
-            rows += [
-                {
-                    **setting,
-                    "seed": run.seed,
-                    "corruption": name,
-                    "severity": severity,
-                    "test_top1": figures[_key(name, severity)],
-                }
-                for name, severity in wanted
-            ]
+            for name, severities in wanted.items():
+                for severity in severities:
+                    measured = {"corruption": name, "severity": severity, "test_top1": figures[_key(name, severity)]}
+                    rows.append({**setting, "seed": run.seed, **measured})
         if not rows:
             raise ValueError(f"no finished run in {self.out} has its checkpoint still")
         return pd.DataFrame(rows)
@@ -136,22 +137,36 @@ def _key(name: str, severity: int) -> str:
     return f"{name} {severity}"
 
 
-def known(file: Path, of: dict[str, Any]) -> dict[str, float]:
-    """The figures kept for a run, by corruption and severity; none where they are of other images or another result."""
-    try:
-        content = parse_json(read_bytes(file), file)
-        figures = content["test_top1"]
-        sound = all(content[name] == value for name, value in of.items())
-        sound &= all(type(value) is float and 0 <= value <= 100 for value in figures.values())
-    except (FileNotFoundError, ValueError, TypeError, KeyError, AttributeError):
-        return {}
-    return dict(figures) if sound else {}
+class Kept:
+    """The figures of a run that are known, in a file: by the images that they are of, and by corruption and severity.
+
+    result: the sum of the run's result, which they belong to.
+    """
+
+    def __init__(self, file: Path, result: str) -> None:
+        self._file = file
+        self._content: dict[str, Any] = {"result": result, "test_top1": {}}
+        with suppress(FileNotFoundError, ValueError, TypeError, KeyError, AttributeError):
+            content = parse_json(read_bytes(file), file)
+            every = [figure for figures in content["test_top1"].values() for figure in figures.values()]
+            if content["result"] == result and all(type(figure) is float and 0 <= figure <= 100 for figure in every):
+                self._content = content
+
+    def figures(self, of: str) -> dict[str, float]:
+        """Those of these images, to be added to."""
+        figures: dict[str, float] = self._content["test_top1"].setdefault(of, {})
+        return figures
+
+    def write(self) -> None:
+        """Keep what there is."""
+        write_json(self._file, self._content)
 
 
 def top1_on(model: Any, dataset: Dataset, run: Run, images: Corrupted, name: str, severity: int, first: int) -> float:
     """Test top-1 in percent on a corruption at a severity, or on the test images themselves."""
     if name == CLEAN:
-        some = dataset.test.take(torch.arange(min(first, len(dataset.test)))) if first else dataset.test
+        few = first < images.count
+        some = dataset.test.take(torch.arange(min(first, len(dataset.test)))) if few else dataset.test
     else:
         some = images.images(name, severity, first).to(dataset.device)
     return evaluate(model, evaluation_batches(some, dataset), "test", run.precision)[0]["test_top1"]
@@ -200,7 +215,7 @@ def finding_of(rows: list[dict[str, Any]], names: list[str], called: str) -> str
     """One line: the most accurate on corrupted images, and how much corruption costs."""
 
     def told(row: dict[str, Any]) -> str:
-        return ", ".join(str(value) for name, value in row.items() if name not in NUMBERS and "severity" not in name)
+        return ", ".join(str(value) for name, value in row.items() if name not in NUMBERS)
 
     best, clean = max(rows, key=lambda row: row["corrupted"]), max(rows, key=lambda row: row["clean"])
     losses = [row["clean"] - row["corrupted"] for row in rows]
@@ -212,7 +227,7 @@ def finding_of(rows: list[dict[str, Any]], names: list[str], called: str) -> str
     )
 
 
-NUMBERS = ("trials", "clean", "corrupted", "std")
+NUMBERS = ("trials", "clean", "corrupted", "std", *(f"severity {severity}" for severity in range(1, SEVERITIES + 1)))
 
 if __name__ == "__main__":
     run_command(Robustness.main)

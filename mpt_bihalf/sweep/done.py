@@ -17,9 +17,9 @@ from ..sums import read_whole
 from ..training import Run
 from ..training.config import DEFAULTS
 from ..training.finished import finished_model
-from ..training.log import FINISHED
+from ..training.log import FINISHED, RESULT
 from ..training.parts import check_parts
-from ..training.record import METRICS, RESULT
+from ..training.record import METRICS
 from ..training.recorded_data import OtherData
 from ..training.run_data import load_run_data
 from .records import find_runs, read_result, read_run, run_folder

@@ -16,9 +16,9 @@ from ..methods import METHODS
 from ..sums import read_whole
 from ..training import Run
 from ..training.config import DEFAULTS
-from ..training.log import DIVERGED, FINISHED, MEASURED, TRACED
+from ..training.log import DIVERGED, FINISHED, MEASURED, RESULT, TRACED
 from ..training.names import folder_within
-from ..training.record import LAYERS, RESULT, TRACE
+from ..training.record import LAYERS, TRACE
 from ..training.recorded_data import recorded_data
 from ..training.step import FIGURES
 

@@ -15,8 +15,8 @@ from ..sums import SUMS, Damaged, read_sums, read_whole, write_summed
 from ..training import Run
 from ..training.checkpoint import CHECKPOINT, has_ended, read_history
 from ..training.finished import read_activations, read_shuffled
-from ..training.log import FINISHED
-from ..training.record import ACTIVATIONS, CONFIG, RESULT, SHUFFLED, SUMMED, TRACE, tables
+from ..training.log import FINISHED, RESULT
+from ..training.record import ACTIVATIONS, CONFIG, SHUFFLED, SUMMED, TRACE, tables
 from ..training.recorded_data import DATA, recorded_data
 from .claim import claimed
 from .records import read_result, read_run, read_table, run_folder

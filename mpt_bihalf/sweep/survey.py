@@ -15,8 +15,7 @@ from typing import Any
 from ..endings import one_line
 from ..files import read_bytes, read_json
 from ..training import Run
-from ..training.log import FINISHED
-from ..training.record import RESULT
+from ..training.log import FINISHED, RESULT
 from .claim import held, read_claim
 from .plan import Plan, find_plans, planned_runs
 from .records import FAILURE, MOST_FIGURES, in_order, is_number, read_result, read_run, run_folder, run_folders

@@ -37,6 +37,7 @@ from ..rotation import Rotation
 from ..step_rules import StepRules
 from ..usage import usage
 from ..weights import binarize_weights, check_kept, learned_scales, scale_groups
+from .canonical import rewind_point
 from .config import Run
 
 Kind = TypeVar("Kind", bound=Optimizer)
@@ -241,6 +242,9 @@ def check_fits(run: Run, dataset: Dataset) -> nn.Module:
     if run.batch_size > images:
         raise ValueError(f"batch_size {run.batch_size} is more than the {images} training images of {run.data}")
     steps = images // run.batch_size
+    count, unit = rewind_point(run.rewind, run.epochs)
+    if unit == "it" and count > run.epochs * steps:
+        raise ValueError(f"rewind {run.rewind}: the run has {run.epochs * steps:,} steps")
     period = run.redraw_every * (1 if run.redraw == "iterand" else steps)
     if run.redraw and period > run.epochs * steps - (run.redraw == "recycle"):
         raise ValueError(

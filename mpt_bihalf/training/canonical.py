@@ -126,7 +126,6 @@ def check(run: Run) -> None:
         ("processes", 1, 1_000_000),
         ("workers", 0, 1024),
         ("redraw_every", 0, 1_000_000_000),
-        ("warmup", 0, run.epochs - 1),
     ):
         if not lowest <= getattr(run, name) <= highest:
             raise ValueError(f"{name} must lie in {lowest} to {highest}, not {getattr(run, name)}")
@@ -158,6 +157,10 @@ def _check_optimizer(run: Run) -> None:
         raise ValueError("bop flips its binary weights and trains the rest by sgd: leave --optimizer at sgd")
     if not 0 <= run.momentum < 1:
         raise ValueError(f"momentum must lie in [0, 1), not {run.momentum}")
+    if not 0 <= run.warmup < max(1, run.epochs):
+        raise ValueError(
+            f"warmup must be fewer epochs than the {run.epochs} of the run, and at least 0, not {run.warmup}"
+        )
     if run.nesterov and not (run.optimizer == "sgd" and run.momentum):
         raise ValueError("nesterov is for sgd with momentum: leave it out, or give it both")
 
@@ -225,7 +228,10 @@ def _check_redraw(run: Run) -> None:
 
 def _check_rounds(run: Run, method: Method) -> None:
     if method.trains != "weights":
-        raise ValueError(f"imp prunes trained weights, and {run.method} trains {method.trains}: take another of either")
+        raise ValueError(
+            f"imp prunes trained weights, and {run.method} trains {method.trains}: take dense, sign, bihalf or another "
+            "method that trains weights"
+        )
     if run.imp_criterion == "cutoff" and (method.before is not None or method.binarizer not in CUT_OFFS):
         raise ValueError(f"no cut-off is known of the weights of {run.method}: take imp_criterion magnitude")
     if not run.prune_rate:

@@ -13,14 +13,17 @@ from torch import Tensor, nn
 from ..data import Dataset
 from ..data.digest import DataDigest
 from ..distributed import Team
+from ..files import parse_json
 from ..given_masks import fix_masks, fixed_masks, has_fixed_mask
 from ..models import find_network
 from ..parametrization import binary_layers
 from ..rounds import trained_masks
+from ..sums import read_whole
 from .build import build_model
 from .canonical import rewind_point
 from .checkpoint import load_checkpoint
 from .config import Run
+from .log import DIVERGED, RESULT
 from .names import folder_within
 from .recorded_data import OtherData
 
@@ -57,6 +60,19 @@ def rounds_before(run: Run) -> list[Run]:
     return found
 
 
+class RoundDiverged(ArithmeticError):
+    """The round before has diverged, so there is nothing to prune."""
+
+
+def has_diverged(folder: Path) -> bool:
+    """Whether the run in this folder has ended by diverging."""
+    try:
+        result = parse_json(read_whole(folder, RESULT), folder / RESULT)
+        return bool(result["status"].startswith(DIVERGED))
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return False
+
+
 def begin_round(
     team: Team,
     run: Run,
@@ -69,12 +85,15 @@ def begin_round(
     """Put on the run's network, as it is drawn, the mask of its round, and the weights that it begins with.
 
     folder: the run's own, beside which those of the rounds before lie. replay: the network of a run as it is after so
-    many steps. Raises ValueError where the round before is not done, or its checkpoint not there, and OtherData where
-    it was trained on other data.
+    many steps. Raises ValueError where the round before is not done, or its checkpoint not there, OtherData where it
+    was trained on other data, and RoundDiverged where it has diverged.
     """
     parent = parent_of(run)
     assert parent is not None
-    before = _end_of(team, parent, folder_within(folder.parent, parent), dataset, data)
+    place = folder_within(folder.parent, parent)
+    if team.spread(b"diverged" if team.rank == 0 and has_diverged(place) else None) is not None:
+        raise RoundDiverged(f"the round before has diverged, {place.name}")
+    before = _end_of(team, parent, place, dataset, data)
     names = [name for name, module in model.named_modules() if has_fixed_mask(module)]
     masks = trained_masks(before, run.prune_rate, run.imp_criterion, run.scope, names or None)
     if run.imp_control == "shuffled":
@@ -104,7 +123,7 @@ def _end_of(team: Team, run: Run, folder: Path, dataset: Dataset, data: DataDige
     if state is None or state.epoch < run.epochs:
         there = "is not done" if state else "is not there, or has no checkpoint"
         raise ValueError(
-            f"the round before, which this one prunes, {there}: {folder.name}; train and the sweeps do a chain in order"
+            f"the round before, which this one prunes, {there}: {folder.name}; the commands do a chain in order"
         )
     return model
 

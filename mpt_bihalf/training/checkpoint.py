@@ -59,6 +59,8 @@ class State:
     """of the data that it is trained on; None where that is not known, in a checkpoint of a time before digests"""
     note: str = ""
     """what the result is to say beside the figures of the last epoch done; mostly nothing"""
+    lost: str = ""
+    """why there is nothing to train, as the round before has diverged; mostly nothing"""
 
     @classmethod
     def begin(cls, run: Run, model: nn.Module, optimizer: Optimizer | None, steps: int, epoch: int = 0) -> State:

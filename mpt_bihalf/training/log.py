@@ -14,6 +14,7 @@ from ..parametrization import binary_layers, one_pass
 Figures = dict[str, Any]
 # The status of a result; that of a run that diverged says why, after it.
 FINISHED, DIVERGED = "finished", "diverged"
+RESULT = "result.json"
 
 
 class LayerLog:

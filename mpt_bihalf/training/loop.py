@@ -37,7 +37,7 @@ from .build import (
 )
 from .callbacks import Callback, Epoch, Progress, ProgressBar, Together
 from .captured import CapturedStep
-from .chain import begin_round
+from .chain import RoundDiverged, begin_round
 from .checkpoint import State, load_checkpoint
 from .config import Run
 from .log import DIVERGED, FINISHED
@@ -145,6 +145,8 @@ def train_together(
     with stop_when_asked(team.agree) as stop:
         told.run_begins(run, folder, begins, model)
         try:
+            if state.lost:
+                raise Diverged(state.lost)
             for epoch in range(first, run.epochs):
                 for _ in steps_of(epoch, team, run, state, parallel, rules, dataset, stop, redraw):
                     state.trace.look(state.step)
@@ -204,10 +206,8 @@ def steps_of(
 
 
 def network_at(step: int, team: Team, run: Run, dataset: Dataset) -> nn.Module:
-    """The run's network as it is after so many steps, which are trained anew; ValueError where it has fewer."""
+    """The run's network as it is after so many of its steps, which are trained anew."""
     steps = len(dataset.train) // run.batch_size
-    if step > run.epochs * steps:
-        raise ValueError(f"rewind to step {step:,}: the run has {run.epochs * steps:,} steps")
     model, optimizer = build(run, dataset)
     if not step:
         return model
@@ -271,12 +271,16 @@ def resume(team: Team, run: Run, folder: Path, dataset: Dataset, record: Record 
         model, optimizer = build(run, dataset)  # loading may have got half-way
         state = None
     if state is None:
+        lost = ""
         if run.mask == "imp":
-            begin_round(team, run, model, folder, dataset, data, lambda r, n: network_at(n, team, r, dataset))
+            try:
+                begin_round(team, run, model, folder, dataset, data, lambda r, n: network_at(n, team, r, dataset))
+            except RoundDiverged as fault:
+                lost = str(fault)
         elif run.mask:
             begin_mask(run, model, dataset)
         state = State.begin(run, model, optimizer, steps)
-        state.data = data
+        state.data, state.lost = data, lost
     if state.epoch < run.epochs:
         check_begins(run, model)
     return state

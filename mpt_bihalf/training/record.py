@@ -22,12 +22,13 @@ from .checkpoint import CHECKPOINT, History, State, save_checkpoint
 from .config import Run
 from .environment import environment
 from .events import TensorBoard
+from .log import RESULT
 from .names import folder_within
 from .parts import IN_RECORD, own_parts
 from .recorded_data import DATA
 
 METRICS, LAYERS, TRACE = "metrics.csv", "layers.csv", "trace.csv"
-CONFIG, ENVIRONMENT, TIMES, RESULT = "config.json", "environment.json", "times.json", "result.json"
+CONFIG, ENVIRONMENT, TIMES = "config.json", "environment.json", "times.json"
 # Of a round of iterative pruning: the folder, beside its own, of the round before.
 PARENT = "parent.json"
 # What is worked out of a finished run's checkpoint when it is asked for.

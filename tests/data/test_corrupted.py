@@ -49,13 +49,13 @@ def test_files_are_read_by_severity(few: Dataset, tmp_path: Path) -> None:
         ("fog.npy", np.zeros((40, 32, 32, 3), np.uint8), r"fog.npy must be uint8 \[40, 32, 32, 1\], not uint8"),
         ("fog.npy", np.zeros((39, 32, 32, 1), np.uint8), "as many as there are labels"),
         ("fog.npy", np.zeros((40, 32, 32, 1), np.float32), "must be uint8"),
-        ("fog.npy", b"no array", "fog.npy is no file of NumPy's"),
-        ("fog.npy", b"", "fog.npy is no file of NumPy's"),
+        ("fog.npy", b"no array", "fog.npy is no array of numbers in a file of NumPy's"),
+        ("fog.npy", b"", "fog.npy is no array of numbers in a file of NumPy's"),
         ("labels.npy", np.arange(39), "whole numbers, as many for each of 5 severities"),
         ("labels.npy", np.full(40, 10), "has classes beyond the 10"),
         ("labels.npy", np.full(40, -1), "has classes beyond the 10"),
         ("labels.npy", np.zeros(40), "must hold whole numbers"),
-        ("labels.npy", np.array([{}] * 40, dtype=object), "labels.npy is no file of NumPy's"),
+        ("labels.npy", np.array([{}] * 40, dtype=object), "labels.npy is no array of numbers in a file of NumPy's"),
     ],
 )
 def test_files_that_are_none_are_refused_in_one_line(
@@ -69,6 +69,26 @@ def test_files_that_are_none_are_refused_in_one_line(
     with pytest.raises(DataError, match=told) as fault:
         Corrupted(tmp_path / "c", few).images("fog", 1)
     assert "\n" not in str(fault.value)
+
+
+def test_an_archive_and_a_folder_in_the_place_of_a_file_are_refused(few: Dataset, tmp_path: Path) -> None:
+    lay_down(tmp_path / "c")
+    np.savez(tmp_path / "labels.npz", np.zeros(40, np.int64))
+    (tmp_path / "labels.npz").rename(tmp_path / "c" / "labels.npy")
+    with pytest.raises(DataError, match=r"labels\.npy is no array of numbers"):
+        Corrupted(tmp_path / "c", few)
+    lay_down(tmp_path / "d")
+    (tmp_path / "d" / "snow.npy").mkdir()
+    with pytest.raises(DataError, match=r"snow\.npy is no array of numbers"):  # before anything is looked at
+        Corrupted(tmp_path / "d", few)
+
+
+def test_images_that_were_made_of_others_are_refused(few: Dataset, tmp_path: Path) -> None:
+    lay_down(tmp_path / "c")
+    (tmp_path / "c" / "made.json").write_text(json.dumps({"made_by": "x 1", "of": "0000", "whole": True}))
+    for do in (Corrupted, make_corrupted):
+        with pytest.raises(DataError, match="was made of other images than digits has: remove it"):
+            do(tmp_path / "c", few)
 
 
 def test_a_folder_that_is_none_says_so(few: Dataset, tmp_path: Path) -> None:

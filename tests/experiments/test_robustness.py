@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -72,14 +73,45 @@ def test_figures_are_those_of_the_networks_on_the_images(
         patch.setattr(robustness, "top1_on", never)
         Robustness(out=str(swept), corrupted=str(swept / "images"), names=["turned"]).run()
     assert len(pd.read_csv(swept / "robustness_steps.csv")) == 4 * 6
+    Robustness(out=str(swept), corrupted=str(swept / "images"), images=5).run()
+    assert (pd.read_csv(swept / "robustness_steps.csv")["test_top1"] % 20 == 0).all()
+    with monkeypatch.context() as patch:  # what is known of others is kept too
+        patch.setattr(robustness, "top1_on", never)
+        Robustness(out=str(swept), corrupted=str(swept / "images"), images=100_000).run()
     kept = next((swept / "robustness-runs").iterdir())
-    kept.write_text(kept.read_text().replace('"images": "', '"images": "x'))  # of other images
+    kept.write_text(kept.read_text().replace('"result": "', '"result": "x'))  # of another result
     with monkeypatch.context() as patch:
         patch.setattr(robustness, "top1_on", never)
         with pytest.raises(AssertionError, match="worked out again"):
             Robustness(out=str(swept), corrupted=str(swept / "images")).run()
-    Robustness(out=str(swept), corrupted=str(swept / "images"), images=5).run()
-    assert (pd.read_csv(swept / "robustness_steps.csv")["test_top1"] % 20 == 0).all()
+
+
+def test_a_command_that_was_stopped_goes_on(swept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.rmtree(swept / "robustness-runs", ignore_errors=True)
+    real, asked = robustness.top1_on, list[str]()
+
+    def until(*given: Any) -> float:
+        asked.append(f"{given[4]} {given[5]}")
+        if len(asked) == 9:  # within the second corruption of the first run
+            raise KeyboardInterrupt
+        return real(*given)
+
+    monkeypatch.setattr(robustness, "top1_on", until)
+    with pytest.raises(KeyboardInterrupt):
+        Robustness(out=str(swept), corrupted=str(swept / "images")).run()
+    Robustness(out=str(swept), corrupted=str(swept / "images")).run()
+    assert asked[:9] == ["none 0", *(f"black {s}" for s in range(1, 6)), "turned 1", "turned 2", "turned 3"]
+    assert asked[9:14] == [f"turned {s}" for s in range(1, 6)]
+    assert len(asked) == 9 + 5 + 3 * 11
+
+
+def test_what_was_varied_is_told_whatever_it_is_called() -> None:
+    rows = [
+        {"augmix_severity": level, "trials": 1, "clean": 90.0, "corrupted": 50.0 + level, "std": float("nan")}
+        | {f"severity {s}": 50.0 for s in range(1, 6)}
+        for level in (1.0, 9.0)
+    ]
+    assert "the most accurate is 9.0 with 59.00 %" in robustness.finding_of(rows, ["fog"], "CIFAR-10-C")
 
 
 def test_what_cannot_be_is_told_in_one_line(swept: Path, tmp_path: Path) -> None:

@@ -213,3 +213,19 @@ def test_a_plan_of_a_chain_is_read_back(tmp_path: Path) -> None:
     runs = with_rounds(chains(imp_criterion="cutoff", rewind="1ep", imp_control="shuffled"))
     write_plan(tmp_path, runs, ["python"])
     assert [*find_plans(tmp_path)[0].runs] == runs
+
+
+def test_a_chain_that_diverges_ends_the_sweep_well(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = [*chains(), *chains(lr=1e30, batch_size=100)]
+    run_all(runs, tmp_path, SERIAL)
+    counts = survey(tmp_path).counts
+    assert (counts["done"], counts["diverged"]) == (4, 4)
+    capsys.readouterr()
+    run_all(runs, tmp_path, SERIAL)
+    assert "2 of 2 runs are done already" in capsys.readouterr().out
+
+
+def test_a_rewind_that_no_run_comes_to_is_refused_before_any_file(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"rewind 99999it: the run has 2 steps"):
+        run_all(chains(rewind="99999it"), tmp_path / "out", SERIAL)
+    assert not (tmp_path / "out").exists()

@@ -217,8 +217,9 @@ def test_a_round_without_the_one_before_it_says_so(make_run: MakeRun, small: Dat
     assert not (tmp_path / run.name / "result.json").exists()
     checkpoint.write_bytes(content)
     late = replace(run, rewind="9it")
-    with one_line_error("rewind to step 9: the run has 8 steps"):
+    with one_line_error("rewind 9it: the run has 8 steps"):
         train(late, tmp_path / late.name, small)
+    assert not (tmp_path / late.name).exists()
 
 
 def test_on_the_meta_device(make_run: MakeRun) -> None:
@@ -252,3 +253,14 @@ def test_on_the_meta_device(make_run: MakeRun) -> None:
 def test_what_cannot_be_is_told_in_one_line(fields: dict[str, Any], match: str, make_run: MakeRun) -> None:
     with one_line_error(match):
         make_run(**{"method": "bihalf", "mask": "imp", "prune_rate": 0.9, **fields})
+
+
+def test_rounds_after_one_that_has_diverged_have_diverged(make_run: MakeRun, small: Dataset, tmp_path: Path) -> None:
+    run = make_run(method="bihalf", mask="imp", imp_share=0.5, prune_rate=0.7, lr=1e30)
+    for each in (*rounds_before(run), run):
+        result = train(each, tmp_path / each.name, small)
+        assert result["status"].startswith("diverged: ")
+    first, second, _ = (*rounds_before(run), run)
+    told = json.loads((tmp_path / second.name / "result.json").read_text())["status"]
+    assert told == f"diverged: the round before has diverged, {first.name}"
+    assert (tmp_path / second.name / "parent.json").exists()
