@@ -94,7 +94,6 @@ class Redraw:
                 weight.copy_(_recycled(weight, part.scores, mask, self.share))
             else:
                 weight.copy_(self._drawn(name, part, weight, ~mask, step))
-            part.forget()
 
     def _drawn(self, name: str, part: BinaryWeight, weight: Tensor, pruned: Tensor, step: int) -> Tensor:
         digest = hashlib.sha256(f"{self._seed} iterand {step} {name}".encode()).digest()

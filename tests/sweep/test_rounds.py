@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 
 from mpt_bihalf.sweep import EngineOptions, run_all
+from mpt_bihalf.sweep.claim import claimed
 from mpt_bihalf.sweep.engines.serial import SerialEngine
 from mpt_bihalf.sweep.order import Order
 from mpt_bihalf.sweep.plan import find_plans, write_plan
@@ -190,6 +192,25 @@ def test_a_chain_whose_beginning_somebody_else_does_is_waited_for(
     monkeypatch.setattr(SerialEngine, "do", do)
     run_all([run], tmp_path, SERIAL)
     assert asked[0] == 2
+    assert records_of(tmp_path, [run]) == records_of(whole, [run])
+
+
+def test_a_round_that_somebody_else_is_at_is_waited_for(whole: Path, tmp_path: Path) -> None:
+    (run,) = chains()
+    first, held = rounds_before(run)[0], threading.Event()
+
+    def other() -> None:
+        with claimed(run_folder(tmp_path, first)) as ours:
+            assert ours
+            held.set()
+            time.sleep(1)
+            train(first, run_folder(tmp_path, first), callbacks=[])
+
+    somebody = threading.Thread(target=other)
+    somebody.start()
+    assert held.wait(60)
+    run_all([run], tmp_path, SERIAL)
+    somebody.join()
     assert records_of(tmp_path, [run]) == records_of(whole, [run])
 
 

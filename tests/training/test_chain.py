@@ -48,13 +48,14 @@ class Weights(Callback):
 
 
 def weights_of(model: nn.Module) -> dict[str, Tensor]:
-    """All that is trained, the latent weight of a layer by the layer's name."""
+    """All that is trained, and batch norm's statistics; the latent weight of a layer by the layer's name."""
     latent = {
         name: stored_weight(module)
         for name, module in model.named_modules()
         if isinstance(module, nn.Conv2d | nn.Linear)
     }
     others = {name: p for name, p in model.named_parameters() if not name.endswith((".weight", ".original"))}
+    others |= {name: b for name, b in model.named_buffers() if "running" in name}
     return {name: p.detach().clone() for name, p in {**latent, **others}.items() if p is not None}
 
 
@@ -146,6 +147,19 @@ def test_each_round_trains_the_rewound_weights_under_what_is_left(
             assert sum(int(mask.sum()) for mask in masks.values()) == n - floor(each.prune_rate * n + 0.5)
     parents = [json.loads((tmp_path / each.name / "parent.json").read_text()) for each, _, _ in done[1:]]
     assert parents == [{"run": each.name} for each, _, _ in done[:-1]]
+
+
+def test_learned_scales_begin_anew_at_what_is_kept(make_run: MakeRun, small: Dataset, tmp_path: Path) -> None:
+    run = make_run(method="bnn+", mask="imp", imp_share=0.5, prune_rate=0.5, rewind="2it", lr=0.02)
+    _, (_, weights, model) = chain(run, tmp_path, small)
+    began, masks = weights.seen[0], fixed_masks(model)
+    for name, mask in masks.items():
+        alpha = began[f"{name}.parametrizations.weight.0.alpha"].flatten()
+        for f, (w, kept) in enumerate(zip(began[name].flatten(1), mask.flatten(1), strict=True)):
+            if kept.any():
+                ordered = w[kept].abs().sort().values
+                low, high = ordered[(len(ordered) - 1) // 2], ordered[len(ordered) // 2]
+                assert low - 1e-6 <= alpha[f] <= high + 1e-6
 
 
 def small_of(size: int) -> Dataset:
