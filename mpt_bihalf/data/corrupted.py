@@ -17,8 +17,8 @@ from .dataset import DataError, Dataset, ImageSet
 
 SEVERITIES = 5
 LABELS, ABOUT = "labels.npy", "made.json"
-# The library that corruptions are made by, as pip and as Python call it, and the least side of its images.
-LIBRARY, MODULE, LEAST = "imagecorruptions-imaug", "imagecorruptions", 32
+# The library that corruptions are made by, and the least side of its images.
+LIBRARY, LEAST = "imagecorruptions-imaug", 32
 
 
 class Corrupted:
@@ -95,6 +95,11 @@ def about(folder: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
+def is_to_make(folder: Path) -> bool:
+    """Whether a folder is none yet, or its making was cut short; one with files from elsewhere is neither."""
+    return about(folder).get("whole") is False or not any(folder.glob("*.npy"))
+
+
 def _check_made(folder: Path, dataset: Dataset) -> None:
     of = dataset.digest.sha256
     if about(folder).get("of", of) != of:
@@ -121,6 +126,8 @@ def make_corrupted(folder: Path, dataset: Dataset, told: Callable[[list[str]], I
             f"{dataset.image_size} pixels: train with --image-size {LEAST}, or name a folder of corrupted images"
         )
     _check_made(folder, dataset)
+    if not about(folder) and any(folder.glob("*.npy")):
+        raise DataError(f"{folder} holds images that were not made here: they stay as they are; name another folder")
     told_of = {"made_by": f"{LIBRARY} {version(LIBRARY)}", "of": dataset.digest.sha256}
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / ABOUT, told_of | {"whole": False})

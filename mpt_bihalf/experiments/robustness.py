@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from ..commandline import words
 from ..data import Dataset, evaluation_batches
-from ..data.corrupted import SEVERITIES, Corrupted, about, make_corrupted
+from ..data.corrupted import SEVERITIES, Corrupted, is_to_make, make_corrupted
 from ..endings import run_command, tell
 from ..files import expanded, parse_json, read_bytes, refuse_links, write_json
 from ..report.figures import COLOURS, MARKERS
@@ -96,7 +96,7 @@ class Robustness(Experiment):
         if self.corrupted:
             return Corrupted(expanded(self.corrupted), results.data)
         folder = results.out / "corrupted"
-        if not about(folder).get("whole"):
+        if is_to_make(folder):
             tell(f"no corrupted images lie in {folder}, or not all: they are made, once")
             refuse_links(folder, results.out)
             make_corrupted(folder, results.data, lambda names: iter(tqdm(names, desc="corruptions", disable=None)))

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from mpt_bihalf.data import DataError, Dataset, ImageSet, load_dataset
-from mpt_bihalf.data.corrupted import Corrupted, make_corrupted
+from mpt_bihalf.data.corrupted import Corrupted, is_to_make, make_corrupted
 
 
 @pytest.fixture(scope="module")
@@ -121,6 +121,21 @@ def test_a_library_makes_them_and_they_go_by_its_name(few: Dataset, tmp_path: Pa
     make_corrupted(tmp_path / "made", few)
     assert (tmp_path / "made" / "fog.npy").exists()
     assert (tmp_path / "made" / "snow.npy").stat().st_mtime_ns == kept
+
+
+def test_files_from_elsewhere_are_never_taken_for_made_ones(few: Dataset, tmp_path: Path) -> None:
+    pytest.importorskip("imagecorruptions")
+    folder = tmp_path / "corrupted"
+    assert is_to_make(folder)
+    lay_down(folder)
+    assert not is_to_make(folder)
+    before = {file.name: file.read_bytes() for file in folder.iterdir()}
+    with pytest.raises(DataError, match="holds images that were not made here: they stay as they are"):
+        make_corrupted(folder, few)
+    assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
+    assert Corrupted(folder, few).called == "corrupted"
+    (folder / "made.json").write_text(json.dumps({"made_by": "x 1", "of": few.digest.sha256, "whole": False}))
+    assert is_to_make(folder)  # cut short
 
 
 def test_images_that_the_library_does_not_take_are_refused(tmp_path: Path) -> None:

@@ -105,6 +105,16 @@ def test_a_command_that_was_stopped_goes_on(swept: Path, monkeypatch: pytest.Mon
     assert len(asked) == 9 + 5 + 3 * 11
 
 
+def test_files_of_the_users_in_the_default_folder_are_used_as_they_are(
+    swept: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(swept / "images", swept / "corrupted")
+    Robustness(out=str(swept), images=5).run()
+    assert "on 2 corruptions by corrupted the most accurate" in capsys.readouterr().out
+    assert not (swept / "corrupted" / "made.json").exists()
+    shutil.rmtree(swept / "corrupted")
+
+
 def test_what_was_varied_is_told_whatever_it_is_called() -> None:
     rows = [
         {"augmix_severity": level, "trials": 1, "clean": 90.0, "corrupted": 50.0 + level, "std": float("nan")}
